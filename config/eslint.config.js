@@ -16,7 +16,10 @@ export default tseslint.config(
       },
     },
     rules: {
-      "@typescript-eslint/restrict-template-expressions": ["error", { allowNumber: true, allowBoolean: true }],
+      "@typescript-eslint/restrict-template-expressions": [
+        "error",
+        { allowNumber: true, allowBoolean: true },
+      ],
       "@typescript-eslint/no-unused-vars": ["error", { argsIgnorePattern: "^_", varsIgnorePattern: "^_" }],
       "@typescript-eslint/no-confusing-void-expression": ["error", { ignoreArrowShorthand: true }],
       "@typescript-eslint/no-invalid-void-type": "off",
@@ -25,7 +28,10 @@ export default tseslint.config(
       "no-restricted-syntax": [
         "error",
         { selector: "TSEnumDeclaration", message: "Use a union of string literals: enums do not erase" },
-        { selector: "ExportDefaultDeclaration", message: "Use named exports: one name for one thing everywhere" },
+        {
+          selector: "ExportDefaultDeclaration",
+          message: "Use named exports: one name for one thing everywhere",
+        },
       ],
       eqeqeq: "error",
     },

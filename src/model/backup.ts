@@ -1,0 +1,97 @@
+import type { DiskFormat } from "./snapshot-plan.js";
+
+export type BackupLevel = "full" | "incremental";
+/** `clean`: the domain was inactive. `filesystem`: quiesced. `crash`: as after a power cut. */
+export type Consistency = "clean" | "filesystem" | "crash";
+
+/** What a repository knows of a finished backup: the content of its manifest.json. Times are RFC 3339 in UTC. */
+export interface Manifest {
+  readonly schemaVersion: 1;
+  readonly id: string;
+  readonly domain: string;
+  readonly level: BackupLevel;
+  /** Id of the backup that this one is based on; only incrementals have one. Same domain, same repository. */
+  readonly parent?: string | undefined;
+  /** Why this level was taken, in words. */
+  readonly reason: string;
+  /** The frozen moment. */
+  readonly time: string;
+  readonly startedAt: string;
+  readonly finishedAt: string;
+  readonly consistency: Consistency;
+  /** How long the guest was stopped so that all disks show one moment, in milliseconds. */
+  readonly heldMs: number;
+  /** The checkpoint created at the frozen moment. */
+  readonly checkpoint: string;
+  readonly disks: readonly ManifestDisk[];
+}
+
+export interface ManifestDisk {
+  readonly target: string;
+  /** Format of the disk in the domain; here it is always qcow2. */
+  readonly sourceFormat: DiskFormat;
+  readonly sizeBytes: number;
+  /** File names within the backup's directory. */
+  readonly image: string;
+  readonly digests: string;
+  /** SHA-256 of the digest file, in hex. */
+  readonly digestsSha256: string;
+  readonly digestBlockBytes: number;
+  /** Read from the domain. */
+  readonly readBytes: number;
+  /** Written as data. */
+  readonly storedBytes: number;
+  /** Recorded as zeroes, without storing them. */
+  readonly zeroBytes: number;
+  readonly durationMs: number;
+}
+
+/** A backup as a repository lists it. `damage` is set, and no more is known than its place, if its manifest is unusable. */
+export type BackupEntry = IntactEntry | DamagedEntry;
+
+export interface IntactEntry {
+  readonly repository: string;
+  readonly domain: string;
+  readonly id: string;
+  readonly manifest: Manifest;
+  readonly damage?: undefined;
+}
+
+export interface DamagedEntry {
+  readonly repository: string;
+  readonly domain: string;
+  readonly id: string;
+  readonly manifest?: undefined;
+  readonly damage: string;
+}
+
+export function isIntact(entry: BackupEntry): entry is IntactEntry {
+  return entry.damage === undefined;
+}
+
+export function byTime(a: IntactEntry, b: IntactEntry): number {
+  return a.manifest.time.localeCompare(b.manifest.time) || a.id.localeCompare(b.id);
+}
+
+export type Chain =
+  | { readonly complete: true; readonly entries: readonly IntactEntry[] }
+  | { readonly complete: false; readonly reason: string };
+
+/** A backup with everything it needs for a restore, the full first. */
+export function chainOf(entries: readonly BackupEntry[], id: string): Chain {
+  const byId = new Map(entries.map((entry) => [entry.id, entry]));
+  const chain: IntactEntry[] = [];
+  for (let next: string | undefined = id; next !== undefined;) {
+    const entry = byId.get(next);
+    if (entry === undefined) return { complete: false, reason: `backup ${next} is missing` };
+    if (!isIntact(entry)) return { complete: false, reason: `backup ${next} is damaged: ${entry.damage}` };
+    if (chain.includes(entry)) return { complete: false, reason: `backup ${next} is its own ancestor` };
+    chain.unshift(entry);
+    next = entry.manifest.parent;
+  }
+  return { complete: true, entries: chain };
+}
+
+export function childrenOf(entries: readonly BackupEntry[], id: string): readonly IntactEntry[] {
+  return entries.filter(isIntact).filter((entry) => entry.manifest.parent === id);
+}

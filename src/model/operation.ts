@@ -1,0 +1,31 @@
+import type { CheckpointId } from "./checkpoint.js";
+import type { ExportAddress, FileFingerprint, SnapshotPlan } from "./snapshot-plan.js";
+
+/**
+ * A backup under way. If the repository lists a backup with this id when a later process finds the record, the data was
+ * safe and only the tidying is left; otherwise the new checkpoint is merged away too.
+ */
+export interface BackupJournal {
+  readonly kind: "backup";
+  readonly backupId: string;
+  readonly repository: string;
+}
+
+/** A block snapshot that lives until it is deleted or its lease ends. */
+export interface SnapshotJournal {
+  readonly kind: "block-snapshot";
+  readonly name: string;
+  /** `creating` becomes `open` once everything exists; a record found `creating` is undone. */
+  readonly phase: "creating" | "open";
+  readonly leaseUntilMs: number;
+  readonly leaseMs: number;
+  readonly plan: SnapshotPlan;
+  readonly timeMs: number;
+  readonly checkpoint?: CheckpointId;
+  readonly fingerprints: readonly FileFingerprint[];
+  readonly exports: readonly OpenExport[];
+}
+
+export interface OpenExport extends ExportAddress {
+  readonly since?: string;
+}

@@ -1,0 +1,113 @@
+import type { CheckpointBitmap, CheckpointId } from "./checkpoint.js";
+
+/** The domain as a driver finds it, looked up anew each time: node names change with every restart or hot-plug. */
+export interface DomainState {
+  readonly domain: string;
+  readonly mode: "running" | "paused" | "inactive";
+  /** `7.2.22`, for a domain that runs. */
+  readonly qemuVersion?: string;
+  readonly disks: readonly DiskState[];
+}
+
+export interface DiskState {
+  readonly target: string;
+  readonly format: DiskFormat;
+  /** The image file or device, as QEMU or the configuration names it. */
+  readonly file: string;
+  readonly sizeBytes: number;
+  /** Our bitmaps alone, oldest first. */
+  readonly checkpoints: readonly CheckpointBitmap[];
+  /** Names of bitmaps that others made; never touched. */
+  readonly foreignBitmaps: readonly string[];
+  /** Set when no snapshot of this disk may be taken, with the reason. */
+  readonly obstacle?: Obstacle;
+}
+
+export interface Obstacle {
+  readonly code: "UNSAFE_IOTHREAD" | "FOREIGN_FILTER" | "UNSUPPORTED";
+  readonly reason: string;
+}
+
+export type DiskFormat = "qcow2" | "raw";
+
+/**
+ * Everything a block snapshot will bring into being, decided and named before any of it exists, so that the journal can
+ * hold it all beforehand and a later process can find it by name.
+ */
+export interface SnapshotPlan {
+  /** Eight characters, unique among the snapshots of a host: part of node names and paths. */
+  readonly id: string;
+  readonly domain: string;
+  readonly disks: readonly PlannedDisk[];
+  /** The checkpoint to create at the same moment. */
+  readonly checkpoint?: CheckpointId;
+}
+
+export interface PlannedDisk {
+  readonly target: string;
+  readonly format: DiskFormat;
+  readonly sizeBytes: number;
+  /** Where old content goes while the domain runs; an inactive domain needs none. */
+  readonly scratchPath: string;
+  readonly nodes: SnapshotNodes;
+  /** The bitmap of the predecessor that stops recording at this moment. */
+  readonly previousBitmap?: string;
+}
+
+export interface SnapshotNodes {
+  readonly scratch: string;
+  readonly filter: string;
+  readonly access: string;
+}
+
+/** Node names that belong to this program begin so. Bitmaps have their own mark: see checkpoint.ts. */
+const NODE_MARK = "fleece-";
+
+/** QEMU allows 31 characters: `fleece-` + 8 + `-` + index + `-filter` stays below for 10,000 disks. */
+export function snapshotNodes(id: string, diskIndex: number): SnapshotNodes {
+  const stem = `${NODE_MARK}${id}-${diskIndex}`;
+  return { scratch: `${stem}-scratch`, filter: `${stem}-filter`, access: `${stem}-access` };
+}
+
+export function isOurNode(node: string): boolean {
+  return node.startsWith(NODE_MARK);
+}
+
+/** What to offer of one disk of a snapshot. */
+export interface PlannedExport {
+  readonly target: string;
+  readonly exportName: string;
+  readonly accessNode: string;
+  /** Bitmaps of the disk whose union is the map of changes; left out to offer the content alone. */
+  readonly changes?: { readonly since: string; readonly bitmaps: readonly string[] };
+}
+
+/** Where the frozen content of a disk can be read. */
+export interface ExportAddress {
+  readonly target: string;
+  readonly exportName: string;
+  readonly socketPath: string;
+  readonly sizeBytes: number;
+  /** The NBD metadata context with the changes, when a checkpoint was asked about. */
+  readonly changesContext?: string;
+}
+
+/**
+ * How an inactive disk's file looked when the snapshot was taken. A pull of it counts only if it looks the same at the
+ * end: a guest that was started meanwhile wins, and the attempt is thrown away.
+ */
+export interface FileFingerprint {
+  readonly target: string;
+  readonly path: string;
+  readonly device: number;
+  readonly inode: number;
+  readonly sizeBytes: number;
+  readonly mtimeNs: string;
+}
+
+export interface FreezeResult {
+  readonly timeMs: number;
+  /** How long the guest was stopped for the moment to be one over all disks; 0 if it was not. */
+  readonly heldMs: number;
+  readonly fingerprints: readonly FileFingerprint[];
+}

@@ -1,0 +1,28 @@
+import type { CheckpointId } from "./checkpoint.js";
+
+/**
+ * What an operation acquires, written to its journal before it exists. Undoing an entry is idempotent, and fine when the
+ * thing was never made or is already gone: recovery cannot know how far a killed process came. Plain JSON, because it
+ * outlives the process and may be undone by a later version; unknown kinds stop recovery instead of being skipped.
+ */
+export type UndoEntry =
+  /** A new checkpoint: merge it into its predecessor on every disk, as if it had never been. */
+  | { readonly kind: "checkpoint"; readonly checkpoint: CheckpointId; readonly targets: readonly string[] }
+  /** The guest is stopped by us: continue it. */
+  | { readonly kind: "vm-held" }
+  /** A node in the domain's QEMU: delete it. */
+  | { readonly kind: "vm-node"; readonly node: string }
+  /** A filter between a device and its disk: give the device its disk back. The filter knows which disk that is. */
+  | { readonly kind: "vm-filter"; readonly target: string; readonly filter: string }
+  | { readonly kind: "vm-export"; readonly id: string }
+  /** The domain's NBD server: stop it when no export is left. */
+  | { readonly kind: "vm-nbd-server"; readonly socketPath: string }
+  /** A bitmap that lives only for an export. */
+  | { readonly kind: "vm-bitmap"; readonly node: string; readonly bitmap: string }
+  | { readonly kind: "file"; readonly path: string }
+  /** A directory of ours: remove it with what is in it. */
+  | { readonly kind: "directory"; readonly path: string }
+  /** A process whose command line names this directory, which is its own: end it, then remove the directory. */
+  | { readonly kind: "daemon"; readonly directory: string };
+
+export type UndoKind = UndoEntry["kind"];

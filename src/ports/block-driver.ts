@@ -1,0 +1,69 @@
+import type { BitmapStep } from "../model/checkpoint.js";
+import type {
+  DomainState,
+  ExportAddress,
+  FileFingerprint,
+  FreezeResult,
+  PlannedExport,
+  SnapshotPlan,
+} from "../model/snapshot-plan.js";
+import type { UndoEntry } from "../model/undo.js";
+
+/** Makes entries durable before the caller acquires what they undo. Resolves when they are on disk. */
+export interface UndoLog {
+  register(...entries: UndoEntry[]): Promise<void>;
+  /** Forgets entries that have been undone on the way (the guest continued, for example). */
+  settle(...entries: UndoEntry[]): Promise<void>;
+}
+
+/**
+ * The disks of one domain, whichever way they can be reached: through a running QEMU, or through the image files of an
+ * inactive domain. One driver object serves one operation of one domain; it is not shared.
+ *
+ * Errors are FleeceErrors. DOMAIN_UNREACHABLE means that nothing is known any more of what the last call did; every
+ * acquisition is in the undo log by then, so the caller unwinds later.
+ */
+export interface BlockDriver extends AsyncDisposable {
+  readonly mode: "running" | "inactive";
+
+  /** Reads only. Fails with DISK_IN_USE when the image of an inactive domain is held by another program. */
+  inspect(signal?: AbortSignal): Promise<DomainState>;
+
+  /**
+   * Applies the steps of each disk in order. For a running domain all of them are one transaction; for an inactive one a
+   * failure leaves the steps before it done. Not idempotent by itself: plan from a fresh `inspect`.
+   */
+  changeBitmaps(changes: ReadonlyMap<string, readonly BitmapStep[]>, signal?: AbortSignal): Promise<void>;
+
+  /**
+   * Freezes one moment of all planned disks and makes the content readable at the planned access nodes. The new
+   * checkpoint's bitmaps start before that moment and the previous ones stop after it, so that a write in between is in
+   * both. On an error the guest runs again as before; what else was acquired is in `undo` for the caller to unwind.
+   */
+  freeze(plan: SnapshotPlan, undo: UndoLog, signal?: AbortSignal): Promise<FreezeResult>;
+
+  /** Offers frozen disks on a private socket. The changes are a merged copy that stands still. */
+  startExports(
+    plan: SnapshotPlan,
+    exports: readonly PlannedExport[],
+    undo: UndoLog,
+    signal?: AbortSignal,
+  ): Promise<readonly ExportAddress[]>;
+
+  /** Fails with DISK_CHANGED or SNAPSHOT_BROKEN when what was read since `freeze` may not be the frozen moment. */
+  checkIntact(
+    plan: SnapshotPlan,
+    fingerprints: readonly FileFingerprint[],
+    signal?: AbortSignal,
+  ): Promise<void>;
+
+  /** Undoes an entry whose kind begins with `vm-`. Idempotent; fine when the thing does not exist. */
+  undo(entry: UndoEntry): Promise<void>;
+
+  close(): Promise<void>;
+}
+
+/** Finds out how a domain can be reached now. Fails with DOMAIN_UNREACHABLE when in no way. */
+export interface DriverFactory {
+  open(domain: string, signal?: AbortSignal): Promise<BlockDriver>;
+}

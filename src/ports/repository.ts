@@ -1,0 +1,118 @@
+import type { BackupEntry, BackupLevel, Consistency, IntactEntry } from "../model/backup.js";
+import type { BlockRun } from "../model/extents.js";
+import type { DiskFormat, ExportAddress } from "../model/snapshot-plan.js";
+import type { UndoLog } from "./block-driver.js";
+
+/** One repository: a directory of domains, each with its backups. What it lists as a backup is complete. */
+export interface BackupRepository {
+  readonly name: string;
+
+  /** Fails with PATH_NOT_FOUND or PERMISSION_DENIED when backups cannot be written here; creates nothing. */
+  checkWritable(): Promise<void>;
+
+  /** All backups, also damaged ones, oldest first within a domain. Unfinished ones are not listed. */
+  list(domain?: string): Promise<readonly BackupEntry[]>;
+
+  /** True if the backup is there, whatever its state: its data was safe when it was published. */
+  has(domain: string, id: string): Promise<boolean>;
+
+  /**
+   * Keeps other writers of this domain's backups out, in any process that uses the same directory, and removes what
+   * killed ones left unfinished. Fails with REPOSITORY_BUSY.
+   */
+  lock(domain: string): Promise<RepositoryLock>;
+
+  /** Starts a backup under a temporary name. The caller holds the lock. */
+  begin(request: DraftRequest, undo: UndoLog, signal?: AbortSignal): Promise<BackupDraft>;
+
+  /** Serves the disks of a backup read-only on a private socket until closed. Fails with DAMAGED if files are missing. */
+  open(entry: IntactEntry, options?: OpenOptions): Promise<OpenBackup>;
+
+  /** Removes one backup. The caller holds the lock and has made sure that no other backup is based on it. */
+  remove(entry: BackupEntry): Promise<void>;
+}
+
+export interface RepositoryLock {
+  release(): Promise<void>;
+}
+
+export interface OpenOptions {
+  /** Which disks; all if left out. */
+  readonly targets?: readonly string[];
+  /** A socket path for readers, instead of one that is made up. Must not exist. */
+  readonly socketPath?: string;
+  readonly signal?: AbortSignal;
+}
+
+export interface DraftRequest {
+  readonly id: string;
+  readonly domain: string;
+  readonly disks: readonly {
+    readonly target: string;
+    readonly sourceFormat: DiskFormat;
+    readonly sizeBytes: number;
+  }[];
+  /** The backup to base the images on; left out for a full. */
+  readonly parent?: IntactEntry;
+}
+
+export interface BackupDraft {
+  disk(target: string): DiskSink;
+  /**
+   * Makes everything durable, writes the manifest and gives the backup its final name: the moment at which it exists.
+   * All disks must be finished. After an error nothing is listed.
+   */
+  publish(summary: DraftSummary): Promise<IntactEntry>;
+  /** Removes what was written. Idempotent; does nothing after `publish`. */
+  discard(): Promise<void>;
+}
+
+export interface DraftSummary {
+  readonly level: BackupLevel;
+  readonly reason: string;
+  readonly timeMs: number;
+  readonly startedAtMs: number;
+  readonly finishedAtMs: number;
+  readonly consistency: Consistency;
+  readonly heldMs: number;
+  readonly checkpoint: string;
+}
+
+/**
+ * Takes the content of one disk. Each run is announced with `expect` in ascending order before its content comes;
+ * contents may then come in any order and side by side.
+ */
+export interface DiskSink {
+  expect(run: BlockRun): void;
+  /** Stores data for a whole expected run or a block-aligned part of it. Blocks that are all zero are not stored as data. */
+  write(offset: number, data: Uint8Array, signal?: AbortSignal): Promise<void>;
+  /** Makes an expected zero run read as zeroes. */
+  writeZeroes(offset: number, length: number, signal?: AbortSignal): Promise<void>;
+  /** No more content. `readBytes` and `durationMs` go into the manifest. */
+  finish(result: { readonly readBytes: number; readonly durationMs: number }): Promise<SinkResult>;
+  readonly storedBytes: number;
+}
+
+export interface SinkResult {
+  readonly storedBytes: number;
+  readonly zeroBytes: number;
+}
+
+export interface OpenBackup extends AsyncDisposable {
+  readonly addresses: readonly ExportAddress[];
+  /** What each block of a disk must hold, from the digests of the whole chain. Fails with DAMAGED if those are damaged. */
+  expectations(target: string): Promise<BlockExpectations>;
+  /** Resolves when the serving process ends by itself, with the reason. */
+  readonly ended: Promise<string>;
+  close(): Promise<void>;
+}
+
+export interface BlockExpectations extends AsyncDisposable {
+  /**
+   * Compares the content of whole blocks at `offset` (a multiple of the block size; the disk's end may cut the last) with
+   * the digests. Returns the offset of the first block that differs, or undefined.
+   */
+  firstMismatch(offset: number, data: Uint8Array): Promise<number | undefined>;
+  /** The same for a range that reads as zeroes, without looking at each byte. */
+  firstNonZero(offset: number, length: number): Promise<number | undefined>;
+}

@@ -1,0 +1,104 @@
+/**
+ * Every error that leaves this program has a code from this table. The category decides the exit code of the command
+ * line (and the gRPC status of the API); the sentence is the documentation, and a test keeps src/README.md equal to it.
+ */
+export const ERROR_CODES = {
+  INVALID_ARGUMENT: ["usage", "An option or argument has a value that cannot be used"],
+  INVALID_NAME: ["usage", "A name has characters or a length that names of its kind may not have"],
+  CONFIG_INVALID: ["usage", "The configuration has an unknown key, a wrong type or a contradiction"],
+  CONFIG_NOT_FOUND: ["usage", "The configuration file does not exist or cannot be read"],
+  DOMAIN_NOT_FOUND: ["not-found", "The configuration has no domain of that name"],
+  DISK_NOT_FOUND: ["not-found", "The domain or backup has no disk with that target"],
+  CHECKPOINT_NOT_FOUND: ["not-found", "No disk of the domain has a checkpoint of that name"],
+  BACKUP_NOT_FOUND: ["not-found", "No configured repository holds a backup with that id"],
+  REPOSITORY_NOT_FOUND: ["not-found", "The configuration has no repository of that name"],
+  SNAPSHOT_NOT_FOUND: ["not-found", "The domain has no block snapshot of that name"],
+  EXPORT_NOT_FOUND: ["not-found", "The block snapshot has no such export"],
+  ALREADY_EXISTS: ["conflict", "Something of that name is there already"],
+  DOMAIN_BUSY: ["conflict", "Another operation holds the domain; the message says which"],
+  REPOSITORY_BUSY: ["conflict", "Another process writes to the domain's part of the repository"],
+  DISK_IN_USE: ["conflict", "Another program holds the disk's image file"],
+  DISK_CHANGED: ["conflict", "The image of an inactive domain was written to during the operation"],
+  CHECKPOINT_BUSY: ["conflict", "The checkpoint is in use by an export or a job"],
+  NBD_SERVER_BUSY: ["conflict", "The domain's QEMU already runs an NBD server that is not ours"],
+  BACKUP_HAS_CHILDREN: ["conflict", "Other backups are based on this one"],
+  FOREIGN_FILTER: ["conflict", "Another tool's filter or job works on the disk"],
+  AGENT_UNREACHABLE: ["unreachable", "No agent answers on its socket"],
+  DOMAIN_UNREACHABLE: ["unreachable", "The domain's QMP socket is absent, refuses, hangs or talks nonsense"],
+  DAMAGED: ["damage", "A backup's files are not what its manifest and digests say"],
+  CHECKPOINT_INVALID: ["failed", "The changes since that checkpoint cannot be told completely"],
+  CHECKPOINT_DAMAGED: ["failed", "A bitmap is inconsistent, so that merging it would lose changes"],
+  UNSAFE_IOTHREAD: [
+    "failed",
+    "An NBD client would abort this QEMU version, since the disk runs in an iothread",
+  ],
+  UNSUPPORTED: ["failed", "The QEMU version or the disk cannot do what is needed"],
+  SNAPSHOT_BROKEN: ["failed", "The block snapshot lost content that it should have preserved"],
+  NO_SPACE: ["failed", "A file system or device that is written to is full"],
+  PERMISSION_DENIED: ["failed", "A file or directory may not be read or written by this user"],
+  PATH_NOT_FOUND: ["failed", "A file or directory that must exist does not"],
+  QEMU_FAILED: ["failed", "QEMU refused a command or a QEMU tool failed; the message has its words"],
+  TOOL_MISSING: ["failed", "A program of the QEMU package is not installed"],
+  NBD_FAILED: ["failed", "Reading or writing over NBD failed"],
+  CLEANUP_INCOMPLETE: ["failed", "Something could not be removed; the next command tries again"],
+  INTERRUPTED: ["failed", "The operation was cancelled, and everything it had made was removed"],
+  INTERNAL: ["failed", "A defect of this program"],
+} as const satisfies Record<string, readonly [ErrorCategory, string]>;
+
+export type ErrorCategory = "usage" | "not-found" | "conflict" | "unreachable" | "damage" | "failed";
+export type ErrorCode = keyof typeof ERROR_CODES;
+
+export type ErrorFacts = Readonly<Record<string, string | number | boolean | readonly string[]>>;
+
+/** An error with a stable code. `facts` are what a program would want to know without parsing the message. */
+export class FleeceError extends Error {
+  override readonly name = "FleeceError";
+  readonly code: ErrorCode;
+  readonly facts: ErrorFacts;
+
+  constructor(code: ErrorCode, message: string, options: { cause?: unknown; facts?: ErrorFacts } = {}) {
+    super(message, options.cause === undefined ? undefined : { cause: options.cause });
+    this.code = code;
+    this.facts = options.facts ?? {};
+  }
+
+  get category(): ErrorCategory {
+    return ERROR_CODES[this.code][0];
+  }
+}
+
+export function isFleeceError(error: unknown, ...codes: ErrorCode[]): error is FleeceError {
+  return error instanceof FleeceError && (codes.length === 0 || codes.includes(error.code));
+}
+
+export function errorMessage(error: unknown): string {
+  return error instanceof Error ? error.message : String(error);
+}
+
+/** The errno name of a Node file system error (`ENOENT`), or undefined for anything else. */
+export function errnoOf(error: unknown): string | undefined {
+  if (!(error instanceof Error) || !("code" in error)) return undefined;
+  return typeof error.code === "string" ? error.code : undefined;
+}
+
+/** Turns a file system error about `path` into a coded one; other errors pass through. */
+export function fileError(error: unknown, action: string, path: string): unknown {
+  const errno = errnoOf(error);
+  const code = errno === undefined ? undefined : FILE_ERRORS[errno];
+  if (error instanceof FleeceError || code === undefined) return error;
+  const [errorCode, words] = code;
+  return new FleeceError(errorCode, `Cannot ${action} ${path}: ${words}`, { cause: error, facts: { path } });
+}
+
+const FILE_ERRORS: Readonly<Record<string, readonly [ErrorCode, string]>> = {
+  ENOENT: ["PATH_NOT_FOUND", "no such file or directory"],
+  ENOTDIR: ["PATH_NOT_FOUND", "a part of the path is not a directory"],
+  EACCES: ["PERMISSION_DENIED", "permission denied"],
+  EPERM: ["PERMISSION_DENIED", "operation not permitted"],
+  EROFS: ["PERMISSION_DENIED", "the file system is read-only"],
+  ENOSPC: ["NO_SPACE", "no space left on device"],
+  EDQUOT: ["NO_SPACE", "disk quota exceeded"],
+  EEXIST: ["ALREADY_EXISTS", "it exists already"],
+  ELOOP: ["PERMISSION_DENIED", "it is a symbolic link"],
+  ENAMETOOLONG: ["INVALID_NAME", "the name is too long"],
+};
