@@ -49,7 +49,7 @@ module.exports = {
       comment: "model does no I/O, so that every rule in it can be tested by value",
       severity: "error",
       from: { path: "^src/model/" },
-      to: { dependencyTypes: ["core"], pathNot: "^(node:)?(buffer|util)$" },
+      to: { dependencyTypes: ["core"], pathNot: "^(node:)?(buffer|util|path)$" },
     },
     {
       name: "no-cycles",

@@ -27,6 +27,8 @@ export default defineConfig({
           testTimeout: 300_000,
           hookTimeout: 120_000,
           maxWorkers: 2,
+          // Vitest wants projects with their own worker limits to run one after the other.
+          sequence: { groupOrder: 1 },
         },
       },
     ],

@@ -1,4 +1,3 @@
-import type { CheckpointId } from "./checkpoint.js";
 import type { ExportAddress, FileFingerprint, SnapshotPlan } from "./snapshot-plan.js";
 
 /**
@@ -19,13 +18,19 @@ export interface SnapshotJournal {
   readonly phase: "creating" | "open";
   readonly leaseUntilMs: number;
   readonly leaseMs: number;
+  readonly mode: "running" | "inactive";
   readonly plan: SnapshotPlan;
   readonly timeMs: number;
-  readonly checkpoint?: CheckpointId;
   readonly fingerprints: readonly FileFingerprint[];
   readonly exports: readonly OpenExport[];
 }
 
 export interface OpenExport extends ExportAddress {
   readonly since?: string;
+}
+
+/** Files that a restore is still writing. Others may work on the domain meanwhile, so the process is named. */
+export interface RestoreJournal {
+  readonly kind: "restore";
+  readonly backupId: string;
 }

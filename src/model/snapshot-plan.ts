@@ -1,4 +1,5 @@
 import type { CheckpointBitmap, CheckpointId } from "./checkpoint.js";
+import { nextOrder } from "./checkpoint.js";
 
 /** The domain as a driver finds it, looked up anew each time: node names change with every restart or hot-plug. */
 export interface DomainState {
@@ -50,8 +51,8 @@ export interface PlannedDisk {
   /** Where old content goes while the domain runs; an inactive domain needs none. */
   readonly scratchPath: string;
   readonly nodes: SnapshotNodes;
-  /** The bitmap of the predecessor that stops recording at this moment. */
-  readonly previousBitmap?: string;
+  /** Bitmaps of ours that record until this moment and stop then, if a new checkpoint takes over. */
+  readonly previousBitmaps: readonly string[];
 }
 
 export interface SnapshotNodes {
@@ -99,9 +100,9 @@ export interface ExportAddress {
 export interface FileFingerprint {
   readonly target: string;
   readonly path: string;
-  readonly device: number;
-  readonly inode: number;
-  readonly sizeBytes: number;
+  readonly device: string;
+  readonly inode: string;
+  readonly sizeBytes: string;
   readonly mtimeNs: string;
 }
 
@@ -110,4 +111,35 @@ export interface FreezeResult {
   /** How long the guest was stopped for the moment to be one over all disks; 0 if it was not. */
   readonly heldMs: number;
   readonly fingerprints: readonly FileFingerprint[];
+}
+
+export interface SnapshotRequest {
+  readonly id: string;
+  readonly targets: readonly string[];
+  readonly scratchDir: string;
+  /** The name and moment of a new checkpoint; its order follows from the bitmaps that exist. */
+  readonly checkpoint?: { readonly name: string; readonly timeMs: number };
+}
+
+/** Names and numbers for everything that a snapshot of these disks will need. The targets must exist. */
+export function planSnapshot(state: DomainState, request: SnapshotRequest): SnapshotPlan {
+  const { id, checkpoint, scratchDir } = request;
+  const chosen = state.disks.filter(({ target }) => request.targets.includes(target));
+  return {
+    id,
+    domain: state.domain,
+    disks: chosen.map((disk, index) => ({
+      target: disk.target,
+      format: disk.format,
+      sizeBytes: disk.sizeBytes,
+      scratchPath: `${scratchDir}/${id}-${disk.target}.qcow2`,
+      nodes: snapshotNodes(id, index),
+      previousBitmaps: disk.checkpoints
+        .filter(({ recording, inconsistent }) => recording && !inconsistent)
+        .map(({ bitmap }) => bitmap),
+    })),
+    ...(checkpoint === undefined
+      ? {}
+      : { checkpoint: { ...checkpoint, order: nextOrder(state.disks.map((disk) => disk.checkpoints)) } }),
+  };
 }

@@ -23,6 +23,8 @@ export type UndoEntry =
   /** A directory of ours: remove it with what is in it. */
   | { readonly kind: "directory"; readonly path: string }
   /** A process whose command line names this directory, which is its own: end it, then remove the directory. */
-  | { readonly kind: "daemon"; readonly directory: string };
+  | { readonly kind: "daemon"; readonly directory: string }
+  /** An export of such a process. */
+  | { readonly kind: "daemon-export"; readonly directory: string; readonly id: string };
 
 export type UndoKind = UndoEntry["kind"];

@@ -1,5 +1,13 @@
-import type { BackupJournal, SnapshotJournal } from "../model/operation.js";
+import type { BackupJournal, RestoreJournal, SnapshotJournal } from "../model/operation.js";
 import type { UndoEntry } from "../model/undo.js";
+
+export type OperationSubject = BackupJournal | SnapshotJournal | RestoreJournal;
+
+/** A process, told apart from a later one with the same pid by its start time in clock ticks since boot. */
+export interface OperationOwner {
+  readonly pid: number;
+  readonly startTicks: number;
+}
 
 /** An operation under way on a domain, as the journal keeps it. */
 export interface OperationRecord {
@@ -7,7 +15,9 @@ export interface OperationRecord {
   readonly id: string;
   readonly domain: string;
   readonly startedAtMs: number;
-  readonly subject: BackupJournal | SnapshotJournal;
+  readonly subject: OperationSubject;
+  /** The process that works on it; `isAlive` tells whether it still does. */
+  readonly owner: OperationOwner;
   /** Oldest first; undone in reverse. */
   readonly undo: readonly UndoEntry[];
 }
@@ -25,6 +35,9 @@ export interface StateStore {
   operations(domain?: string): Promise<readonly OperationRecord[]>;
   /** Durable (file and directory synced) when it resolves. Replaces the record of the same id. */
   save(record: OperationRecord): Promise<void>;
+  /** This process, as the owner of a new record. */
+  self(): OperationOwner;
+  isAlive(owner: OperationOwner): boolean;
   /** Idempotent. */
   remove(record: Pick<OperationRecord, "id" | "domain">): Promise<void>;
 }

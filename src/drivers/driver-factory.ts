@@ -1,0 +1,59 @@
+import { createHash } from "node:crypto";
+import path from "node:path";
+import type { DomainConfig } from "../model/config.js";
+import type { BlockDriver, DriverFactory } from "../ports/block-driver.js";
+import type { Clock } from "../ports/clock.js";
+import { connectQmp, isQmpError } from "../qmp/index.js";
+import { FleeceError } from "../shared/errors.js";
+import { InactiveDriver } from "./inactive/inactive-driver.js";
+import { mapQmpError } from "./qmp-errors.js";
+import { RunningDriver } from "./running/running-driver.js";
+import { detachedDirectoryPath } from "./runtime-directory.js";
+
+/** Finds a domain by its QMP socket; nobody listening there means inactive, anything unclear means unreachable. */
+export class QemuDriverFactory implements DriverFactory {
+  readonly #domains: ReadonlyMap<string, DomainConfig>;
+  readonly #clock: Clock;
+  readonly #runtimeRoot: string;
+
+  constructor(options: { domains: readonly DomainConfig[]; clock: Clock; runtimeRoot: string }) {
+    this.#domains = new Map(options.domains.map((domain) => [domain.name, domain]));
+    this.#clock = options.clock;
+    this.#runtimeRoot = options.runtimeRoot;
+  }
+
+  async open(name: string, signal?: AbortSignal): Promise<BlockDriver> {
+    const config = this.#domains.get(name);
+    if (config === undefined) {
+      throw new FleeceError("DOMAIN_NOT_FOUND", `The configuration has no domain ${name}`);
+    }
+    const { qmp: socketPath } = config;
+    if (socketPath === undefined) return this.#inactive(config);
+    try {
+      const qmp = await connectQmp({ socketPath, ...(signal === undefined ? {} : { signal }) });
+      const nbdSocketPath = path.join(this.#socketDirectory(socketPath), "nbd.sock");
+      return new RunningDriver({ qmp, config, clock: this.#clock, nbdSocketPath });
+    } catch (error) {
+      if (isQmpError(error, "QMP_SOCKET_ABSENT", "QMP_REFUSED")) return this.#inactive(config, error);
+      throw mapQmpError(error, `Domain ${name}`);
+    }
+  }
+
+  #inactive(config: DomainConfig, cause?: Error): BlockDriver {
+    const { disks } = config;
+    if (disks === undefined) {
+      throw new FleeceError(
+        "DOMAIN_UNREACHABLE",
+        `Domain ${config.name} does not run, and the configuration lists no disks to reach it by: ${cause?.message ?? "no QMP socket"}`,
+        { cause, facts: { domain: config.name } },
+      );
+    }
+    return new InactiveDriver({ config, disks, clock: this.#clock, runtimeRoot: this.#runtimeRoot });
+  }
+
+  /** One NBD server per QEMU process, so one directory per monitor, found again by whoever comes next. */
+  #socketDirectory(qmpSocketPath: string): string {
+    const digest = createHash("sha256").update(qmpSocketPath).digest("hex").slice(0, 16);
+    return detachedDirectoryPath(`vm-${digest}`, this.#runtimeRoot);
+  }
+}

@@ -1,0 +1,50 @@
+import { rm, unlink } from "node:fs/promises";
+import type { UndoEntry } from "../model/undo.js";
+import type { HostCleaner } from "../ports/state-store.js";
+import { errnoOf, fileError } from "../shared/errors.js";
+import { endDaemon } from "./end-daemon.js";
+import { removeExport } from "./node-exports.js";
+import { withQmpErrors } from "./qmp-errors.js";
+import { StorageDaemon } from "./storage-daemon.js";
+
+/** Undoes what an operation left on the host: files, directories and storage daemons. */
+export class QemuHostCleaner implements HostCleaner {
+  async undo(entry: UndoEntry): Promise<void> {
+    switch (entry.kind) {
+      case "file":
+        return removeFile(entry.path);
+      case "directory":
+        return rm(entry.path, { recursive: true, force: true });
+      case "daemon":
+        return endDaemon(entry.directory);
+      case "daemon-export":
+        return endDaemonExport(entry.directory, entry.id);
+      case "checkpoint":
+      case "vm-held":
+      case "vm-node":
+      case "vm-filter":
+      case "vm-export":
+      case "vm-nbd-server":
+      case "vm-bitmap":
+        throw new Error(`Undo of a ${entry.kind} is not a matter of the host`);
+    }
+  }
+}
+
+async function removeFile(path: string): Promise<void> {
+  try {
+    await unlink(path);
+  } catch (error) {
+    if (errnoOf(error) !== "ENOENT") throw fileError(error, "remove", path);
+  }
+}
+
+async function endDaemonExport(directory: string, id: string): Promise<void> {
+  const daemon = await StorageDaemon.attach(directory);
+  if (daemon === undefined) return;
+  try {
+    await withQmpErrors("The storage daemon of a block snapshot", () => removeExport(daemon.qmp, id));
+  } finally {
+    await daemon.detach();
+  }
+}

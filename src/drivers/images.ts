@@ -1,0 +1,141 @@
+import { open, rm } from "node:fs/promises";
+import type { BlockWriter } from "../ports/block-io.js";
+import type { ImageFactory, NewImage, OpenImages } from "../ports/image-writer.js";
+import { fileError, FleeceError } from "../shared/errors.js";
+import { openNbdWriter } from "./nbd-io.js";
+import { removeExport } from "./node-exports.js";
+import { createImage } from "./qemu-tools.js";
+import { processDirectoryPath } from "./runtime-directory.js";
+import { StorageDaemon } from "./storage-daemon.js";
+import type { BlockdevOptions } from "../qmp/index.js";
+
+export interface StorageDaemonImagesOptions {
+  /** Where the sockets are; default: the runtime root of this user. */
+  readonly runtimeRoot?: string | undefined;
+}
+
+/** Creates images with qemu-img and writes to all of one call through one storage daemon. */
+export class StorageDaemonImages implements ImageFactory {
+  readonly #runtimeRoot: string | undefined;
+
+  constructor(options: StorageDaemonImagesOptions = {}) {
+    this.#runtimeRoot = options.runtimeRoot;
+  }
+
+  /** After an error none of the files is left. */
+  async create(images: readonly NewImage[], signal?: AbortSignal): Promise<OpenImages> {
+    const created: string[] = [];
+    try {
+      for (const image of images) {
+        await createImage({ ...image, signal });
+        created.push(image.path);
+      }
+      return await this.#serve(images, signal);
+    } catch (error) {
+      for (const path of created) await rm(path, { force: true });
+      throw error;
+    }
+  }
+
+  async #serve(images: readonly NewImage[], signal: AbortSignal | undefined): Promise<OpenImages> {
+    const directory = processDirectoryPath(this.#runtimeRoot);
+    const daemon = await StorageDaemon.start({ directory, lifetime: "process", signal });
+    try {
+      const served: ServedImage[] = [];
+      for (const [index, image] of images.entries()) {
+        served.push(await serve(daemon, image, `image-${index}`, signal));
+      }
+      return new ServedImages(daemon, served);
+    } catch (error) {
+      await daemon.stop();
+      throw error;
+    }
+  }
+}
+
+interface ServedImage {
+  readonly image: NewImage;
+  /** Of the node and of its export. */
+  readonly id: string;
+  readonly writer: BlockWriter;
+}
+
+async function serve(
+  daemon: StorageDaemon,
+  image: NewImage,
+  id: string,
+  signal: AbortSignal | undefined,
+): Promise<ServedImage> {
+  await daemon.execute("blockdev-add", imageNode(image, id), { signal });
+  await daemon.execute(
+    "block-export-add",
+    { type: "nbd", id, "node-name": id, name: id, writable: true },
+    { signal },
+  );
+  const address = { target: image.target, exportName: id, socketPath: daemon.nbdSocketPath };
+  return { image, id, writer: await openNbdWriter(address, (error) => daemon.explain(error), signal) };
+}
+
+/**
+ * `backing: null`: the parents are neither opened nor locked, since whole clusters are written; zeroes are written as zero
+ * clusters all the same, which hide the parent's data. `no-flush`: QEMU hands its metadata to the kernel but leaves the
+ * waiting for the disk to one fsync at the end.
+ */
+function imageNode({ path, format }: NewImage, id: string): BlockdevOptions {
+  const common = { discard: "unmap", cache: { "no-flush": true } } as const;
+  const file = { ...common, driver: "file", filename: path } as const;
+  return format === "raw"
+    ? { ...common, driver: "raw", "node-name": id, file }
+    : { ...common, driver: "qcow2", "node-name": id, file, backing: null };
+}
+
+class ServedImages implements OpenImages {
+  readonly #daemon: StorageDaemon;
+  readonly #images: readonly ServedImage[];
+
+  constructor(daemon: StorageDaemon, images: readonly ServedImage[]) {
+    this.#daemon = daemon;
+    this.#images = images;
+  }
+
+  writer(target: string): BlockWriter {
+    const found = this.#images.find(({ image }) => image.target === target);
+    if (found === undefined)
+      throw new FleeceError("INTERNAL", `Expected an image for disk ${target}, there is none`);
+    return found.writer;
+  }
+
+  async finish(): Promise<void> {
+    // Before the nodes go: closing an image would only print an error, and say nothing over QMP.
+    for (const { writer } of this.#images) await writer.flush();
+    for (const { id, writer } of this.#images) {
+      await writer.close();
+      await this.#daemon.attempt((qmp) => removeExport(qmp, id));
+      await this.#daemon.execute("blockdev-del", { "node-name": id });
+    }
+    await this.#daemon.stop();
+    for (const { image } of this.#images) await syncFile(image.path);
+  }
+
+  async close(): Promise<void> {
+    await this.#daemon.stop();
+    await Promise.all(this.#images.map(({ writer }) => writer.close()));
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.close();
+  }
+}
+
+async function syncFile(path: string): Promise<void> {
+  try {
+    const file = await open(path, "r");
+    try {
+      await file.sync();
+    } finally {
+      await file.close();
+    }
+  } catch (error) {
+    throw fileError(error, "make durable", path);
+  }
+}

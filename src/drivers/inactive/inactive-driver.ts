@@ -1,0 +1,255 @@
+import { stat } from "node:fs/promises";
+import type { BitmapStep, CheckpointBitmap } from "../../model/checkpoint.js";
+import { bitmapName, byOrder, CHECKPOINT_GRANULARITY, parseBitmapName } from "../../model/checkpoint.js";
+import type { DiskConfig, DomainConfig } from "../../model/config.js";
+import type {
+  DiskState,
+  DomainState,
+  ExportAddress,
+  FileFingerprint,
+  FreezeResult,
+  PlannedDisk,
+  PlannedExport,
+  SnapshotPlan,
+} from "../../model/snapshot-plan.js";
+import type { UndoEntry } from "../../model/undo.js";
+import type { BlockDriver, UndoLog } from "../../ports/block-driver.js";
+import type { Clock } from "../../ports/clock.js";
+import { fileError, FleeceError } from "../../shared/errors.js";
+import { addExport } from "../node-exports.js";
+import { changeImageBitmap, imageInfo } from "../qemu-tools.js";
+import { withQmpErrors } from "../qmp-errors.js";
+import { detachedDirectoryPath } from "../runtime-directory.js";
+import { StorageDaemon } from "../storage-daemon.js";
+
+/**
+ * The disks of a domain that does not run. Bitmaps are changed with `qemu-img bitmap`, each call a few milliseconds; then
+ * a storage daemon opens the images read-only for the pull. A daemon with the images open for writing would mark every
+ * bitmap in use, and its death would cost every checkpoint.
+ *
+ * The daemon takes no lock on the images, so that the domain can start at any time: the guest wins, `checkIntact` notices,
+ * and the attempt is thrown away.
+ */
+export class InactiveDriver implements BlockDriver {
+  readonly mode = "inactive";
+  readonly #config: DomainConfig;
+  readonly #disks: readonly DiskConfig[];
+  readonly #clock: Clock;
+  readonly #runtimeRoot: string;
+
+  constructor(options: {
+    config: DomainConfig;
+    disks: readonly DiskConfig[];
+    clock: Clock;
+    runtimeRoot: string;
+  }) {
+    this.#config = options.config;
+    this.#disks = options.disks;
+    this.#clock = options.clock;
+    this.#runtimeRoot = options.runtimeRoot;
+  }
+
+  async inspect(signal?: AbortSignal): Promise<DomainState> {
+    const disks = await Promise.all(this.#disks.map((disk) => describe(disk, signal)));
+    return { domain: this.#config.name, mode: "inactive", disks };
+  }
+
+  async changeBitmaps(
+    changes: ReadonlyMap<string, readonly BitmapStep[]>,
+    signal?: AbortSignal,
+  ): Promise<void> {
+    for (const [target, steps] of changes) {
+      const { file } = this.#disk(target);
+      for (const step of steps) await changeImageBitmap(file, step, { signal });
+    }
+  }
+
+  /** Nothing writes to the disks, so the order of steps decides only what a killed process leaves: too much, never too little. */
+  async freeze(plan: SnapshotPlan, undo: UndoLog, signal?: AbortSignal): Promise<FreezeResult> {
+    const { checkpoint } = plan;
+    const tracked = plan.disks.filter(({ format }) => format === "qcow2");
+    const timeMs = this.#clock.now();
+    if (checkpoint !== undefined) {
+      await undo.register({
+        kind: "checkpoint",
+        checkpoint,
+        targets: plan.disks.map(({ target }) => target),
+      });
+      const bitmap = bitmapName(checkpoint);
+      const granularityBytes = CHECKPOINT_GRANULARITY;
+      const add: BitmapStep = { action: "add", bitmap, persistent: true, granularityBytes };
+      await this.changeBitmaps(new Map(tracked.map(({ target }) => [target, [add]])), signal);
+      await this.changeBitmaps(
+        new Map(
+          tracked.map(({ target, previousBitmaps }) => [
+            target,
+            previousBitmaps.map((previous) => ({ action: "disable", bitmap: previous })),
+          ]),
+        ),
+        signal,
+      );
+    }
+    const fingerprints = await Promise.all(plan.disks.map(({ target }) => fingerprint(this.#disk(target))));
+    await this.#serve(plan, undo, signal);
+    return { timeMs, heldMs: 0, fingerprints };
+  }
+
+  startExports(
+    plan: SnapshotPlan,
+    exports: readonly PlannedExport[],
+    undo: UndoLog,
+    signal?: AbortSignal,
+  ): Promise<readonly ExportAddress[]> {
+    return this.#guarded(async () => {
+      const directory = this.#directory(plan.id);
+      const daemon = await StorageDaemon.attach(directory, signal);
+      if (daemon === undefined) {
+        throw new FleeceError(
+          "SNAPSHOT_BROKEN",
+          "The storage daemon that serves the block snapshot has ended",
+        );
+      }
+      try {
+        const addresses: ExportAddress[] = [];
+        for (const planned of exports) {
+          const disk = plan.disks.find(({ target }) => target === planned.target);
+          if (disk === undefined) {
+            throw new FleeceError("DISK_NOT_FOUND", `The snapshot has no disk ${planned.target}`);
+          }
+          const id = `${planned.accessNode}-${planned.exportName}`;
+          await undo.register({ kind: "daemon-export", directory, id });
+          const { accessNode } = planned;
+          const request = { id, planned, bitmapNode: accessNode, sizeBytes: disk.sizeBytes };
+          addresses.push(await addExport(daemon.qmp, request, daemon.nbdSocketPath));
+        }
+        return addresses;
+      } finally {
+        await daemon.detach();
+      }
+    });
+  }
+
+  /**
+   * A guest that started in between opened the images for writing, which changes them at once when they have bitmaps;
+   * and as long as it runs, it holds their locks.
+   */
+  async checkIntact(
+    _plan: SnapshotPlan,
+    fingerprints: readonly FileFingerprint[],
+    signal?: AbortSignal,
+  ): Promise<void> {
+    for (const before of fingerprints) {
+      const disk = this.#disk(before.target);
+      const now = await fingerprint(disk);
+      const changed = (["path", "device", "inode", "sizeBytes", "mtimeNs"] as const).find(
+        (key) => before[key] !== now[key],
+      );
+      if (changed === undefined) {
+        await imageInfo(disk.file, disk.format, { signal });
+        continue;
+      }
+      throw new FleeceError(
+        "DISK_CHANGED",
+        `Disk ${disk.target} (${disk.file}) was changed while it was read: the domain was probably started`,
+        { facts: { target: disk.target, changed } },
+      );
+    }
+  }
+
+  /** What an earlier QEMU process of the domain held is gone with it. */
+  undo(_entry: UndoEntry): Promise<void> {
+    return Promise.resolve();
+  }
+
+  /** Between calls nothing is held: the daemon's monitor serves one client at a time, whoever undoes its exports. */
+  close(): Promise<void> {
+    return Promise.resolve();
+  }
+
+  [Symbol.asyncDispose](): Promise<void> {
+    return this.close();
+  }
+
+  #directory(snapshotId: string): string {
+    return detachedDirectoryPath(snapshotId, this.#runtimeRoot);
+  }
+
+  #disk(target: string): DiskConfig {
+    const disk = this.#disks.find((listed) => listed.target === target);
+    if (disk !== undefined) return disk;
+    throw new FleeceError("DISK_NOT_FOUND", `Domain ${this.#config.name} has no disk ${target}`, {
+      facts: { domain: this.#config.name, target },
+    });
+  }
+
+  async #serve(plan: SnapshotPlan, undo: UndoLog, signal?: AbortSignal): Promise<void> {
+    const directory = this.#directory(plan.id);
+    await undo.register({ kind: "daemon", directory });
+    const daemon = await StorageDaemon.start({ directory, lifetime: "detached", signal });
+    try {
+      await this.#guarded(async () => {
+        for (const disk of plan.disks) await this.#addNode(daemon, disk);
+      });
+    } finally {
+      await daemon.detach();
+    }
+  }
+
+  async #addNode(daemon: StorageDaemon, { target, format, nodes }: PlannedDisk): Promise<void> {
+    await daemon.qmp.execute("blockdev-add", {
+      driver: format,
+      "node-name": nodes.access,
+      "read-only": true,
+      file: { driver: "file", filename: this.#disk(target).file, "read-only": true, locking: "off" },
+    });
+  }
+
+  #guarded<T>(action: () => Promise<T>): Promise<T> {
+    return withQmpErrors(`The storage daemon of domain ${this.#config.name}`, action);
+  }
+}
+
+async function describe(disk: DiskConfig, signal?: AbortSignal): Promise<DiskState> {
+  const info = await imageInfo(disk.file, disk.format, { signal });
+  const checkpoints: CheckpointBitmap[] = info.bitmaps.flatMap((bitmap) => {
+    const checkpoint = parseBitmapName(bitmap.name);
+    if (checkpoint === undefined) return [];
+    return [
+      {
+        ...checkpoint,
+        bitmap: bitmap.name,
+        recording: bitmap.recording,
+        inconsistent: bitmap.inUse,
+        busy: false,
+        persistent: true,
+        granularityBytes: bitmap.granularityBytes,
+      },
+    ];
+  });
+  return {
+    target: disk.target,
+    format: disk.format,
+    file: disk.file,
+    sizeBytes: info.sizeBytes,
+    checkpoints: checkpoints.toSorted(byOrder),
+    foreignBitmaps: info.bitmaps
+      .map(({ name }) => name)
+      .filter((name) => parseBitmapName(name) === undefined),
+  };
+}
+
+async function fingerprint(disk: DiskConfig): Promise<FileFingerprint> {
+  try {
+    const { dev, ino, size, mtimeNs } = await stat(disk.file, { bigint: true });
+    return {
+      target: disk.target,
+      path: disk.file,
+      device: dev.toString(),
+      inode: ino.toString(),
+      sizeBytes: size.toString(),
+      mtimeNs: mtimeNs.toString(),
+    };
+  } catch (error) {
+    throw fileError(error, "look at", disk.file);
+  }
+}

@@ -1,0 +1,176 @@
+import { connectNbd, NbdError, type NbdConnection } from "nbd-client-ts";
+import type { Extent } from "../model/extents.js";
+import type { ExportAddress } from "../model/snapshot-plan.js";
+import type { BlockReader, BlockWriter, ReaderFactory } from "../ports/block-io.js";
+import { FleeceError } from "../shared/errors.js";
+
+const ALLOCATION = "base:allocation";
+/** Of `base:allocation` (NBD's proto.md): reads as zeroes. */
+const STATE_ZERO = 2;
+/** Of `qemu:dirty-bitmap:…` (QEMU's interop/nbd.rst): the bitmap has it marked. */
+const STATE_DIRTY = 1;
+
+/** Reads what a QEMU process offers on a private socket. */
+export class NbdReaderFactory implements ReaderFactory {
+  async open(address: ExportAddress, signal?: AbortSignal): Promise<BlockReader> {
+    const { target, exportName, socketPath, changesContext } = address;
+    const metaContexts = [ALLOCATION, ...(changesContext === undefined ? [] : [changesContext])];
+    const connection = await nbdCall(target, signal, () =>
+      connectNbd({ socketPath, exportName, metaContexts, ...(signal === undefined ? {} : { signal }) }),
+    );
+    if (connection.sizeBytes === address.sizeBytes) return new NbdReader(connection, address);
+    await connection.close();
+    throw new FleeceError(
+      "NBD_FAILED",
+      `Expected disk ${target} with ${address.sizeBytes} bytes, the export has ${connection.sizeBytes}`,
+    );
+  }
+}
+
+class NbdReader implements BlockReader {
+  readonly sizeBytes: number;
+  readonly #connection: NbdConnection;
+  readonly #address: ExportAddress;
+
+  constructor(connection: NbdConnection, address: ExportAddress) {
+    this.#connection = connection;
+    this.#address = address;
+    this.sizeBytes = address.sizeBytes;
+  }
+
+  async *extents(signal?: AbortSignal): AsyncGenerator<Extent> {
+    const { target, changesContext } = this.#address;
+    try {
+      for await (const { offset, length, flags } of this.#connection.extents(withSignal(signal))) {
+        const changed = changesContext === undefined || isSet(flags[changesContext], STATE_DIRTY);
+        yield { offset, length, changed, zero: isSet(flags[ALLOCATION], STATE_ZERO) };
+      }
+    } catch (error) {
+      throw nbdFailure(error, target, signal);
+    }
+  }
+
+  async read(offset: number, length: number, signal?: AbortSignal): Promise<Uint8Array> {
+    try {
+      return await this.#connection.read(offset, length, withSignal(signal));
+    } catch (error) {
+      throw brokenSnapshot(error, this.#address.target) ?? nbdFailure(error, this.#address.target, signal);
+    }
+  }
+
+  async close(): Promise<void> {
+    await this.#connection.close();
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.close();
+  }
+}
+
+export interface WriterAddress {
+  readonly target: string;
+  readonly exportName: string;
+  readonly socketPath: string;
+}
+
+/** Opens a writable export. What `explain` makes of an error is thrown in its place. */
+export async function openNbdWriter(
+  address: WriterAddress,
+  explain: (error: unknown) => Promise<unknown>,
+  signal?: AbortSignal,
+): Promise<BlockWriter> {
+  const { target, exportName, socketPath } = address;
+  const connection = await nbdCall(target, signal, () =>
+    connectNbd({ socketPath, exportName, ...withSignal(signal) }),
+  );
+  return new NbdWriter(connection, target, explain);
+}
+
+class NbdWriter implements BlockWriter {
+  readonly sizeBytes: number;
+  readonly #connection: NbdConnection;
+  readonly #target: string;
+  readonly #explain: (error: unknown) => Promise<unknown>;
+
+  constructor(connection: NbdConnection, target: string, explain: (error: unknown) => Promise<unknown>) {
+    this.#connection = connection;
+    this.#target = target;
+    this.#explain = explain;
+    this.sizeBytes = connection.sizeBytes;
+  }
+
+  async write(offset: number, data: Uint8Array, signal?: AbortSignal): Promise<void> {
+    await this.#call(signal, () => this.#connection.write(offset, data, withSignal(signal)));
+  }
+
+  async writeZeroes(offset: number, length: number, signal?: AbortSignal): Promise<void> {
+    await this.#call(signal, () => this.#connection.writeZeroes(offset, length, withSignal(signal)));
+  }
+
+  async flush(signal?: AbortSignal): Promise<void> {
+    await this.#call(signal, () => this.#connection.flush(withSignal(signal)));
+  }
+
+  async close(): Promise<void> {
+    await this.#connection.close();
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.close();
+  }
+
+  async #call(signal: AbortSignal | undefined, action: () => Promise<void>): Promise<void> {
+    try {
+      await nbdCall(this.#target, signal, action);
+    } catch (error) {
+      const lostConnection =
+        error instanceof FleeceError && error.cause instanceof NbdError && error.cause.scope === "connection";
+      throw lostConnection ? await this.#explain(error) : error;
+    }
+  }
+}
+
+async function nbdCall<T>(
+  target: string,
+  signal: AbortSignal | undefined,
+  action: () => Promise<T>,
+): Promise<T> {
+  try {
+    return await action();
+  } catch (error) {
+    throw nbdFailure(error, target, signal);
+  }
+}
+
+/** An aborted call throws what its signal was aborted with, so that the first cause wins over its consequences. */
+function nbdFailure(error: unknown, target: string, signal: AbortSignal | undefined): unknown {
+  if (!(error instanceof NbdError)) return error;
+  if (error.code === "ABORTED" && signal?.aborted === true) return signal.reason;
+  const options = { cause: error, facts: { target, nbdCode: error.code } };
+  if (error.errno === "ENOSPC") {
+    return new FleeceError("NO_SPACE", `No space left to write disk ${target}`, options);
+  }
+  return new FleeceError("NBD_FAILED", `Disk ${target}: ${error.message}`, options);
+}
+
+/**
+ * QEMU's block layer says EACCES for content that a copy-before-write filter has lost; its NBD server has no such
+ * number and sends EINVAL (newer ones EPERM). A failing disk says EIO.
+ */
+function brokenSnapshot(error: unknown, target: string): FleeceError | undefined {
+  if (!(error instanceof NbdError) || error.code !== "REQUEST_FAILED") return undefined;
+  if (error.errno !== "EINVAL" && error.errno !== "EPERM") return undefined;
+  return new FleeceError(
+    "SNAPSHOT_BROKEN",
+    `The frozen content of disk ${target} is gone, likely because scratch space ran out: ${error.message}`,
+    { cause: error, facts: { target } },
+  );
+}
+
+function isSet(flags: number | undefined, bit: number): boolean {
+  return ((flags ?? 0) & bit) !== 0;
+}
+
+function withSignal(signal: AbortSignal | undefined): { signal?: AbortSignal } {
+  return signal === undefined ? {} : { signal };
+}

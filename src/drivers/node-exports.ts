@@ -1,0 +1,84 @@
+import type { ExportAddress, PlannedExport } from "../model/snapshot-plan.js";
+import type { QmpSession } from "../qmp/index.js";
+import { CHECKPOINT_GRANULARITY } from "../model/checkpoint.js";
+
+/** Offers nodes of any QEMU process with a QMP monitor and a running NBD server; the same for VMs and storage daemons. */
+
+export interface NodeExport {
+  readonly id: string;
+  readonly planned: PlannedExport;
+  /** The node that holds the bitmaps to merge. */
+  readonly bitmapNode: string;
+  readonly sizeBytes: number;
+}
+
+/**
+ * An export's map of changes must stand still and would keep its bitmaps busy, so that nothing could be done with the
+ * checkpoints meanwhile: a merged copy on the access node serves instead, under the name of the checkpoint asked about.
+ */
+export async function addExport(
+  qmp: QmpSession,
+  { id, planned, bitmapNode, sizeBytes }: NodeExport,
+  socketPath: string,
+): Promise<ExportAddress> {
+  const { accessNode, exportName, changes, target } = planned;
+  const merged = changes === undefined ? undefined : mergedBitmapName(changes.since);
+  if (changes !== undefined && merged !== undefined) {
+    await qmp.execute("block-dirty-bitmap-add", {
+      node: accessNode,
+      name: merged,
+      granularity: CHECKPOINT_GRANULARITY,
+      disabled: true,
+    });
+    await qmp.execute("block-dirty-bitmap-merge", {
+      node: accessNode,
+      target: merged,
+      bitmaps: changes.bitmaps.map((name) => ({ node: bitmapNode, name })),
+    });
+  }
+  await qmp.execute("block-export-add", {
+    type: "nbd",
+    id,
+    "node-name": accessNode,
+    name: exportName,
+    ...(merged === undefined ? {} : { bitmaps: [merged] }),
+  });
+  return {
+    target,
+    exportName,
+    socketPath,
+    sizeBytes,
+    ...(merged === undefined ? {} : { changesContext: `qemu:dirty-bitmap:${merged}` }),
+  };
+}
+
+/** Readers see it in the name of the metadata context. */
+export function mergedBitmapName(since: string): string {
+  return `since-${since}`;
+}
+
+/** Ends an export whether or not a client uses it, and waits until it is gone. Idempotent. */
+export async function removeExport(qmp: QmpSession, id: string): Promise<void> {
+  const exists = async (): Promise<boolean> =>
+    (await qmp.execute("query-block-exports")).some((listed) => listed.id === id);
+  if (!(await exists())) return;
+  const enough = new AbortController();
+  const gone = qmp.waitForEvent(
+    (event) => event.event === "BLOCK_EXPORT_DELETED" && event.data["id"] === id,
+    {
+      timeoutMs: EXPORT_END_TIMEOUT_MS,
+      signal: enough.signal,
+    },
+  );
+  gone.catch(() => undefined);
+  try {
+    // Mode `safe` fails while a client is connected; nobody who still reads may keep the disk's filter in place.
+    await qmp.execute("block-export-del", { id, mode: "hard" });
+    if (await exists()) await gone;
+  } finally {
+    enough.abort();
+  }
+}
+
+/** Requests in flight end first; each is bounded by the disk below. */
+const EXPORT_END_TIMEOUT_MS = 30_000;

@@ -1,0 +1,43 @@
+import { lstat, mkdir, rename, rm } from "node:fs/promises";
+import path from "node:path";
+import type { UndoLog } from "../ports/block-driver.js";
+import type { OutputDirectories, OutputDirectory } from "../ports/output-directory.js";
+import { errnoOf, fileError, FleeceError } from "../shared/errors.js";
+import { randomId } from "../shared/ids.js";
+import { syncDirectory } from "./sync-directory.js";
+
+export const outputDirectories: OutputDirectories = {
+  async begin(finalPath: string, undo: UndoLog): Promise<OutputDirectory> {
+    const wanted = path.resolve(finalPath);
+    await checkAbsent(wanted);
+    const temporaryPath = `${wanted}.partial-${randomId(6)}`;
+    await undo.register({ kind: "directory", path: temporaryPath });
+    try {
+      await mkdir(temporaryPath, { mode: 0o700 });
+    } catch (error) {
+      throw fileError(error, "create the directory", wanted);
+    }
+    return {
+      temporaryPath,
+      async publish() {
+        await syncDirectory(temporaryPath);
+        await checkAbsent(wanted);
+        await rename(temporaryPath, wanted);
+        await syncDirectory(path.dirname(wanted));
+      },
+      discard: () => rm(temporaryPath, { recursive: true, force: true }),
+    };
+  },
+};
+
+async function checkAbsent(wanted: string): Promise<void> {
+  try {
+    await lstat(wanted);
+  } catch (error) {
+    if (errnoOf(error) === "ENOENT") return;
+    throw fileError(error, "look at", wanted);
+  }
+  throw new FleeceError("ALREADY_EXISTS", `Expected a directory that does not exist yet, found ${wanted}`, {
+    facts: { path: wanted },
+  });
+}

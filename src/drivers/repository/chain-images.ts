@@ -1,0 +1,100 @@
+import { lstat } from "node:fs/promises";
+import type { IntactEntry, ManifestDisk } from "../../model/backup.js";
+import type { BlockdevOptions } from "../../qmp/index.js";
+import { errnoOf, fileError, FleeceError, isFleeceError } from "../../shared/errors.js";
+import { imageInfo, type ImageInfo } from "../qemu-tools.js";
+import { backingFile, digestsFile, imageFile, type Layout } from "./layout.js";
+import { join } from "node:path";
+
+/** The files of one disk in one backup, with what the manifests say of them. */
+export interface ChainLink {
+  readonly id: string;
+  readonly disk: ManifestDisk;
+  readonly imagePath: string;
+  readonly digestsPath: string;
+  /** What the image's header must name. */
+  readonly backing: string | undefined;
+}
+
+/** The links of a disk, the full first. Fails with DAMAGED if a backup of the chain lacks it or has it in another size. */
+export function chainLinks(
+  layout: Layout,
+  chain: readonly IntactEntry[],
+  target: string,
+): readonly ChainLink[] {
+  return chain.map(({ domain, id, manifest }, index) => {
+    const disk = manifest.disks.find((candidate) => candidate.target === target);
+    const size = chain.at(-1)?.manifest.disks.find((candidate) => candidate.target === target)?.sizeBytes;
+    if (disk === undefined || disk.sizeBytes !== size) {
+      const what = disk === undefined ? "has no such disk" : `has it with ${disk.sizeBytes} bytes`;
+      throw new FleeceError("DAMAGED", `Disk ${target} is based on backup ${id}, which ${what}`, {
+        facts: { domain, backup: id, target },
+      });
+    }
+    const parent = index === 0 ? undefined : chain[index - 1]?.id;
+    return {
+      id,
+      disk,
+      imagePath: join(layout.backup(domain, id), imageFile(target)),
+      digestsPath: join(layout.backup(domain, id), digestsFile(target)),
+      backing: parent === undefined ? undefined : backingFile(parent, target),
+    };
+  });
+}
+
+/**
+ * Fails with DAMAGED unless the image is a plain qcow2 file whose header names exactly what the chain says. The header is
+ * never followed; but other tools would follow it, and one that names something else is not what was written.
+ */
+export async function checkImage(
+  { imagePath, disk, backing }: ChainLink,
+  signal?: AbortSignal,
+): Promise<void> {
+  const info = await readHeader(imagePath, signal);
+  const fault =
+    info.dataFile !== undefined
+      ? `names the data file ${info.dataFile}, expected none`
+      : info.backingFile !== backing
+        ? `names the backing file ${info.backingFile ?? "none"}, expected ${backing ?? "none"}`
+        : backing !== undefined && info.backingFormat !== "qcow2"
+          ? `names the backing format ${info.backingFormat ?? "none"}, expected qcow2`
+          : info.sizeBytes !== disk.sizeBytes
+            ? `has ${info.sizeBytes} bytes, expected ${disk.sizeBytes}`
+            : undefined;
+  if (fault !== undefined) throw damagedImage(imagePath, fault);
+}
+
+async function readHeader(path: string, signal: AbortSignal | undefined): Promise<ImageInfo> {
+  try {
+    if (!(await lstat(path)).isFile()) throw damagedImage(path, "is not a regular file");
+    return await imageInfo(path, "qcow2", { signal });
+  } catch (error) {
+    if (errnoOf(error) === "ENOENT" || isFleeceError(error, "PATH_NOT_FOUND")) {
+      throw damagedImage(path, "is missing", error);
+    }
+    if (isFleeceError(error, "QEMU_FAILED"))
+      throw damagedImage(path, `is not usable: ${error.message}`, error);
+    throw fileError(error, "read", path);
+  }
+}
+
+function damagedImage(path: string, fault: string, cause?: unknown): FleeceError {
+  return new FleeceError("DAMAGED", `The image ${path} ${fault}`, { cause, facts: { path } });
+}
+
+/** The chain as one node for `blockdev-add`, read-only, with every format and file spelled out: nothing is probed. */
+export function chainNode(links: readonly ChainLink[], nodeName: string): BlockdevOptions {
+  let node: BlockdevOptions | undefined;
+  for (const [index, { imagePath }] of links.entries()) {
+    node = {
+      driver: "qcow2",
+      "read-only": true,
+      file: { driver: "file", "read-only": true, filename: imagePath },
+      backing: node ?? null,
+      ...(index === links.length - 1 ? { "node-name": nodeName } : {}),
+    };
+  }
+  if (node === undefined)
+    throw new FleeceError("INTERNAL", "Expected a chain of at least one image, got none");
+  return node;
+}

@@ -1,0 +1,122 @@
+import type { FileHandle } from "node:fs/promises";
+import { FleeceError, errnoOf, errorMessage, fileError } from "../../shared/errors.js";
+import { blocksOf, DIGEST_BYTES } from "./block-digest.js";
+import {
+  checksum,
+  decodeFooter,
+  decodeHeader,
+  decodeRuns,
+  DigestFormatError,
+  FOOTER_BYTES,
+  HEADER_BYTES,
+  RUN_BYTES,
+  runsOffset,
+} from "./digest-format.js";
+import { hashFile } from "./digest-writer.js";
+import { openExisting } from "./durable-files.js";
+import type { RunTable } from "./run-table.js";
+
+export interface DigestFileFacts {
+  readonly path: string;
+  readonly diskBytes: number;
+  /** Of the whole file, in hex, as the manifest has it. */
+  readonly sha256: string;
+}
+
+/** A digest file that was found to be what the manifest says. Its runs are in memory, its digests on disk. */
+export class DigestFile {
+  readonly runs: RunTable;
+  readonly #path: string;
+  readonly #file: FileHandle;
+
+  private constructor(path: string, file: FileHandle, runs: RunTable) {
+    this.#path = path;
+    this.#file = file;
+    this.runs = runs;
+  }
+
+  /** Fails with DAMAGED if the file is missing or differs from `facts`. */
+  static async open(facts: DigestFileFacts): Promise<DigestFile> {
+    const file = await openForReading(facts.path);
+    try {
+      if ((await hashFile(file, facts.path)) !== facts.sha256) {
+        throw new DigestFormatError("is not the file that the manifest names: its SHA-256 differs");
+      }
+      return new DigestFile(facts.path, file, await readRuns(file, facts));
+    } catch (error) {
+      await file.close();
+      throw error instanceof DigestFormatError ? damaged(facts.path, error) : error;
+    }
+  }
+
+  /** The digests of `blockCount` blocks, from slot `firstSlot` on. */
+  async digests(firstSlot: number, blockCount: number): Promise<Uint8Array> {
+    return await readExactly(this.#file, this.#path, runsOffset(firstSlot), blockCount * DIGEST_BYTES);
+  }
+
+  async close(): Promise<void> {
+    await this.#file.close();
+  }
+}
+
+async function openForReading(path: string): Promise<FileHandle> {
+  try {
+    return await openExisting(path);
+  } catch (error) {
+    if (errnoOf(error) !== "ENOENT") throw fileError(error, "open", path);
+    throw damaged(path, new DigestFormatError("is missing"));
+  }
+}
+
+/** Checks every length and offset before it is used. */
+async function readRuns(file: FileHandle, { path, diskBytes }: DigestFileFacts): Promise<RunTable> {
+  const { size } = await file.stat();
+  if (size < HEADER_BYTES + FOOTER_BYTES)
+    throw new DigestFormatError(`has ${size} bytes, too few for a digest file`);
+  const header = await readExactly(file, path, 0, HEADER_BYTES);
+  const footer = await readExactly(file, path, size - FOOTER_BYTES, FOOTER_BYTES);
+  const found = decodeHeader(header);
+  if (found !== diskBytes)
+    throw new DigestFormatError(`is of a disk of ${found} bytes, expected ${diskBytes}`);
+  const counts = decodeFooter(footer);
+  const runsBytes = counts.runCount * RUN_BYTES;
+  const expected = runsOffset(counts.slotCount) + runsBytes + FOOTER_BYTES;
+  if (size !== expected || counts.runsOffset !== runsOffset(counts.slotCount)) {
+    throw new DigestFormatError(`has ${size} bytes, expected ${expected}`);
+  }
+  const runs = await readExactly(file, path, counts.runsOffset, runsBytes);
+  if (!checksum(header, runs, footer).every((byte, index) => byte === counts.checksum[index])) {
+    throw new DigestFormatError("has a table of runs with another checksum");
+  }
+  const table = decodeRuns(runs, blocksOf(diskBytes));
+  if (table.slotCount !== counts.slotCount) {
+    throw new DigestFormatError(`has ${counts.slotCount} digests for ${table.slotCount} blocks`);
+  }
+  return table;
+}
+
+async function readExactly(
+  file: FileHandle,
+  path: string,
+  position: number,
+  length: number,
+): Promise<Buffer> {
+  const bytes = Buffer.allocUnsafe(length);
+  try {
+    for (let done = 0; done < length;) {
+      const { bytesRead } = await file.read(bytes, done, length - done, position + done);
+      if (bytesRead === 0) throw damaged(path, new DigestFormatError("has become shorter"));
+      done += bytesRead;
+    }
+  } catch (error) {
+    throw fileError(error, "read", path);
+  }
+  return bytes;
+}
+
+function damaged(path: string, error: DigestFormatError): FleeceError {
+  return new FleeceError("DAMAGED", `Cannot use the digest file ${path}: it ${errorMessage(error)}`, {
+    cause: error,
+    facts: { path },
+  });
+}

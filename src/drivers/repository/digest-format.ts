@@ -1,0 +1,126 @@
+import { createHash } from "node:crypto";
+import { BLOCK_SIZE } from "../../model/extents.js";
+import { DIGEST_BYTES } from "./block-digest.js";
+import { RunTable } from "./run-table.js";
+
+/**
+ * A digest file says what the blocks of one disk hold that one backup stores. All numbers are little-endian.
+ *
+ *     header   64 bytes   magic "FLEECEDG", u32 version, u32 block size, u64 disk size in bytes, zeroes
+ *     slots    32 bytes each: SHA-256 of a block; all zero for a block of zeroes
+ *     runs     24 bytes each: u64 first block, u64 number of blocks, u32 kind (0 data, 1 zero), u32 zero
+ *     footer   64 bytes   magic "FLEECEDE", u64 number of slots, u64 number of runs, u64 where the runs begin,
+ *                         SHA-256 of header, runs and the footer so far
+ *
+ * Runs ascend and do not touch others of their kind. Each block of a data run has a slot, in the order of the runs; a
+ * zero run has none. A block in no run is not stored by this backup: its parent knows it, and where there is no parent it
+ * is zero. So size and time follow the stored data and never the size of the disk.
+ *
+ * A disk of which the last block is cut by its end has the digest of the shorter block. The file as a whole is covered by
+ * a SHA-256 in the manifest; the one in the footer tells a torn file by itself.
+ */
+export const DIGEST_VERSION = 1;
+export const HEADER_BYTES = 64;
+export const FOOTER_BYTES = 64;
+export const RUN_BYTES = 24;
+
+const HEADER_MAGIC = "FLEECEDG";
+const FOOTER_MAGIC = "FLEECEDE";
+const ZERO_KIND = 1;
+const FOOTER_HASHED_BYTES = FOOTER_BYTES - DIGEST_BYTES;
+
+/** What is wrong with a digest file, in words that follow "it". */
+export class DigestFormatError extends Error {
+  override readonly name = "DigestFormatError";
+}
+
+export function encodeHeader(diskBytes: number): Buffer {
+  const header = Buffer.alloc(HEADER_BYTES);
+  header.write(HEADER_MAGIC, 0, "latin1");
+  header.writeUInt32LE(DIGEST_VERSION, 8);
+  header.writeUInt32LE(BLOCK_SIZE, 12);
+  header.writeBigUInt64LE(BigInt(diskBytes), 16);
+  return header;
+}
+
+/** Returns the disk's size in bytes. */
+export function decodeHeader(header: Buffer): number {
+  if (header.toString("latin1", 0, 8) !== HEADER_MAGIC) throw new DigestFormatError("is not a digest file");
+  const version = header.readUInt32LE(8);
+  if (version !== DIGEST_VERSION)
+    throw new DigestFormatError(`has version ${version}, expected ${DIGEST_VERSION}`);
+  const blockSize = header.readUInt32LE(12);
+  if (blockSize !== BLOCK_SIZE)
+    throw new DigestFormatError(`has blocks of ${blockSize} bytes, expected ${BLOCK_SIZE}`);
+  return readSafe(header, 16);
+}
+
+export interface Footer {
+  readonly slotCount: number;
+  readonly runCount: number;
+  readonly runsOffset: number;
+  readonly checksum: Uint8Array;
+}
+
+export function decodeFooter(footer: Buffer): Footer {
+  if (footer.toString("latin1", 0, 8) !== FOOTER_MAGIC)
+    throw new DigestFormatError("has no end: it was cut off");
+  return {
+    slotCount: readSafe(footer, 8),
+    runCount: readSafe(footer, 16),
+    runsOffset: readSafe(footer, 24),
+    checksum: footer.subarray(FOOTER_HASHED_BYTES),
+  };
+}
+
+export function runsOffset(slotCount: number): number {
+  return HEADER_BYTES + slotCount * DIGEST_BYTES;
+}
+
+export function encodeRuns(table: RunTable): Buffer {
+  const bytes = Buffer.alloc(table.runCount * RUN_BYTES);
+  for (let index = 0; index < table.runCount; index++) {
+    const { firstBlock, blockCount, firstSlot } = table.run(index);
+    const at = index * RUN_BYTES;
+    bytes.writeBigUInt64LE(BigInt(firstBlock), at);
+    bytes.writeBigUInt64LE(BigInt(blockCount), at + 8);
+    bytes.writeUInt32LE(firstSlot === undefined ? ZERO_KIND : 0, at + 16);
+  }
+  return bytes;
+}
+
+/** Checks that runs ascend and stay below `diskBlocks`. */
+export function decodeRuns(bytes: Buffer, diskBlocks: number): RunTable {
+  const table = new RunTable();
+  for (let at = 0; at < bytes.length; at += RUN_BYTES) {
+    const firstBlock = readSafe(bytes, at);
+    const blockCount = readSafe(bytes, at + 8);
+    const kind = bytes.readUInt32LE(at + 16);
+    const inOrder = firstBlock >= table.endBlock && blockCount > 0 && firstBlock + blockCount <= diskBlocks;
+    if (!inOrder || kind > ZERO_KIND)
+      throw new DigestFormatError("has a run out of order or beyond the disk");
+    table.append(firstBlock, blockCount, kind === ZERO_KIND ? "zero" : "data");
+  }
+  return table;
+}
+
+export function encodeFooter(header: Buffer, runs: Buffer, slotCount: number): Buffer {
+  const footer = Buffer.alloc(FOOTER_BYTES);
+  footer.write(FOOTER_MAGIC, 0, "latin1");
+  footer.writeBigUInt64LE(BigInt(slotCount), 8);
+  footer.writeBigUInt64LE(BigInt(runs.length / RUN_BYTES), 16);
+  footer.writeBigUInt64LE(BigInt(runsOffset(slotCount)), 24);
+  footer.set(checksum(header, runs, footer), FOOTER_HASHED_BYTES);
+  return footer;
+}
+
+export function checksum(header: Buffer, runs: Buffer, footer: Buffer): Uint8Array {
+  const hash = createHash("sha256").update(header).update(runs);
+  return hash.update(footer.subarray(0, FOOTER_HASHED_BYTES)).digest();
+}
+
+function readSafe(bytes: Buffer, at: number): number {
+  const value = bytes.readBigUInt64LE(at);
+  if (value > BigInt(Number.MAX_SAFE_INTEGER)) throw new DigestFormatError("has a number beyond all bounds");
+  return Number(value);
+}

@@ -1,0 +1,169 @@
+import { createHash } from "node:crypto";
+import type { FileHandle } from "node:fs/promises";
+import { BLOCK_SIZE, type BlockRun } from "../../model/extents.js";
+import { FleeceError, fileError } from "../../shared/errors.js";
+import { blocksOf, DIGEST_BYTES } from "./block-digest.js";
+import { encodeFooter, encodeHeader, encodeRuns, HEADER_BYTES, runsOffset } from "./digest-format.js";
+import { createPrivate } from "./durable-files.js";
+import { RunTable } from "./run-table.js";
+
+const HASH_CHUNK_BYTES = 1024 * 1024;
+
+/** Writes a digest file: digests go to their slots as content arrives, in any order; the runs follow at the end. */
+export class DigestWriter {
+  readonly #path: string;
+  readonly #file: FileHandle;
+  readonly #diskBytes: number;
+  readonly #table = new RunTable();
+  readonly #arrived = new SlotSet();
+  #zeroBlocks = 0;
+  #open = true;
+
+  private constructor(path: string, file: FileHandle, diskBytes: number) {
+    this.#path = path;
+    this.#file = file;
+    this.#diskBytes = diskBytes;
+  }
+
+  /** The file must not exist. */
+  static async create(path: string, diskBytes: number): Promise<DigestWriter> {
+    return new DigestWriter(path, await createPrivate(path), diskBytes);
+  }
+
+  /** Announces a run. Runs ascend, begin at a block boundary, and end at one or at the disk's end. */
+  expect({ offset, length, kind }: BlockRun): void {
+    const end = offset + length;
+    const aligned = offset % BLOCK_SIZE === 0 && (end % BLOCK_SIZE === 0 || end === this.#diskBytes);
+    const ascending = offset >= this.#table.endBlock * BLOCK_SIZE && length > 0 && end <= this.#diskBytes;
+    if (!aligned || !ascending) {
+      throw new FleeceError(
+        "INTERNAL",
+        `Expected a run of whole blocks behind the last, got ${length} at ${offset}`,
+      );
+    }
+    this.#table.append(offset / BLOCK_SIZE, blocksOf(length), kind);
+  }
+
+  /** Throws unless the range lies within one announced run of this kind. */
+  check(offset: number, length: number, kind: BlockRun["kind"]): void {
+    this.#firstSlot(offset, length, kind);
+  }
+
+  /** Digests of consecutive blocks of a data run. */
+  async write(offset: number, length: number, digests: Uint8Array): Promise<void> {
+    const slot = this.#firstSlot(offset, length, "data");
+    await this.#writeAll(digests, HEADER_BYTES + slot * DIGEST_BYTES);
+    this.#arrived.add(slot, blocksOf(length));
+  }
+
+  /** Blocks of a zero run, which need no digest. */
+  zeroes(offset: number, length: number): void {
+    this.#firstSlot(offset, length, "zero");
+    this.#zeroBlocks += blocksOf(length);
+  }
+
+  /** Fails with INTERNAL unless content came for each block that was announced. Returns the file's SHA-256 in hex. */
+  async finish(): Promise<string> {
+    this.#checkComplete();
+    const header = encodeHeader(this.#diskBytes);
+    const runs = encodeRuns(this.#table);
+    const footer = encodeFooter(header, runs, this.#table.slotCount);
+    await this.#writeAll(header, 0);
+    await this.#writeAll(Buffer.concat([runs, footer]), runsOffset(this.#table.slotCount));
+    await this.#sync();
+    const digest = await hashFile(this.#file, this.#path);
+    await this.close();
+    return digest;
+  }
+
+  /** Idempotent. */
+  async close(): Promise<void> {
+    if (!this.#open) return;
+    this.#open = false;
+    await this.#file.close();
+  }
+
+  /** A slot that nobody wrote would say that the block is zero. */
+  #checkComplete(): void {
+    const { blockCount, slotCount } = this.#table;
+    if (this.#arrived.size === slotCount && this.#zeroBlocks === blockCount - slotCount) return;
+    throw new FleeceError(
+      "INTERNAL",
+      `Expected the content of ${slotCount} data and ${blockCount - slotCount} zero blocks, got ${this.#arrived.size} and ${this.#zeroBlocks}`,
+    );
+  }
+
+  #firstSlot(offset: number, length: number, kind: BlockRun["kind"]): number {
+    const firstBlock = offset / BLOCK_SIZE;
+    const end = offset + length;
+    const run = this.#table.covering(firstBlock, blocksOf(length));
+    const whole =
+      Number.isInteger(firstBlock) && length > 0 && (end % BLOCK_SIZE === 0 || end === this.#diskBytes);
+    if (!whole || run === undefined || (run.firstSlot === undefined) !== (kind === "zero")) {
+      throw new FleeceError(
+        "INTERNAL",
+        `Expected whole blocks of an announced ${kind} run, got ${length} bytes at ${offset}`,
+      );
+    }
+    return run.firstSlot === undefined ? 0 : run.firstSlot + firstBlock - run.firstBlock;
+  }
+
+  async #writeAll(bytes: Uint8Array, position: number): Promise<void> {
+    try {
+      for (let done = 0; done < bytes.length;) {
+        done += (await this.#file.write(bytes, done, bytes.length - done, position + done)).bytesWritten;
+      }
+    } catch (error) {
+      throw fileError(error, "write", this.#path);
+    }
+  }
+
+  async #sync(): Promise<void> {
+    try {
+      await this.#file.sync();
+    } catch (error) {
+      throw fileError(error, "make durable", this.#path);
+    }
+  }
+}
+
+/** Which digests have come, in one bit each: a byte for half a mebibyte of stored data. */
+class SlotSet {
+  #bits = new Uint8Array(64);
+  #size = 0;
+
+  get size(): number {
+    return this.#size;
+  }
+
+  add(firstSlot: number, count: number): void {
+    const bytes = Math.ceil((firstSlot + count) / 8);
+    if (bytes > this.#bits.length) {
+      const larger = new Uint8Array(Math.max(bytes, this.#bits.length * 2));
+      larger.set(this.#bits);
+      this.#bits = larger;
+    }
+    for (let slot = firstSlot; slot < firstSlot + count; slot++) {
+      const bit = 1 << (slot & 7);
+      const byte = this.#bits[Math.floor(slot / 8)] ?? 0;
+      if ((byte & bit) === 0) this.#size += 1;
+      this.#bits[Math.floor(slot / 8)] = byte | bit;
+    }
+  }
+}
+
+/** SHA-256 of a whole file, in hex. */
+export async function hashFile(file: FileHandle, path: string): Promise<string> {
+  const hash = createHash("sha256");
+  const chunk = Buffer.allocUnsafe(HASH_CHUNK_BYTES);
+  try {
+    for (let position = 0; ;) {
+      const { bytesRead } = await file.read(chunk, 0, chunk.length, position);
+      if (bytesRead === 0) return hash.digest("hex");
+      hash.update(chunk.subarray(0, bytesRead));
+      position += bytesRead;
+    }
+  } catch (error) {
+    throw fileError(error, "read", path);
+  }
+}

@@ -1,0 +1,208 @@
+import { mkdir, rename, rm } from "node:fs/promises";
+import { join } from "node:path";
+import type { IntactEntry, Manifest, ManifestDisk } from "../../model/backup.js";
+import { checkName } from "../../model/names.js";
+import type { UndoLog } from "../../ports/block-driver.js";
+import type { ImageFactory, OpenImages } from "../../ports/image-writer.js";
+import type { BackupDraft, DraftRequest, DraftSummary } from "../../ports/repository.js";
+import { fileError, FleeceError } from "../../shared/errors.js";
+import { isDirectory } from "./backup-directory.js";
+import { DigestWriter } from "./digest-writer.js";
+import { ImageSink } from "./disk-sink.js";
+import { syncDirectory, writeDurably } from "./durable-files.js";
+import { backingFile, digestsFile, imageFile, type Layout, MANIFEST_FILE } from "./layout.js";
+import { formatManifest, SCHEMA_VERSION } from "./manifest-schema.js";
+
+export interface DraftPlace {
+  readonly repository: string;
+  readonly layout: Layout;
+  readonly images: ImageFactory;
+}
+
+/** A backup that is being written under a name which no list shows. */
+export class DirectoryDraft implements BackupDraft {
+  readonly #place: DraftPlace;
+  readonly #request: DraftRequest;
+  readonly #directory: string;
+  readonly #images: OpenImages;
+  readonly #sinks: ReadonlyMap<string, ImageSink>;
+  #state: "open" | "published" | "discarded" = "open";
+
+  private constructor(
+    place: DraftPlace,
+    request: DraftRequest,
+    directory: string,
+    images: OpenImages,
+    sinks: ReadonlyMap<string, ImageSink>,
+  ) {
+    this.#place = place;
+    this.#request = request;
+    this.#directory = directory;
+    this.#images = images;
+    this.#sinks = sinks;
+  }
+
+  /** Fails with ALREADY_EXISTS if there is a backup of that id; after any error nothing is left but the undo entry. */
+  static async begin(
+    place: DraftPlace,
+    request: DraftRequest,
+    undo: UndoLog,
+    signal?: AbortSignal,
+  ): Promise<DirectoryDraft> {
+    checkRequest(request);
+    const { layout } = place;
+    if (await isDirectory(layout.backup(request.domain, request.id))) {
+      throw new FleeceError("ALREADY_EXISTS", `Backup ${request.id} of ${request.domain} exists already`);
+    }
+    const directory = layout.draft(request.domain, request.id);
+    await undo.register({ kind: "directory", path: directory });
+    try {
+      await mkdir(directory, { mode: 0o700 });
+    } catch (error) {
+      throw fileError(error, "create the directory", directory);
+    }
+    try {
+      const images = await createImages(place, request, directory, signal);
+      return await openSinks(images, request, directory, (sinks) => {
+        return new DirectoryDraft(place, request, directory, images, sinks);
+      });
+    } catch (error) {
+      await rm(directory, { recursive: true, force: true });
+      throw error;
+    }
+  }
+
+  disk(target: string): ImageSink {
+    const sink = this.#sinks.get(target);
+    if (sink === undefined) {
+      throw new FleeceError("INTERNAL", `Expected a disk of the backup, got ${target}`);
+    }
+    return sink;
+  }
+
+  async publish(summary: DraftSummary): Promise<IntactEntry> {
+    const { domain, id } = this.#request;
+    const manifest = this.#manifest(summary);
+    await this.#images.finish();
+    await writeDurably(join(this.#directory, MANIFEST_FILE), formatManifest(manifest));
+    await syncDirectory(this.#directory);
+    await this.#giveFinalName();
+    this.#state = "published";
+    return { repository: this.#place.repository, domain, id, manifest };
+  }
+
+  async discard(): Promise<void> {
+    if (this.#state === "published") return;
+    this.#state = "discarded";
+    await this.#images.close();
+    for (const sink of this.#sinks.values()) await sink.close();
+    try {
+      await rm(this.#directory, { recursive: true, force: true });
+    } catch (error) {
+      throw fileError(error, "remove", this.#directory);
+    }
+  }
+
+  async #giveFinalName(): Promise<void> {
+    const { domain, id } = this.#request;
+    const { layout } = this.#place;
+    const final = layout.backup(domain, id);
+    try {
+      await rename(this.#directory, final);
+    } catch (error) {
+      throw fileError(error, "publish the backup as", final);
+    }
+    try {
+      await syncDirectory(layout.domain(domain));
+    } catch (error) {
+      // Not known to be durable, so it must not be listed either.
+      await rename(final, this.#directory);
+      throw error;
+    }
+  }
+
+  #manifest(summary: DraftSummary): Manifest {
+    if (this.#state !== "open")
+      throw new FleeceError("INTERNAL", `Expected an open draft, it is ${this.#state}`);
+    const { id, domain, parent } = this.#request;
+    if ((summary.level === "incremental") !== (parent !== undefined)) {
+      throw new FleeceError("INTERNAL", `Expected the level of the draft, got ${summary.level}`);
+    }
+    const { level, reason, consistency, heldMs, checkpoint } = summary;
+    return {
+      schemaVersion: SCHEMA_VERSION,
+      ...{ id, domain, level },
+      ...(parent === undefined ? {} : { parent: parent.id }),
+      reason,
+      time: new Date(summary.timeMs).toISOString(),
+      startedAt: new Date(summary.startedAtMs).toISOString(),
+      finishedAt: new Date(summary.finishedAtMs).toISOString(),
+      ...{ consistency, heldMs, checkpoint },
+      disks: this.#request.disks.map(({ target }) => this.#finishedDisk(target)),
+    };
+  }
+
+  #finishedDisk(target: string): ManifestDisk {
+    const { result } = this.disk(target);
+    if (result !== undefined) return result;
+    throw new FleeceError(
+      "INTERNAL",
+      `Expected disk ${target} to be finished before the backup is published`,
+    );
+  }
+}
+
+function checkRequest({ id, disks, parent }: DraftRequest): void {
+  const targets = new Set(disks.map(({ target }) => checkName("disk", target)));
+  if (targets.size !== disks.length || disks.length === 0) {
+    throw new FleeceError("INTERNAL", `Expected at least one disk and each once in backup ${id}`);
+  }
+  if (parent === undefined) return;
+  for (const { target, sizeBytes } of disks) {
+    const based = parent.manifest.disks.find((disk) => disk.target === target);
+    if (based?.sizeBytes === sizeBytes) continue;
+    throw new FleeceError(
+      "INTERNAL",
+      `Expected disk ${target} with ${sizeBytes} bytes in backup ${parent.id}, it has ${based?.sizeBytes ?? "none"}`,
+    );
+  }
+}
+
+async function createImages(
+  { images }: DraftPlace,
+  { disks, parent }: DraftRequest,
+  directory: string,
+  signal: AbortSignal | undefined,
+): Promise<OpenImages> {
+  return await images.create(
+    disks.map(({ target, sizeBytes }) => ({
+      target,
+      path: join(directory, imageFile(target)),
+      format: "qcow2",
+      sizeBytes,
+      ...(parent === undefined ? {} : { backing: backingFile(parent.id, target) }),
+    })),
+    signal,
+  );
+}
+
+async function openSinks<T>(
+  images: OpenImages,
+  { disks, parent }: DraftRequest,
+  directory: string,
+  use: (sinks: ReadonlyMap<string, ImageSink>) => T,
+): Promise<T> {
+  const sinks = new Map<string, ImageSink>();
+  try {
+    for (const disk of disks) {
+      const digests = await DigestWriter.create(join(directory, digestsFile(disk.target)), disk.sizeBytes);
+      const image = images.writer(disk.target);
+      sinks.set(disk.target, new ImageSink({ disk, image, digests, hidesParent: parent !== undefined }));
+    }
+    return use(sinks);
+  } catch (error) {
+    for (const sink of sinks.values()) await sink.close();
+    await images.close();
+    throw error;
+  }
+}

@@ -1,0 +1,47 @@
+import { constants, type FileHandle, open } from "node:fs/promises";
+import { fileError, FleeceError } from "../../shared/errors.js";
+
+const { O_CREAT, O_EXCL, O_NOFOLLOW, O_NONBLOCK, O_RDONLY, O_RDWR } = constants;
+
+/** Opens a new file of mode 0600 for reading and writing; never an existing one, never through a link. */
+export async function createPrivate(path: string): Promise<FileHandle> {
+  try {
+    return await open(path, O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW, 0o600);
+  } catch (error) {
+    throw fileError(error, "create", path);
+  }
+}
+
+/** Opens a regular file for reading, never through a link and never waiting for the writer of a pipe. */
+export async function openExisting(path: string): Promise<FileHandle> {
+  const file = await open(path, O_RDONLY | O_NOFOLLOW | O_NONBLOCK);
+  if ((await file.stat()).isFile()) return file;
+  await file.close();
+  throw new FleeceError("DAMAGED", `Expected a regular file at ${path}`, { facts: { path } });
+}
+
+export async function writeDurably(path: string, text: string): Promise<void> {
+  const file = await createPrivate(path);
+  try {
+    await file.writeFile(text);
+    await file.sync();
+  } catch (error) {
+    throw fileError(error, "write", path);
+  } finally {
+    await file.close();
+  }
+}
+
+/** Makes names that were created, renamed or removed in a directory durable. */
+export async function syncDirectory(path: string): Promise<void> {
+  try {
+    const directory = await open(path, O_RDONLY);
+    try {
+      await directory.sync();
+    } finally {
+      await directory.close();
+    }
+  } catch (error) {
+    throw fileError(error, "make durable", path);
+  }
+}

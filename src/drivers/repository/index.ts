@@ -1,0 +1,1 @@
+export { DirectoryRepository, type DirectoryRepositoryOptions } from "./directory-repository.js";

@@ -1,0 +1,111 @@
+import type { IntactEntry } from "../../model/backup.js";
+import type { ExportAddress } from "../../model/snapshot-plan.js";
+import type { BlockExpectations, OpenBackup, OpenOptions } from "../../ports/repository.js";
+import { forEachLimited } from "../../shared/async.js";
+import { FleeceError } from "../../shared/errors.js";
+import { processDirectoryPath } from "../runtime-directory.js";
+import { StorageDaemon } from "../storage-daemon.js";
+import { ChainExpectations } from "./chain-expectations.js";
+import { chainLinks, chainNode, checkImage, type ChainLink } from "./chain-images.js";
+import { DigestFile } from "./digest-file.js";
+import type { Layout } from "./layout.js";
+
+/** Each is a qemu-img of a few milliseconds. */
+const PARALLEL_CHECKS = 4;
+
+/** A backup whose disks a read-only storage daemon offers. */
+export class ServedBackup implements OpenBackup {
+  readonly addresses: readonly ExportAddress[];
+  readonly ended: Promise<string>;
+  readonly #daemon: StorageDaemon;
+  readonly #links: ReadonlyMap<string, readonly ChainLink[]>;
+
+  private constructor(
+    daemon: StorageDaemon,
+    links: ReadonlyMap<string, readonly ChainLink[]>,
+    addresses: readonly ExportAddress[],
+  ) {
+    this.#daemon = daemon;
+    this.#links = links;
+    this.addresses = addresses;
+    this.ended = daemon.ended;
+  }
+
+  /** `chain` is the backup with all it is based on, the full first. */
+  static async open(
+    layout: Layout,
+    chain: readonly IntactEntry[],
+    options: OpenOptions & { readonly runtimeRoot: string | undefined },
+  ): Promise<ServedBackup> {
+    const { signal } = options;
+    const links = new Map(
+      chosenTargets(chain, options.targets).map((target) => [target, chainLinks(layout, chain, target)]),
+    );
+    await forEachLimited([...links.values()].flat(), PARALLEL_CHECKS, checkImage, signal);
+    const daemon = await StorageDaemon.start({
+      directory: processDirectoryPath(options.runtimeRoot),
+      lifetime: "process",
+      socketPath: options.socketPath,
+      signal,
+    });
+    try {
+      const addresses: ExportAddress[] = [];
+      for (const [target, disk] of links) {
+        addresses.push(await serve(daemon, target, disk, `disk-${addresses.length}`, signal));
+      }
+      return new ServedBackup(daemon, links, addresses);
+    } catch (error) {
+      await daemon.stop();
+      throw error;
+    }
+  }
+
+  async expectations(target: string): Promise<BlockExpectations> {
+    const links = this.#links.get(target);
+    const newest = links?.at(-1);
+    if (links === undefined || newest === undefined) throw diskNotFound(target);
+    const files: DigestFile[] = [];
+    try {
+      for (const { digestsPath, disk } of links.toReversed()) {
+        const facts = { path: digestsPath, diskBytes: disk.sizeBytes, sha256: disk.digestsSha256 };
+        files.push(await DigestFile.open(facts));
+      }
+    } catch (error) {
+      for (const file of files) await file.close();
+      throw error;
+    }
+    return new ChainExpectations(files, newest.disk.sizeBytes);
+  }
+
+  async close(): Promise<void> {
+    await this.#daemon.stop();
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.close();
+  }
+}
+
+function chosenTargets(chain: readonly IntactEntry[], chosen: readonly string[] | undefined): string[] {
+  const all = (chain.at(-1)?.manifest.disks ?? []).map(({ target }) => target);
+  const missing = chosen?.find((target) => !all.includes(target));
+  if (missing !== undefined) throw diskNotFound(missing);
+  return chosen === undefined ? all : [...new Set(chosen)];
+}
+
+async function serve(
+  daemon: StorageDaemon,
+  target: string,
+  links: readonly ChainLink[],
+  id: string,
+  signal: AbortSignal | undefined,
+): Promise<ExportAddress> {
+  await daemon.execute("blockdev-add", chainNode(links, id), { signal });
+  await daemon.execute("block-export-add", { type: "nbd", id, "node-name": id, name: target }, { signal });
+  const sizeBytes = links.at(-1)?.disk.sizeBytes ?? 0;
+  return { target, exportName: target, socketPath: daemon.nbdSocketPath, sizeBytes };
+}
+
+function diskNotFound(target: string): FleeceError {
+  return new FleeceError("DISK_NOT_FOUND", `The backup has no disk ${target}`, { facts: { target } });
+}

@@ -1,0 +1,115 @@
+import type { DiskFormat, Obstacle } from "../../model/snapshot-plan.js";
+import { isOurNode } from "../../model/snapshot-plan.js";
+import type { QmpCommands } from "../../qmp/index.js";
+
+type BlockDevice = QmpCommands["query-block"]["returns"][number];
+type NamedNode = QmpCommands["query-named-block-nodes"]["returns"][number];
+type Graph = QmpCommands["x-debug-query-block-graph"]["returns"];
+
+/** What QEMU says about its block devices at one moment. */
+export interface BlockFacts {
+  readonly devices: readonly BlockDevice[];
+  readonly nodes: readonly NamedNode[];
+  readonly graph: Graph;
+}
+
+/** A writable, non-removable disk of a running domain. */
+export interface LocatedDisk {
+  /** The device id, the name of an old-style drive, or a made-up one for a device without either. */
+  readonly id: string;
+  /** Object path of the device whose `drive` property is the disk. */
+  readonly qomPath: string;
+  /** The node that the device uses: the disk itself, or a filter above it. */
+  readonly rootNode: string;
+  /** The node with the disk's content and bitmaps, below any filter. */
+  readonly diskNode: string;
+  readonly format: DiskFormat;
+  readonly file: string;
+  readonly sizeBytes: number;
+  readonly bitmaps: NonNullable<NamedNode["dirty-bitmaps"]>;
+  readonly obstacle?: Obstacle;
+}
+
+/** Drivers that pass data through to a `file` child; anything else at the top of a disk is its format or protocol. */
+const FILTERS: ReadonlySet<string> = new Set([
+  "blkdebug",
+  "blklogwrites",
+  "blkverify",
+  "copy-before-write",
+  "copy-on-read",
+  "preallocate",
+  "replication",
+  "throttle",
+]);
+
+/** A block device of an iothread-less guest is looked for by this alone; read-only disks and empty or removable drives are left out. */
+export function locateDisks(facts: BlockFacts): readonly LocatedDisk[] {
+  return facts.devices.flatMap((device) => {
+    const root = device.inserted;
+    if (root === undefined || root.ro || device.removable || device.qdev === undefined) return [];
+    const rootNode = root["node-name"];
+    if (rootNode === undefined) return [];
+    const disk = belowFilters(facts, rootNode);
+    if (disk === undefined) return [];
+    const obstacle = filterObstacle(facts, rootNode, disk["node-name"] ?? rootNode) ?? formatObstacle(disk);
+    return [
+      {
+        id: deviceId(device),
+        qomPath: devicePath(device.qdev),
+        rootNode,
+        diskNode: disk["node-name"] ?? rootNode,
+        format: disk.drv === "qcow2" ? "qcow2" : "raw",
+        file: disk.file,
+        sizeBytes: root.image["virtual-size"],
+        bitmaps: disk["dirty-bitmaps"] ?? [],
+        ...(obstacle === undefined ? {} : { obstacle }),
+      } satisfies LocatedDisk,
+    ];
+  });
+}
+
+/** The node that `filter` passes through to, or undefined if there is no such filter. */
+export function filteredNode(graph: Graph, filter: string): string | undefined {
+  const parent = graph.nodes.find((node) => node.name === filter && node.type === "block-driver");
+  const edge = graph.edges.find(({ parent: id, name }) => id === parent?.id && name === "file");
+  return graph.nodes.find((node) => node.id === edge?.child)?.name;
+}
+
+function belowFilters(facts: BlockFacts, rootNode: string): NamedNode | undefined {
+  const byName = new Map(facts.nodes.map((node) => [node["node-name"], node]));
+  let node = byName.get(rootNode);
+  while (node !== undefined && FILTERS.has(node.drv)) {
+    node = byName.get(filteredNode(facts.graph, node["node-name"] ?? "") ?? "");
+  }
+  return node;
+}
+
+function filterObstacle(facts: BlockFacts, rootNode: string, diskNode: string): Obstacle | undefined {
+  if (rootNode === diskNode) return undefined;
+  const driver = facts.nodes.find((node) => node["node-name"] === rootNode)?.drv ?? "unknown";
+  const reason = isOurNode(rootNode)
+    ? `it already has a block snapshot (filter ${rootNode})`
+    : `another tool's ${driver} filter ${rootNode} is on it`;
+  return { code: "FOREIGN_FILTER", reason };
+}
+
+const FORMATS: ReadonlySet<string> = new Set(["qcow2", "raw", "file", "host_device"]);
+
+function formatObstacle(disk: NamedNode): Obstacle | undefined {
+  if (FORMATS.has(disk.drv)) return undefined;
+  return { code: "UNSUPPORTED", reason: `its format is ${disk.drv}; expected qcow2 or raw` };
+}
+
+/** `query-block` reports virtio-blk by the inner device; the `drive` property that can be set is the outer one's. */
+export function devicePath(qdev: string): string {
+  if (!qdev.startsWith("/")) return `/machine/peripheral/${qdev}`;
+  return qdev.replace(/\/virtio-backend$/, "");
+}
+
+function deviceId(device: BlockDevice): string {
+  const path = devicePath(device.qdev ?? "");
+  const peripheral = /^\/machine\/peripheral\/([^/]+)$/.exec(path)?.[1];
+  if (peripheral !== undefined) return peripheral;
+  if (device.device !== "") return device.device;
+  return path.replace(/^.*\//, "").replaceAll(/[^A-Za-z0-9]+/g, "_");
+}

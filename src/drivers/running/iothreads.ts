@@ -1,0 +1,31 @@
+import type { Obstacle } from "../../model/snapshot-plan.js";
+import type { QmpSession } from "../../qmp/index.js";
+
+/**
+ * QEMU before 9.0 aborts the whole virtual machine when an NBD client disconnects from an export whose node runs in an
+ * iothread (assertion in blockdev-nbd.c, seen on 7.2; fixed upstream by 9.0). Such disks must never be exported by it.
+ */
+export async function iothreadObstacle(qmp: QmpSession, qomPath: string): Promise<Obstacle | undefined> {
+  if (qmp.version.major >= 9) return undefined;
+  for (const path of await deviceAndControllers(qmp, qomPath)) {
+    const iothread = await property(qmp, path, "iothread");
+    if (iothread === undefined || iothread === "") continue;
+    const reason = `it runs in iothread ${iothread.replace(/^\/objects\//, "")}, and QEMU ${qmp.version.major}.${qmp.version.minor} aborts the virtual machine when an NBD client disconnects from such a disk`;
+    return { code: "UNSAFE_IOTHREAD", reason };
+  }
+  return undefined;
+}
+
+/** A SCSI disk has no iothread of its own: its controller has, somewhere on the path of the bus it sits on. */
+async function deviceAndControllers(qmp: QmpSession, qomPath: string): Promise<readonly string[]> {
+  const bus = (await property(qmp, qomPath, "parent_bus")) ?? "";
+  const parts = bus.split("/").slice(1);
+  return [qomPath, ...parts.map((_, index) => `/${parts.slice(0, index + 1).join("/")}`).slice(1)];
+}
+
+async function property(qmp: QmpSession, path: string, name: string): Promise<string | undefined> {
+  const properties = await qmp.execute("qom-list", { path });
+  if (!properties.some((listed) => listed.name === name)) return undefined;
+  const value = await qmp.execute("qom-get", { path, property: name });
+  return typeof value === "string" ? value : undefined;
+}

@@ -1,0 +1,331 @@
+import path from "node:path";
+import type { BitmapStep } from "../../model/checkpoint.js";
+import { bitmapName, byOrder, CHECKPOINT_GRANULARITY, parseBitmapName } from "../../model/checkpoint.js";
+import type {
+  DiskState,
+  DomainState,
+  ExportAddress,
+  FreezeResult,
+  Obstacle,
+  PlannedDisk,
+  PlannedExport,
+  SnapshotPlan,
+} from "../../model/snapshot-plan.js";
+import type { UndoEntry } from "../../model/undo.js";
+import type { BlockDriver, UndoLog } from "../../ports/block-driver.js";
+import type { Clock } from "../../ports/clock.js";
+import type { QmpSession } from "../../qmp/index.js";
+import { isQmpError } from "../../qmp/index.js";
+import { FleeceError, isFleeceError } from "../../shared/errors.js";
+import type { DomainConfig } from "../../model/config.js";
+import { addExport, mergedBitmapName } from "../node-exports.js";
+import { createImage } from "../qemu-tools.js";
+import { makeRuntimeDirectory } from "../runtime-directory.js";
+import { socketAnswers } from "../unix-socket.js";
+import { withQmpErrors } from "../qmp-errors.js";
+import type { LocatedDisk } from "./block-graph.js";
+import { locateDisks } from "./block-graph.js";
+import { bitmapTransaction } from "./bitmap-transaction.js";
+import { iothreadObstacle } from "./iothreads.js";
+import { assignTargets } from "./targets.js";
+import { undoInQemu } from "./undo.js";
+
+/**
+ * The disks of a running QEMU. Content is frozen by a copy-before-write filter inserted under the device at run time.
+ *
+ * Why this filter and not `blockdev-backup sync=none`: when scratch space runs out, that job makes the *guest's* write
+ * fail with ENOSPC and tells nobody; the filter with `on-cbw-error=break-snapshot` lets the guest's write through and
+ * breaks the snapshot instead.
+ */
+export class RunningDriver implements BlockDriver {
+  readonly mode = "running";
+  readonly #qmp: QmpSession;
+  readonly #config: DomainConfig;
+  readonly #clock: Clock;
+  readonly #nbdSocketPath: string;
+
+  constructor(options: { qmp: QmpSession; config: DomainConfig; clock: Clock; nbdSocketPath: string }) {
+    this.#qmp = options.qmp;
+    this.#config = options.config;
+    this.#clock = options.clock;
+    this.#nbdSocketPath = options.nbdSocketPath;
+  }
+
+  inspect(signal?: AbortSignal): Promise<DomainState> {
+    return this.#guarded(async () => {
+      const { status } = await this.#qmp.execute("query-status");
+      const located = await this.#locate(signal);
+      const jobs = await this.#jobObstacle();
+      const disks: DiskState[] = [];
+      for (const [target, disk] of located) disks.push(await this.#describe(target, disk, jobs));
+      const { major, minor, micro } = this.#qmp.version;
+      const mode = status === "running" ? "running" : "paused";
+      return { domain: this.#config.name, mode, qemuVersion: `${major}.${minor}.${micro}`, disks };
+    });
+  }
+
+  changeBitmaps(changes: ReadonlyMap<string, readonly BitmapStep[]>, signal?: AbortSignal): Promise<void> {
+    return this.#guarded(async () => {
+      const located = await this.#locate(signal);
+      const actions = [...changes].flatMap(([target, steps]) =>
+        bitmapTransaction(this.#disk(located, target).diskNode, steps),
+      );
+      if (actions.length > 0) await this.#qmp.execute("transaction", { actions });
+    });
+  }
+
+  /**
+   * The order is what makes the moment gap-free: new bitmaps, then filters, then the old bitmaps stop. A write between
+   * the first and the last is in both bitmaps; the next incremental reads a block too many, never one too few. One
+   * moment over several disks needs the guest's writes held for these steps; a single disk needs no hold.
+   */
+  freeze(plan: SnapshotPlan, undo: UndoLog, signal?: AbortSignal): Promise<FreezeResult> {
+    return this.#guarded(async () => {
+      const located = await this.#locate(signal);
+      for (const disk of plan.disks) await this.#prepareScratch(disk, undo, signal);
+      await undo.register(...this.#momentEntries(plan));
+      const { heldMs, timeMs } = await this.#held(plan.disks.length > 1, undo, () =>
+        this.#moment(plan, located),
+      );
+      for (const { nodes } of plan.disks) {
+        await undo.register({ kind: "vm-node", node: nodes.access });
+        await this.#qmp.execute("blockdev-add", {
+          driver: "snapshot-access",
+          "node-name": nodes.access,
+          file: nodes.filter,
+        });
+      }
+      return { timeMs, heldMs, fingerprints: [] };
+    });
+  }
+
+  startExports(
+    _plan: SnapshotPlan,
+    exports: readonly PlannedExport[],
+    undo: UndoLog,
+    signal?: AbortSignal,
+  ): Promise<readonly ExportAddress[]> {
+    return this.#guarded(async () => {
+      const located = await this.#locate(signal);
+      await this.#startNbdServer(undo);
+      const addresses: ExportAddress[] = [];
+      for (const planned of exports) {
+        const disk = this.#disk(located, planned.target);
+        const id = `${planned.accessNode}-${planned.exportName}`;
+        if (planned.changes !== undefined) {
+          await undo.register({
+            kind: "vm-bitmap",
+            node: planned.accessNode,
+            bitmap: mergedBitmapName(planned.changes.since),
+          });
+        }
+        await undo.register({ kind: "vm-export", id });
+        const request = { id, planned, bitmapNode: disk.diskNode, sizeBytes: disk.sizeBytes };
+        addresses.push(await addExport(this.#qmp, request, this.#nbdSocketPath));
+      }
+      signal?.throwIfAborted();
+      return addresses;
+    });
+  }
+
+  /** A break cannot be queried: the reader learns it from its reads. What is left to see is whether the filters are there. */
+  checkIntact(plan: SnapshotPlan): Promise<void> {
+    return this.#guarded(async () => {
+      const nodes = await this.#qmp.execute("query-named-block-nodes", { flat: true });
+      const names = new Set(nodes.map((node) => node["node-name"]));
+      const missing = plan.disks.find((disk) => !names.has(disk.nodes.filter));
+      if (missing === undefined) return;
+      throw new FleeceError("SNAPSHOT_BROKEN", `The filter of disk ${missing.target} is gone from QEMU`);
+    });
+  }
+
+  undo(entry: UndoEntry): Promise<void> {
+    return this.#guarded(() => undoInQemu(this.#qmp, entry));
+  }
+
+  close(): Promise<void> {
+    return this.#qmp.close();
+  }
+
+  [Symbol.asyncDispose](): Promise<void> {
+    return this.close();
+  }
+
+  #guarded<T>(action: () => Promise<T>): Promise<T> {
+    return withQmpErrors(`QEMU of domain ${this.#config.name}`, action);
+  }
+
+  async #locate(signal?: AbortSignal): Promise<ReadonlyMap<string, LocatedDisk>> {
+    signal?.throwIfAborted();
+    const disks = locateDisks({
+      devices: await this.#qmp.execute("query-block"),
+      nodes: await this.#qmp.execute("query-named-block-nodes", { flat: true }),
+      graph: await this.#qmp.execute("x-debug-query-block-graph"),
+    });
+    return assignTargets(this.#config, disks);
+  }
+
+  #disk(located: ReadonlyMap<string, LocatedDisk>, target: string): LocatedDisk {
+    const disk = located.get(target);
+    if (disk !== undefined) return disk;
+    throw new FleeceError("DISK_NOT_FOUND", `Domain ${this.#config.name} has no disk ${target}`, {
+      facts: { domain: this.#config.name, target },
+    });
+  }
+
+  async #describe(target: string, disk: LocatedDisk, jobs: Obstacle | undefined): Promise<DiskState> {
+    const obstacle = disk.obstacle ?? jobs ?? (await iothreadObstacle(this.#qmp, disk.qomPath));
+    const named = disk.bitmaps.flatMap((bitmap) =>
+      bitmap.name === undefined ? [] : [{ ...bitmap, name: bitmap.name }],
+    );
+    const checkpoints = named.flatMap((bitmap) => {
+      const checkpoint = parseBitmapName(bitmap.name);
+      if (checkpoint === undefined) return [];
+      const { recording, busy, persistent, granularity, count } = bitmap;
+      return [
+        {
+          ...checkpoint,
+          bitmap: bitmap.name,
+          recording,
+          busy,
+          persistent,
+          inconsistent: bitmap.inconsistent ?? false,
+          granularityBytes: granularity,
+          dirtyBytes: count,
+        },
+      ];
+    });
+    return {
+      target,
+      format: disk.format,
+      file: disk.file,
+      sizeBytes: disk.sizeBytes,
+      checkpoints: checkpoints.toSorted(byOrder),
+      foreignBitmaps: named.map(({ name }) => name).filter((name) => parseBitmapName(name) === undefined),
+      ...(obstacle === undefined ? {} : { obstacle }),
+    };
+  }
+
+  /** A block job or a migration moves the graph under us; neither says in time which disks it will touch. */
+  async #jobObstacle(): Promise<Obstacle | undefined> {
+    const [job] = await this.#qmp.execute("query-block-jobs");
+    if (job !== undefined) {
+      return { code: "FOREIGN_FILTER", reason: `a ${job.type} job (${job.device}) works on the domain` };
+    }
+    const { status } = await this.#qmp.execute("query-migrate");
+    if (status === undefined || MIGRATION_AT_REST.has(status)) return undefined;
+    return { code: "FOREIGN_FILTER", reason: `the domain is being migrated (${status})` };
+  }
+
+  async #prepareScratch(disk: PlannedDisk, undo: UndoLog, signal?: AbortSignal): Promise<void> {
+    await undo.register(
+      { kind: "file", path: disk.scratchPath },
+      { kind: "vm-node", node: disk.nodes.scratch },
+    );
+    await createImage({ path: disk.scratchPath, format: "qcow2", sizeBytes: disk.sizeBytes, signal });
+    await this.#qmp.execute("blockdev-add", {
+      driver: "qcow2",
+      "node-name": disk.nodes.scratch,
+      discard: "unmap",
+      file: { driver: "file", filename: disk.scratchPath, discard: "unmap" },
+    });
+  }
+
+  /** Registered before the guest is held, so that nothing is written to our disk while it waits. */
+  #momentEntries(plan: SnapshotPlan): UndoEntry[] {
+    const { checkpoint, disks } = plan;
+    const targets = disks.map((disk) => disk.target);
+    return [
+      ...(checkpoint === undefined ? [] : [{ kind: "checkpoint", checkpoint, targets } as const]),
+      ...disks.flatMap(({ target, nodes }) => [
+        { kind: "vm-node", node: nodes.filter } as const,
+        { kind: "vm-filter", target, filter: nodes.filter } as const,
+      ]),
+    ];
+  }
+
+  async #moment(plan: SnapshotPlan, located: ReadonlyMap<string, LocatedDisk>): Promise<number> {
+    const onEach = (steps: (disk: PlannedDisk) => readonly BitmapStep[]) =>
+      plan.disks.flatMap((disk) => bitmapTransaction(this.#disk(located, disk.target).diskNode, steps(disk)));
+    if (plan.checkpoint !== undefined) {
+      const bitmap = bitmapName(plan.checkpoint);
+      await this.#qmp.execute("transaction", {
+        actions: onEach(({ format }) => [
+          { action: "add", bitmap, persistent: format === "qcow2", granularityBytes: CHECKPOINT_GRANULARITY },
+        ]),
+      });
+    }
+    const timeMs = this.#clock.now();
+    for (const disk of plan.disks) {
+      const { qomPath, diskNode } = this.#disk(located, disk.target);
+      await this.#qmp.execute("blockdev-add", {
+        driver: "copy-before-write",
+        "node-name": disk.nodes.filter,
+        file: diskNode,
+        target: disk.nodes.scratch,
+        "on-cbw-error": "break-snapshot",
+        "cbw-timeout": CBW_TIMEOUT_SECONDS,
+      });
+      await this.#qmp.execute("qom-set", { path: qomPath, property: "drive", value: disk.nodes.filter });
+    }
+    const stopOld = onEach(({ previousBitmaps }) =>
+      plan.checkpoint === undefined ? [] : previousBitmaps.map((bitmap) => ({ action: "disable", bitmap })),
+    );
+    if (stopOld.length > 0) await this.#qmp.execute("transaction", { actions: stopOld });
+    return timeMs;
+  }
+
+  /** Runs `action` with the guest stopped if `needed` and it runs; the guest continues on every path. */
+  async #held(
+    needed: boolean,
+    undo: UndoLog,
+    action: () => Promise<number>,
+  ): Promise<{ timeMs: number; heldMs: number }> {
+    if (!needed || (await this.#qmp.execute("query-status")).status !== "running") {
+      return { timeMs: await action(), heldMs: 0 };
+    }
+    const entry: UndoEntry = { kind: "vm-held" };
+    await undo.register(entry);
+    const start = this.#clock.monotonicMs();
+    let timeMs: number;
+    let heldMs: number;
+    try {
+      await this.#qmp.execute("stop");
+      timeMs = await action();
+    } finally {
+      await this.#qmp.execute("cont");
+      heldMs = this.#clock.monotonicMs() - start;
+    }
+    await undo.settle(entry);
+    return { timeMs, heldMs };
+  }
+
+  async #startNbdServer(undo: UndoLog): Promise<void> {
+    const socketPath = this.#nbdSocketPath;
+    try {
+      await makeRuntimeDirectory(path.dirname(socketPath));
+    } catch (error) {
+      if (!isFleeceError(error, "ALREADY_EXISTS")) throw error;
+    }
+    await undo.register({ kind: "vm-nbd-server", socketPath });
+    try {
+      await this.#qmp.execute("nbd-server-start", { addr: { type: "unix", data: { path: socketPath } } });
+    } catch (error) {
+      if (!isQmpError(error) || error.qemuText !== "NBD server already running") throw error;
+      if (await socketAnswers(socketPath)) return;
+      throw new FleeceError(
+        "NBD_SERVER_BUSY",
+        `QEMU of domain ${this.#config.name} already runs an NBD server that another program started, and one process has only one`,
+        { cause: error },
+      );
+    }
+  }
+}
+
+/**
+ * Seconds after which a guest's write no longer waits for the copy of the old content. Before 9.1, QEMU computes this in
+ * 32 bits of nanoseconds: 4 is the largest value that is what it says (5 becomes 0.7 s), and 0 means for ever.
+ */
+const CBW_TIMEOUT_SECONDS = 4;
+
+const MIGRATION_AT_REST: ReadonlySet<string> = new Set(["none", "completed", "failed", "cancelled"]);

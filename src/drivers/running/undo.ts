@@ -1,0 +1,79 @@
+import { rm } from "node:fs/promises";
+import path from "node:path";
+import type { UndoEntry } from "../../model/undo.js";
+import type { QmpSession } from "../../qmp/index.js";
+import { removeExport } from "../node-exports.js";
+import { socketAnswers } from "../unix-socket.js";
+import { filteredNode, locateDisks } from "./block-graph.js";
+
+/**
+ * Undoes one entry inside QEMU, after asking it what exists: the entry may have been written for something that was never
+ * made, was undone before, or went with an earlier QEMU process. Only names of ours are ever touched.
+ */
+export async function undoInQemu(qmp: QmpSession, entry: UndoEntry): Promise<void> {
+  switch (entry.kind) {
+    case "vm-export":
+      return removeExport(qmp, entry.id);
+    case "vm-nbd-server":
+      return stopNbdServer(qmp, entry.socketPath);
+    case "vm-bitmap":
+      return removeBitmap(qmp, entry.node, entry.bitmap);
+    case "vm-filter":
+      return removeFilter(qmp, entry.filter);
+    case "vm-node":
+      return removeNode(qmp, entry.node);
+    case "vm-held":
+      return continueGuest(qmp);
+    case "checkpoint":
+    case "file":
+    case "directory":
+    case "daemon":
+    case "daemon-export":
+      throw new Error(`Undo of a ${entry.kind} is not a matter of QEMU`);
+  }
+}
+
+async function nodeExists(qmp: QmpSession, node: string): Promise<boolean> {
+  const nodes = await qmp.execute("query-named-block-nodes", { flat: true });
+  return nodes.some((listed) => listed["node-name"] === node);
+}
+
+async function removeNode(qmp: QmpSession, node: string): Promise<void> {
+  if (await nodeExists(qmp, node)) await qmp.execute("blockdev-del", { "node-name": node });
+}
+
+async function removeBitmap(qmp: QmpSession, node: string, bitmap: string): Promise<void> {
+  const nodes = await qmp.execute("query-named-block-nodes", { flat: true });
+  const bitmaps = nodes.find((listed) => listed["node-name"] === node)?.["dirty-bitmaps"] ?? [];
+  if (bitmaps.some(({ name }) => name === bitmap)) {
+    await qmp.execute("block-dirty-bitmap-remove", { node, name: bitmap });
+  }
+}
+
+/** Gives every device that uses the filter the disk below it. The disk's node name is asked for, not remembered. */
+async function removeFilter(qmp: QmpSession, filter: string): Promise<void> {
+  const graph = await qmp.execute("x-debug-query-block-graph");
+  const diskNode = filteredNode(graph, filter);
+  if (diskNode === undefined) return;
+  const devices = await qmp.execute("query-block");
+  const nodes = await qmp.execute("query-named-block-nodes", { flat: true });
+  const users = locateDisks({ devices, nodes, graph }).filter(({ rootNode }) => rootNode === filter);
+  for (const { qomPath } of users) {
+    await qmp.execute("qom-set", { path: qomPath, property: "drive", value: diskNode });
+  }
+}
+
+/** One server per QEMU process: it goes with the last export, and only if it listens where ours does. */
+async function stopNbdServer(qmp: QmpSession, socketPath: string): Promise<void> {
+  if (await socketAnswers(socketPath)) {
+    const exports = await qmp.execute("query-block-exports");
+    if (exports.some(({ type }) => type === "nbd")) return;
+    await qmp.execute("nbd-server-stop");
+  }
+  await rm(path.dirname(socketPath), { recursive: true, force: true });
+}
+
+async function continueGuest(qmp: QmpSession): Promise<void> {
+  const { status } = await qmp.execute("query-status");
+  if (status === "paused") await qmp.execute("cont");
+}

@@ -1,0 +1,118 @@
+import { lstat, mkdir, readdir, readFile, rm } from "node:fs/promises";
+import path from "node:path";
+import writeFileAtomic from "write-file-atomic";
+import type { DomainLock, OperationOwner, OperationRecord, StateStore } from "../ports/state-store.js";
+import { errnoOf, fileError, FleeceError } from "../shared/errors.js";
+import { isOwnerAlive, processOwner } from "./process-owner.js";
+import { syncDirectory } from "./sync-directory.js";
+import { describeHolder, tryKernelLock } from "./kernel-lock.js";
+
+/**
+ * `<stateDir>/domains/<domain>.lock` and `<stateDir>/operations/<domain>/<id>.json`: one file per unfinished operation,
+ * always replaced as a whole, so that a kill leaves the old one or the new one. What is finished has no file.
+ */
+export class StateDirectory implements StateStore {
+  readonly #root: string;
+
+  constructor(root: string) {
+    this.#root = root;
+  }
+
+  async lockDomain(domain: string, purpose: string): Promise<DomainLock> {
+    const directory = path.join(this.#root, "domains");
+    await makePrivateDirectory(directory);
+    const attempt = await tryKernelLock(path.join(directory, `${domain}.lock`), purpose);
+    if (attempt.held) return attempt.lock;
+    throw new FleeceError("DOMAIN_BUSY", `Domain ${domain} is busy: ${describeHolder(attempt.holder)}`, {
+      facts: { domain, holder: attempt.holder?.purpose ?? "" },
+    });
+  }
+
+  async operations(domain?: string): Promise<readonly OperationRecord[]> {
+    const domains = domain === undefined ? await entries(path.join(this.#root, "operations")) : [domain];
+    const records: OperationRecord[] = [];
+    for (const name of domains) {
+      const directory = this.#directory(name);
+      for (const file of await entries(directory)) {
+        if (file.endsWith(".json")) records.push(await readRecord(path.join(directory, file)));
+      }
+    }
+    return records.toSorted((a, b) => a.startedAtMs - b.startedAtMs);
+  }
+
+  async save(record: OperationRecord): Promise<void> {
+    const directory = this.#directory(record.domain);
+    await makePrivateDirectory(directory);
+    const file = path.join(directory, `${record.id}.json`);
+    try {
+      await writeFileAtomic(file, `${JSON.stringify(record, undefined, 2)}\n`, { mode: 0o600 });
+      await syncDirectory(directory);
+    } catch (error) {
+      throw fileError(error, "write the journal", file);
+    }
+  }
+
+  self(): OperationOwner {
+    return processOwner();
+  }
+
+  isAlive(owner: OperationOwner): boolean {
+    return isOwnerAlive(owner);
+  }
+
+  async remove({ domain, id }: Pick<OperationRecord, "id" | "domain">): Promise<void> {
+    await rm(path.join(this.#directory(domain), `${id}.json`), { force: true });
+    await syncDirectory(this.#directory(domain));
+  }
+
+  #directory(domain: string): string {
+    return path.join(this.#root, "operations", domain);
+  }
+}
+
+/** Creates a directory (0700) with its parents. Idempotent; refuses one that is a link or others may write to. */
+export async function makePrivateDirectory(directory: string): Promise<void> {
+  try {
+    await mkdir(directory, { recursive: true, mode: 0o700 });
+    const found = await lstat(directory);
+    if (found.isDirectory() && (found.mode & 0o022) === 0) return;
+  } catch (error) {
+    throw fileError(error, "create the directory", directory);
+  }
+  throw new FleeceError(
+    "PERMISSION_DENIED",
+    `Expected ${directory} to be a directory that only its owner may write to`,
+    { facts: { path: directory } },
+  );
+}
+
+async function readRecord(file: string): Promise<OperationRecord> {
+  const text = await readFile(file, "utf8");
+  let value: unknown;
+  try {
+    value = JSON.parse(text);
+  } catch (cause) {
+    throw unreadable(file, "it is not JSON", cause);
+  }
+  if (typeof value !== "object" || value === null || !("schemaVersion" in value)) {
+    throw unreadable(file, "it has no schemaVersion");
+  }
+  if (value.schemaVersion !== 1) throw unreadable(file, "a newer version of fleece wrote it");
+  return value as OperationRecord;
+}
+
+function unreadable(file: string, why: string, cause?: unknown): FleeceError {
+  return new FleeceError("INTERNAL", `Cannot use the journal ${file}: ${why}`, {
+    cause,
+    facts: { path: file },
+  });
+}
+
+async function entries(directory: string): Promise<string[]> {
+  try {
+    return await readdir(directory);
+  } catch (error) {
+    if (errnoOf(error) === "ENOENT") return [];
+    throw fileError(error, "list", directory);
+  }
+}

@@ -1,0 +1,155 @@
+import path from "node:path";
+import { isMap, isScalar, LineCounter, parseDocument } from "yaml";
+import type { Document } from "yaml";
+import { z } from "zod";
+import { FleeceError } from "../shared/errors.js";
+import type { NameKind } from "./names.js";
+import { checkName } from "./names.js";
+
+/** The configuration file: see config/README.md, which a test keeps complete. Every path is absolute once it is parsed. */
+
+const name = (kind: NameKind) =>
+  z.string().superRefine((value, context) => {
+    try {
+      checkName(kind, value);
+    } catch (error) {
+      context.addIssue({ code: "custom", message: error instanceof Error ? error.message : String(error) });
+    }
+  });
+
+const filePath = z
+  .string()
+  .min(1, "Expected a path, got an empty string")
+  .refine((value) => !value.includes("\0"), {
+    message: "Expected a path without NUL characters",
+  });
+
+const disk = z.strictObject({
+  target: name("disk"),
+  file: filePath,
+  format: z.enum(["qcow2", "raw"]),
+});
+
+const domain = z
+  .strictObject({ name: name("domain"), qmp: filePath.optional(), disks: z.array(disk).min(1).optional() })
+  .refine((value) => value.qmp !== undefined || value.disks !== undefined, {
+    message: "Expected `qmp` (to reach the domain while it runs), `disks` (while it is inactive) or both",
+  });
+
+const repository = z.strictObject({ name: name("repository"), path: filePath });
+
+const schema = z
+  .strictObject({
+    stateDir: filePath,
+    scratchDir: filePath,
+    runtimeDir: filePath.optional(),
+    logLevel: z.enum(["trace", "debug", "info", "warn", "error", "silent"]).default("warn"),
+    parallelDisks: z.int().min(1).max(64).default(4),
+    domains: z.array(domain).min(1),
+    repositories: z.array(repository).min(1),
+  })
+  .superRefine((value, context) => {
+    reportRepeats(
+      context,
+      ["domains"],
+      value.domains.map((entry) => entry.name),
+    );
+    reportRepeats(
+      context,
+      ["repositories"],
+      value.repositories.map((entry) => entry.name),
+    );
+    value.domains.forEach((entry, index) => {
+      const targets = entry.disks?.map(({ target }) => target) ?? [];
+      reportRepeats(context, ["domains", index, "disks"], targets, "target");
+    });
+  });
+
+export type Config = z.infer<typeof schema>;
+export type DomainConfig = Config["domains"][number];
+export type DiskConfig = NonNullable<DomainConfig["disks"]>[number];
+export type RepositoryConfig = Config["repositories"][number];
+
+function reportRepeats(
+  context: z.RefinementCtx,
+  at: (string | number)[],
+  names: readonly string[],
+  key = "name",
+): void {
+  names.forEach((value, index) => {
+    if (names.indexOf(value) === index) return;
+    const message = `Expected different names, got ${JSON.stringify(value)} twice`;
+    context.addIssue({ code: "custom", path: [...at, index, key], message });
+  });
+}
+
+/**
+ * Reads a configuration from its text. Relative paths count from the file's own directory. Throws CONFIG_INVALID with
+ * every problem on a line of its own, as `file:line:column: key.path: what was expected and what came`.
+ */
+export function parseConfig(text: string, file: string): Config {
+  const lines = new LineCounter();
+  const document = parseDocument(text, { lineCounter: lines, prettyErrors: false });
+  const at = (offset: number): string => {
+    const { line, col } = lines.linePos(offset);
+    return `${file}:${line}:${col}`;
+  };
+  if (document.errors.length > 0) {
+    throw invalid(document.errors.map((error) => `${at(error.pos[0])}: ${error.message}`));
+  }
+  const parsed = schema.safeParse(document.toJS());
+  if (!parsed.success) {
+    throw invalid(
+      parsed.error.issues.flatMap((issue) => {
+        const keys = issue.code === "unrecognized_keys" ? issue.keys : [undefined];
+        return keys.map((key) => {
+          const where = key === undefined ? issue.path : [...issue.path, key];
+          const message = key === undefined ? issue.message : "Unknown key";
+          return `${at(offsetOf(document, where))}: ${where.map(String).join(".") || "(file)"}: ${message}`;
+        });
+      }),
+    );
+  }
+  return absolute(parsed.data, path.dirname(path.resolve(file)));
+}
+
+function invalid(problems: readonly string[]): FleeceError {
+  return new FleeceError("CONFIG_INVALID", problems.join("\n"), { facts: { problems } });
+}
+
+/** Where the key of a path stands in the file; for a key that is missing, where its nearest ancestor stands. */
+function offsetOf(document: Document, where: readonly PropertyKey[]): number {
+  for (let depth = where.length; depth > 0; depth--) {
+    const parent = document.getIn(where.slice(0, depth - 1), true);
+    const last = where[depth - 1];
+    if (isMap(parent)) {
+      const pair = parent.items.find(({ key }) => isScalar(key) && key.value === last);
+      if (isScalar(pair?.key) && pair.key.range) return pair.key.range[0];
+    }
+    const node: unknown = document.getIn(where.slice(0, depth), true);
+    if (hasRange(node)) return node.range[0];
+  }
+  return hasRange(document.contents) ? document.contents.range[0] : 0;
+}
+
+function hasRange(node: unknown): node is { range: readonly [number, number, number] } {
+  return typeof node === "object" && node !== null && "range" in node && Array.isArray(node.range);
+}
+
+function absolute(config: Config, base: string): Config {
+  const from = (value: string): string => path.resolve(base, value);
+  return {
+    ...config,
+    stateDir: from(config.stateDir),
+    scratchDir: from(config.scratchDir),
+    ...(config.runtimeDir === undefined ? {} : { runtimeDir: from(config.runtimeDir) }),
+    domains: config.domains.map((entry) => ({
+      ...entry,
+      ...(entry.qmp === undefined ? {} : { qmp: from(entry.qmp) }),
+      ...(entry.disks === undefined
+        ? {}
+        : { disks: entry.disks.map((listed) => ({ ...listed, file: from(listed.file) })) }),
+    })),
+    repositories: config.repositories.map((entry) => ({ ...entry, path: from(entry.path) })),
+  };
+}

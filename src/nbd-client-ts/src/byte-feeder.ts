@@ -1,0 +1,81 @@
+/**
+ * What a parser waits for: memory that the next bytes fill completely, or a number of bytes to drop.
+ * Naming the memory lets a transport receive straight into it.
+ */
+export type Want = Uint8Array | number;
+
+/**
+ * A parser is a generator that yields what it wants next and returns its result. It owns no socket and sees no
+ * chunks, so it cannot depend on how the input was cut.
+ */
+export type ByteParser<T> = Generator<Want, T, undefined>;
+
+/** Feeds received bytes, in chunks of any size, to a parser. */
+export class ByteFeeder<T> {
+  readonly #parser: ByteParser<T>;
+  #want: Want = 0;
+  #filledBytes = 0;
+  #result: { readonly value: T } | undefined;
+
+  constructor(parser: ByteParser<T>) {
+    this.#parser = parser;
+    this.#advance();
+  }
+
+  /** The parser's result, once it has returned. */
+  get result(): { readonly value: T } | undefined {
+    return this.#result;
+  }
+
+  /** Memory that the next bytes belong in, if they are to be kept. */
+  get target(): Uint8Array | undefined {
+    if (this.#result !== undefined || typeof this.#want === "number") return undefined;
+    return this.#want.subarray(this.#filledBytes);
+  }
+
+  /** Consumes a chunk; returns how many of its bytes were used, fewer only when the parser has returned. */
+  push(chunk: Uint8Array): number {
+    let used = 0;
+    while (used < chunk.length && this.#result === undefined) {
+      const take = Math.min(chunk.length - used, wantedBytes(this.#want) - this.#filledBytes);
+      if (typeof this.#want !== "number") this.#place(this.#want, chunk, used, take);
+      used += take;
+      this.#filledBytes += take;
+      if (this.#filledBytes === wantedBytes(this.#want)) this.#advance();
+    }
+    return used;
+  }
+
+  /**
+   * Bytes that the transport received into their final place stay there. Which buffer a chunk came in is looked
+   * at, never assumed: a transport fixes the buffer of its next receive before it knows what will arrive.
+   */
+  #place(want: Uint8Array, chunk: Uint8Array, from: number, count: number): void {
+    const inPlace =
+      chunk.buffer === want.buffer && chunk.byteOffset + from === want.byteOffset + this.#filledBytes;
+    if (!inPlace) want.set(chunk.subarray(from, from + count), this.#filledBytes);
+  }
+
+  #advance(): void {
+    do {
+      const step = this.#parser.next();
+      this.#filledBytes = 0;
+      if (step.done === true) {
+        this.#result = { value: step.value };
+        return;
+      }
+      this.#want = step.value;
+    } while (wantedBytes(this.#want) === 0);
+  }
+}
+
+function wantedBytes(want: Want): number {
+  return typeof want === "number" ? want : want.length;
+}
+
+/** Reads exactly `lengthBytes`. The caller has checked the length against a bound. */
+export function* takeBytes(lengthBytes: number): ByteParser<Buffer> {
+  const bytes = Buffer.allocUnsafe(lengthBytes);
+  yield bytes;
+  return bytes;
+}

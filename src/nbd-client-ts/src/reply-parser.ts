@@ -1,0 +1,151 @@
+import { takeBytes, type ByteParser } from "./byte-feeder.js";
+import {
+  CHUNK,
+  CHUNK_ERROR_BIT,
+  CHUNK_FLAG_DONE,
+  LIMIT,
+  SIMPLE_REPLY_MAGIC,
+  STRUCTURED_REPLY_MAGIC,
+} from "./constants.js";
+import { cleanText, errnoName, NbdError } from "./errors.js";
+import { describeRange, type AckReceiver } from "./receiver.js";
+import type { ReadAssembler } from "./read-assembler.js";
+import type { StatusCollector } from "./status-collector.js";
+import { readUint64 } from "./wire.js";
+
+export type ReplyReceiver = AckReceiver | ReadAssembler | StatusCollector;
+
+/** The requests that the server owes a reply. */
+export interface ReplyTable {
+  readonly structuredReplies: boolean;
+  /** Throws if no such request is in flight. */
+  find(cookie: number): ReplyReceiver;
+  /** The reply is complete, or carried an error, which the receiver holds. */
+  finish(cookie: number): void;
+}
+
+interface Chunk {
+  readonly flags: number;
+  readonly type: number;
+  readonly cookie: number;
+  readonly lengthBytes: number;
+}
+
+/** 6 bytes of error and text length, the text, and 8 bytes of offset. */
+const MAX_ERROR_BYTES = 6 + LIMIT.stringBytes + 8;
+
+/** Parses everything a server sends after the handshake. Throws an `NbdError` at the first violation. */
+export function* parseReplies(table: ReplyTable): ByteParser<never> {
+  const header = Buffer.alloc(20);
+  const magicPart = header.subarray(0, 4);
+  const simplePart = header.subarray(4, 16);
+  const structuredPart = header.subarray(4, 20);
+  for (;;) {
+    yield magicPart;
+    const magic = header.readUInt32BE(0);
+    if (magic === SIMPLE_REPLY_MAGIC) {
+      yield simplePart;
+      yield* parseSimpleReply(table, readUint64(header, 8), header.readUInt32BE(4));
+    } else if (magic === STRUCTURED_REPLY_MAGIC) {
+      yield structuredPart;
+      yield* parseChunk(table, {
+        flags: header.readUInt16BE(4),
+        type: header.readUInt16BE(6),
+        cookie: readUint64(header, 8),
+        lengthBytes: header.readUInt32BE(16),
+      });
+    } else {
+      throw new NbdError(
+        "BAD_MAGIC",
+        `Expected the magic of a reply, the server sent 0x${magic.toString(16)}`,
+      );
+    }
+  }
+}
+
+/** "Simple reply message": a payload follows only a successful READ. */
+function* parseSimpleReply(table: ReplyTable, cookie: number, error: number): ByteParser<void> {
+  const receiver = table.find(cookie);
+  const mustBeStructured =
+    receiver.kind === "read" ? table.structuredReplies : receiver.kind === "status" && error === 0;
+  if (mustBeStructured) {
+    throw new NbdError(
+      "UNEXPECTED_REPLY",
+      `Expected a structured reply to ${describeRange(receiver.range)}, the server sent a simple one`,
+    );
+  }
+  if (error !== 0) receiver.fail({ errno: errnoName(error), text: "" });
+  else if (receiver.kind === "read") yield receiver.whole();
+  finish(table, cookie, receiver);
+}
+
+function* parseChunk(table: ReplyTable, chunk: Chunk): ByteParser<void> {
+  if (!table.structuredReplies) {
+    throw new NbdError(
+      "UNEXPECTED_REPLY",
+      "Expected a simple reply, the server sent a structured one unasked",
+    );
+  }
+  const receiver = table.find(chunk.cookie);
+  yield* parseContent(receiver, chunk);
+  if ((chunk.flags & CHUNK_FLAG_DONE) !== 0) finish(table, chunk.cookie, receiver);
+}
+
+function* parseContent(receiver: ReplyReceiver, chunk: Chunk): ByteParser<void> {
+  if (chunk.type === CHUNK.NONE) {
+    checkLength(receiver, chunk, chunk.lengthBytes === 0 && (chunk.flags & CHUNK_FLAG_DONE) !== 0);
+  } else if (chunk.type === CHUNK.OFFSET_DATA && receiver.kind === "read") {
+    checkLength(receiver, chunk, chunk.lengthBytes >= 9);
+    const offset = readUint64(yield* takeBytes(8), 0);
+    yield receiver.data(offset, chunk.lengthBytes - 8);
+  } else if (chunk.type === CHUNK.OFFSET_HOLE && receiver.kind === "read") {
+    checkLength(receiver, chunk, chunk.lengthBytes === 12);
+    const content = yield* takeBytes(12);
+    const length = content.readUInt32BE(8);
+    if (length === 0) throw receiver.violation("BAD_REPLY", "a hole of length 0");
+    receiver.hole(readUint64(content, 0), length);
+  } else if (chunk.type === CHUNK.BLOCK_STATUS && receiver.kind === "status") {
+    const extents = (chunk.lengthBytes - 4) / 8;
+    checkLength(
+      receiver,
+      chunk,
+      Number.isInteger(extents) && extents >= 1 && extents <= LIMIT.extentsPerChunk,
+    );
+    receiver.status(yield* takeBytes(chunk.lengthBytes));
+  } else if ((chunk.type & CHUNK_ERROR_BIT) !== 0) {
+    yield* parseError(receiver, chunk);
+  } else {
+    throw receiver.violation("BAD_REPLY", `a chunk of type ${chunk.type}, which does not belong there`);
+  }
+}
+
+/** Error types that we do not know begin like those that we do ("Structured reply types"). */
+function* parseError(receiver: ReplyReceiver, chunk: Chunk): ByteParser<void> {
+  checkLength(receiver, chunk, chunk.lengthBytes >= 6 && chunk.lengthBytes <= MAX_ERROR_BYTES);
+  const content = yield* takeBytes(chunk.lengthBytes);
+  const error = content.readUInt32BE(0);
+  if (error === 0) throw receiver.violation("BAD_REPLY", "an error chunk without an error");
+  const textEnd = 6 + content.readUInt16BE(4);
+  const hasOffset = chunk.type === CHUNK.ERROR_OFFSET;
+  const fits = hasOffset ? textEnd + 8 === content.length : textEnd <= content.length;
+  checkLength(receiver, chunk, fits && textEnd <= 6 + LIMIT.stringBytes);
+  receiver.fail({
+    errno: errnoName(error),
+    text: cleanText(content.subarray(6, textEnd)),
+    ...(hasOffset ? { offset: readUint64(content, textEnd) } : {}),
+  });
+}
+
+function checkLength(receiver: ReplyReceiver, chunk: Chunk, valid: boolean): void {
+  if (valid) return;
+  const done = (chunk.flags & CHUNK_FLAG_DONE) === 0 ? "without" : "with";
+  throw receiver.violation(
+    "BAD_REPLY",
+    `a chunk of type ${chunk.type} and ${chunk.lengthBytes} bytes ${done} the DONE flag, which cannot be`,
+  );
+}
+
+function finish(table: ReplyTable, cookie: number, receiver: ReplyReceiver): void {
+  if (receiver.error === undefined) receiver.complete();
+  table.finish(cookie);
+}

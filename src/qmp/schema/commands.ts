@@ -1,0 +1,93 @@
+import type { BitmapAdd, BitmapMerge, BitmapRef } from "./bitmaps.js";
+import type { BlockBackendInfo, BlockGraph, BlockNodeInfo } from "./block-info.js";
+import type { BlockExportAdd, BlockExportDel, BlockExportInfo, NbdServerStart } from "./exports.js";
+import type { BlockdevBackup, BlockdevCreate, BlockJobInfo, JobInfo } from "./jobs.js";
+import type {
+  IothreadInfo,
+  JsonValue,
+  MachineStatus,
+  MigrationInfo,
+  QomMember,
+  QomProperty,
+  SchemaEntity,
+} from "./machine.js";
+import type { BlockdevOptions } from "./nodes.js";
+import type { BlockdevSnapshot, TransactionAction } from "./transaction.js";
+
+/** `undefined` in `A` means that the arguments may be left out. */
+interface Command<A, R> {
+  arguments: A;
+  returns: R;
+}
+
+/** What commands without a result answer. */
+type Nothing = Readonly<Record<string, never>>;
+
+/**
+ * The commands that can be sent: no others can. Types follow QEMU 7.2; a test compares them with `query-qmp-schema`.
+ * Replies are not checked member by member. A number beyond 2^53 arrives rounded and so fails `Number.isSafeInteger`.
+ * "machine only" marks what `qemu-storage-daemon` does not know and answers with class CommandNotFound.
+ */
+export interface QmpCommands {
+  qmp_capabilities: Command<{ enable?: "oob"[] } | undefined, Nothing>;
+  "query-version": Command<
+    undefined,
+    { qemu: { major: number; minor: number; micro: number }; package: string }
+  >;
+  "query-commands": Command<undefined, { name: string }[]>;
+  "query-qmp-schema": Command<undefined, SchemaEntity[]>;
+  quit: Command<undefined, Nothing>;
+
+  /** Machine only, down to human-monitor-command. */
+  "query-status": Command<undefined, MachineStatus>;
+  "query-name": Command<undefined, { name?: string }>;
+  "query-uuid": Command<undefined, { UUID: string }>;
+  "query-migrate": Command<undefined, MigrationInfo>;
+  "query-iothreads": Command<undefined, IothreadInfo[]>;
+  stop: Command<undefined, Nothing>;
+  cont: Command<undefined, Nothing>;
+  system_powerdown: Command<undefined, Nothing>;
+  "human-monitor-command": Command<{ "command-line": string; "cpu-index"?: number }, string>;
+
+  "qom-list": Command<{ path: string }, QomMember[]>;
+  "qom-get": Command<QomProperty, unknown>;
+  "qom-set": Command<QomProperty & { value: JsonValue }, Nothing>;
+
+  "query-block": Command<undefined, BlockBackendInfo[]>;
+  "query-named-block-nodes": Command<{ flat?: boolean } | undefined, BlockNodeInfo[]>;
+  "x-debug-query-block-graph": Command<undefined, BlockGraph>;
+  "blockdev-add": Command<BlockdevOptions, Nothing>;
+  "blockdev-del": Command<{ "node-name": string }, Nothing>;
+  "blockdev-snapshot": Command<BlockdevSnapshot, Nothing>;
+  transaction: Command<
+    { actions: TransactionAction[]; properties?: { "completion-mode"?: "individual" | "grouped" } },
+    Nothing
+  >;
+
+  "block-dirty-bitmap-add": Command<BitmapAdd, Nothing>;
+  "block-dirty-bitmap-remove": Command<BitmapRef, Nothing>;
+  "block-dirty-bitmap-enable": Command<BitmapRef, Nothing>;
+  "block-dirty-bitmap-disable": Command<BitmapRef, Nothing>;
+  "block-dirty-bitmap-merge": Command<BitmapMerge, Nothing>;
+  "block-dirty-bitmap-clear": Command<BitmapRef, Nothing>;
+
+  "nbd-server-start": Command<NbdServerStart, Nothing>;
+  /** Blocks QEMU's main loop while a client is connected that has not finished its handshake (seen on 7.2). */
+  "nbd-server-stop": Command<undefined, Nothing>;
+  "query-block-exports": Command<undefined, BlockExportInfo[]>;
+  "block-export-add": Command<BlockExportAdd, Nothing>;
+  /** Returns at once; the export is gone with the event BLOCK_EXPORT_DELETED. */
+  "block-export-del": Command<BlockExportDel, Nothing>;
+
+  "query-jobs": Command<undefined, JobInfo[]>;
+  "query-block-jobs": Command<undefined, BlockJobInfo[]>;
+  "blockdev-backup": Command<BlockdevBackup, Nothing>;
+  "blockdev-create": Command<BlockdevCreate, Nothing>;
+  "job-cancel": Command<{ id: string }, Nothing>;
+  "job-complete": Command<{ id: string }, Nothing>;
+  "job-dismiss": Command<{ id: string }, Nothing>;
+}
+
+export type QmpCommandName = keyof QmpCommands;
+export type QmpArguments<C extends QmpCommandName> = QmpCommands[C]["arguments"];
+export type QmpReturns<C extends QmpCommandName> = QmpCommands[C]["returns"];

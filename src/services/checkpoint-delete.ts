@@ -1,0 +1,43 @@
+import type { ServiceContext } from "./context.js";
+import { requireDomain, withDomain } from "./context.js";
+import type { Checkpoint } from "./checkpoints.js";
+import { deleteCheckpoint, findCheckpoint, gatherCheckpoints } from "./checkpoints.js";
+import { inspectDomain } from "./domains.js";
+
+/** Oldest first. Reads only. */
+export async function listCheckpoints(
+  context: ServiceContext,
+  domain: string,
+  signal?: AbortSignal,
+): Promise<readonly Checkpoint[]> {
+  return gatherCheckpoints(await inspectDomain(context, domain, signal));
+}
+
+/** Reads only. Fails with CHECKPOINT_NOT_FOUND. */
+export async function getCheckpoint(
+  context: ServiceContext,
+  domain: string,
+  name: string,
+  signal?: AbortSignal,
+): Promise<Checkpoint> {
+  return findCheckpoint(await inspectDomain(context, domain, signal), name);
+}
+
+/**
+ * Merges a checkpoint into the one before it and returns what it was. Fails with CHECKPOINT_NOT_FOUND, CHECKPOINT_BUSY,
+ * CHECKPOINT_DAMAGED or DOMAIN_BUSY. A backup that has it as its base of changes needs a full next time.
+ */
+export function removeCheckpoint(
+  context: ServiceContext,
+  domain: string,
+  name: string,
+  signal?: AbortSignal,
+): Promise<Checkpoint> {
+  requireDomain(context, domain);
+  return withDomain(context, domain, `checkpoint delete ${domain} ${name}`, async (session) => {
+    const driver = await session.driver(signal);
+    const found = findCheckpoint(await driver.inspect(signal), name);
+    await deleteCheckpoint(driver, name, undefined, signal);
+    return found;
+  });
+}

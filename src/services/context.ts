@@ -1,0 +1,75 @@
+import { checkName } from "../model/names.js";
+import type { ReaderFactory } from "../ports/block-io.js";
+import type { DriverFactory } from "../ports/block-driver.js";
+import type { Clock } from "../ports/clock.js";
+import type { ImageFactory } from "../ports/image-writer.js";
+import type { OutputDirectories } from "../ports/output-directory.js";
+import type { Logger } from "../ports/logger.js";
+import type { BackupRepository } from "../ports/repository.js";
+import type { HostCleaner, StateStore } from "../ports/state-store.js";
+import { FleeceError } from "../shared/errors.js";
+import { DomainSession } from "./domain-session.js";
+import { recoverDomain } from "./recovery.js";
+
+/** What every service works with; put together once, in agent.ts. */
+export interface ServiceContext {
+  readonly store: StateStore;
+  readonly host: HostCleaner;
+  readonly clock: Clock;
+  readonly log: Logger;
+  readonly drivers: DriverFactory;
+  readonly readers: ReaderFactory;
+  readonly images: ImageFactory;
+  readonly outputs: OutputDirectories;
+  /** In the order of the configuration; the first is the default. */
+  readonly repositories: ReadonlyMap<string, BackupRepository>;
+  readonly domains: readonly string[];
+  readonly scratchDir: string;
+  /** Fails with PATH_NOT_FOUND or PERMISSION_DENIED when no scratch images can be made. */
+  readonly checkScratch: () => Promise<void>;
+  /** How many disks are read side by side. */
+  readonly parallelDisks: number;
+}
+
+/** Fails with INVALID_NAME or DOMAIN_NOT_FOUND. */
+export function requireDomain({ domains }: ServiceContext, name: string): string {
+  checkName("domain", name);
+  if (domains.includes(name)) return name;
+  throw new FleeceError(
+    "DOMAIN_NOT_FOUND",
+    `The configuration has no domain ${name}; it has ${domains.join(", ")}`,
+    { facts: { domain: name } },
+  );
+}
+
+export function requireRepository({ repositories }: ServiceContext, name?: string): BackupRepository {
+  const [first] = repositories.values();
+  if (name === undefined && first !== undefined) return first;
+  const found = repositories.get(checkName("repository", name ?? ""));
+  if (found !== undefined) return found;
+  throw new FleeceError(
+    "REPOSITORY_NOT_FOUND",
+    `The configuration has no repository ${name ?? ""}; it has ${[...repositories.keys()].join(", ")}`,
+    { facts: { repository: name ?? "" } },
+  );
+}
+
+/**
+ * Runs an operation that changes a domain: alone on it, and after whatever killed operations left has been put in order.
+ * Fails with DOMAIN_BUSY, or with CLEANUP_INCOMPLETE if that order cannot be made.
+ */
+export async function withDomain<T>(
+  context: ServiceContext,
+  domain: string,
+  purpose: string,
+  action: (session: DomainSession) => Promise<T>,
+): Promise<T> {
+  const lock = await context.store.lockDomain(domain, purpose);
+  try {
+    await using session = new DomainSession(context.drivers, domain);
+    await recoverDomain(context, session);
+    return await action(session);
+  } finally {
+    await lock.release();
+  }
+}

@@ -1,0 +1,82 @@
+import type { Logger } from "../ports/logger.js";
+import type { DriverFactory } from "../ports/block-driver.js";
+import type { BackupRepository } from "../ports/repository.js";
+import type { HostCleaner, OperationRecord, StateStore } from "../ports/state-store.js";
+import type { Clock } from "../ports/clock.js";
+import { errorMessage, isFleeceError } from "../shared/errors.js";
+import { DomainSession } from "./domain-session.js";
+import { Operation } from "./operation.js";
+import { unwind } from "./unwind.js";
+
+export interface RecoveryParts {
+  readonly store: StateStore;
+  readonly host: HostCleaner;
+  readonly clock: Clock;
+  readonly log: Logger;
+  readonly repositories: ReadonlyMap<string, BackupRepository>;
+}
+
+/**
+ * Puts in order what killed processes left on a domain, and ends block snapshots whose lease has run out. The caller
+ * holds the domain's lock, so whoever wrote a record of a backup is dead.
+ */
+export async function recoverDomain(parts: RecoveryParts, session: DomainSession): Promise<void> {
+  for (const record of await parts.store.operations(session.domain)) {
+    if (!isOver(parts, record)) continue;
+    const operation = new Operation(parts.store, record);
+    const { subject } = record;
+    if (subject.kind === "backup" && (await wasPublished(parts, record.domain, subject))) {
+      await operation.keepCheckpoint();
+    }
+    parts.log.info(
+      { operation: record.id, kind: subject.kind, domain: record.domain },
+      "Undoing an unfinished operation",
+    );
+    await unwind(operation, session, parts.host);
+  }
+}
+
+/**
+ * The same for every domain with something to put in order, as far as it can be done now: a domain that is busy or out of
+ * reach keeps its records, and its own next operation insists.
+ */
+export async function recoverAll(
+  context: RecoveryParts & { readonly drivers: DriverFactory },
+): Promise<void> {
+  const over = (await context.store.operations()).filter((record) => isOver(context, record));
+  for (const domain of new Set(over.map((record) => record.domain))) {
+    try {
+      const lock = await context.store.lockDomain(domain, "recovery");
+      try {
+        await using session = new DomainSession(context.drivers, domain);
+        await recoverDomain(context, session);
+      } finally {
+        await lock.release();
+      }
+    } catch (error) {
+      if (isFleeceError(error, "DOMAIN_BUSY")) continue;
+      context.log.warn({ domain }, errorMessage(error));
+    }
+  }
+}
+
+function isOver({ store, clock }: RecoveryParts, { subject, owner }: OperationRecord): boolean {
+  switch (subject.kind) {
+    case "backup":
+      return true;
+    case "restore":
+      return !store.isAlive(owner);
+    case "block-snapshot":
+      return subject.phase === "creating" || subject.leaseUntilMs <= clock.now();
+  }
+}
+
+/** Killed between giving the backup its name and tidying up: the backup is whole, and its checkpoint counts. */
+async function wasPublished(
+  { repositories }: RecoveryParts,
+  domain: string,
+  subject: { backupId: string; repository: string },
+): Promise<boolean> {
+  const repository = repositories.get(subject.repository);
+  return repository !== undefined && (await repository.has(domain, subject.backupId));
+}

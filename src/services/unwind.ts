@@ -1,0 +1,52 @@
+import type { UndoEntry } from "../model/undo.js";
+import type { HostCleaner } from "../ports/state-store.js";
+import { errorMessage, FleeceError } from "../shared/errors.js";
+import { deleteCheckpoint } from "./checkpoints.js";
+import type { DomainSession } from "./domain-session.js";
+import type { Operation } from "./operation.js";
+
+/**
+ * Undoes everything an operation acquired, in reverse, and all of it even if something fails. What could not be undone
+ * stays in the journal for the next command. Fails with CLEANUP_INCOMPLETE, whose cause is the first failure.
+ */
+export async function unwind(operation: Operation, session: DomainSession, host: HostCleaner): Promise<void> {
+  const failures: unknown[] = [];
+  const undone: UndoEntry[] = [];
+  for (const entry of operation.record.undo.toReversed()) {
+    try {
+      await undoEntry(entry, session, host);
+      undone.push(entry);
+    } catch (error) {
+      failures.push(error);
+    }
+  }
+  if (failures.length === 0) {
+    await operation.end();
+    return;
+  }
+  await operation.settle(...undone);
+  throw new FleeceError(
+    "CLEANUP_INCOMPLETE",
+    `Could not remove everything of the unfinished operation ${operation.record.id} on domain ${session.domain}; the next command tries again: ${failures.map(errorMessage).join("; ")}`,
+    { cause: failures[0], facts: { operation: operation.record.id } },
+  );
+}
+
+async function undoEntry(entry: UndoEntry, session: DomainSession, host: HostCleaner): Promise<void> {
+  switch (entry.kind) {
+    case "checkpoint":
+      return session.resilient((driver) => deleteCheckpoint(driver, entry.checkpoint.name, entry.targets));
+    case "file":
+    case "directory":
+    case "daemon":
+    case "daemon-export":
+      return host.undo(entry);
+    case "vm-held":
+    case "vm-node":
+    case "vm-filter":
+    case "vm-export":
+    case "vm-nbd-server":
+    case "vm-bitmap":
+      return session.resilient((driver) => driver.undo(entry));
+  }
+}
