@@ -47,22 +47,59 @@ export async function connectQmp(options: QmpConnectOptions): Promise<QmpSession
   checkSocketPath(socketPath);
   if (signal?.aborted === true) throw abortedConnect(socketPath, signal.reason);
   const timeoutMs = options.connectTimeoutMs ?? defaultConnectTimeoutMs;
-  const socket = createConnection({ path: socketPath });
-  let connection: QmpConnection | undefined;
-  const establish = async (): Promise<QmpSession> => {
-    await connected(socket, socketPath);
-    connection = new QmpConnection(socket, options.maxLineBytes ?? defaultMaxLineBytes, options);
+  const attempt = new Attempt(options);
+  try {
+    return await limitWait(attempt.run(), { timeoutMs, signal }, "Connecting");
+  } catch (error) {
+    const failure = explain(error, socketPath, timeoutMs, attempt.isGreeted);
+    attempt.abandon(failure);
+    throw failure;
+  }
+}
+
+/** Connects, again if need be; holds what must be torn down if that is given up. */
+class Attempt {
+  readonly #options: QmpConnectOptions;
+  #socket: Socket | undefined;
+  #connection: QmpConnection | undefined;
+
+  constructor(options: QmpConnectOptions) {
+    this.#options = options;
+  }
+
+  get isGreeted(): boolean {
+    return this.#connection?.isGreeted === true;
+  }
+
+  /**
+   * A QEMU that is just starting to listen may greet twice and so forget what was negotiated in between (seen on 7.2,
+   * rarely): what breaks the protocol after the greeting gets another chance, a peer that never greets does not.
+   */
+  async run(): Promise<QmpSession> {
+    for (let retriesLeft = 2; ; retriesLeft -= 1) {
+      try {
+        return await this.#once();
+      } catch (error) {
+        if (retriesLeft === 0 || !isQmpError(error, "QMP_PROTOCOL")) throw error;
+      }
+    }
+  }
+
+  abandon(failure: QmpError): void {
+    this.#connection?.fail(failure);
+    this.#socket?.destroy();
+  }
+
+  async #once(): Promise<QmpSession> {
+    const { socketPath, maxLineBytes = defaultMaxLineBytes, commandTimeoutMs } = this.#options;
+    this.#connection = undefined;
+    this.#socket = createConnection({ path: socketPath });
+    await connected(this.#socket, socketPath);
+    const connection = new QmpConnection(this.#socket, maxLineBytes, this.#options);
+    this.#connection = connection;
     const version = await connection.greeted;
     await connection.negotiate();
-    return new QmpSession(connection, version, options.commandTimeoutMs ?? defaultCommandTimeoutMs);
-  };
-  try {
-    return await limitWait(establish(), { timeoutMs, signal }, "Connecting");
-  } catch (error) {
-    const failure = explain(error, socketPath, timeoutMs, connection?.isGreeted === true);
-    connection?.fail(failure);
-    socket.destroy();
-    throw failure;
+    return new QmpSession(connection, version, commandTimeoutMs ?? defaultCommandTimeoutMs);
   }
 }
 

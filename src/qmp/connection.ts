@@ -1,3 +1,4 @@
+import { randomBytes } from "node:crypto";
 import type { Duplex } from "node:stream";
 import { QmpError } from "./errors.js";
 import { type Frame, LineFramer } from "./line-framer.js";
@@ -42,6 +43,8 @@ export class QmpConnection {
   readonly #state: RunState;
   readonly #pending = new Map<string, PendingCall>();
   readonly #listeners = new Set<EventListener>();
+  /** Random: QEMU 7.2 may hand the new client a reply that the one before it was waiting for, maybe also one of ours. */
+  readonly #idPrefix = `fleece-${randomBytes(6).toString("hex")}`;
   #nextId = 1;
   #unknownReplies = 0;
   #cause: QmpError | undefined;
@@ -108,7 +111,7 @@ export class QmpConnection {
 
   async #send(command: string, args: object | undefined): Promise<unknown> {
     if (this.#cause !== undefined) throw pendingError(command, this.#cause);
-    const id = `fleece-${this.#nextId++}`;
+    const id = `${this.#idPrefix}-${this.#nextId++}`;
     const line = encodeCommand(id, command, args);
     return await new Promise((resolve, reject) => {
       this.#pending.set(id, { command, resolve, reject });
@@ -142,6 +145,8 @@ export class QmpConnection {
       this.#state.move("negotiating", "greeted");
       this.#onGreeting?.resolve(message.version);
       this.#onGreeting = undefined;
+    } else if (isForFormerClient(message)) {
+      if (message.kind !== "event") this.#takeCall(message.id);
     } else if (text.trim() === "{") {
       const hint = "is the monitor in pretty-printing mode (pretty=on)?";
       this.#protocolError(`expected a greeting on one line, got an opening brace alone; ${hint}`);
@@ -234,4 +239,17 @@ function pendingError(command: string, cause: QmpError): QmpError {
     command,
     cause,
   });
+}
+
+/**
+ * A QEMU whose former client left with a call pending may answer that call to us, even before it greets us (seen on
+ * 7.2, about once in a thousand such cases). Every sane client sends ids, so an answer without one is something else.
+ */
+function isForFormerClient(
+  message: QmpMessage,
+): message is QmpMessage & { kind: "event" | "return" | "error" } {
+  return (
+    message.kind === "event" ||
+    ((message.kind === "return" || message.kind === "error") && message.id !== undefined)
+  );
 }

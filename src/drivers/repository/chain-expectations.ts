@@ -1,7 +1,8 @@
 import { BLOCK_SIZE } from "../../model/extents.js";
 import { FleeceError } from "../../shared/errors.js";
 import type { BlockExpectations } from "../../ports/repository.js";
-import { blocksOf, DIGEST_BYTES, digestBlock, isZero } from "./block-digest.js";
+import { blocksOf, DIGEST_BYTES, isZero } from "./block-digest.js";
+import { BlockHasher } from "./block-hasher.js";
 import type { DigestFile } from "./digest-file.js";
 
 /** At most so many digests are in memory at once: 64 KiB of them cover 128 MiB of a disk. */
@@ -18,6 +19,7 @@ interface Segment {
 export class ChainExpectations implements BlockExpectations {
   readonly #files: readonly DigestFile[];
   readonly #diskBytes: number;
+  readonly #hasher = new BlockHasher();
 
   /** Newest first. Takes over the files. */
   constructor(files: readonly DigestFile[], diskBytes: number) {
@@ -26,34 +28,37 @@ export class ChainExpectations implements BlockExpectations {
   }
 
   async firstMismatch(offset: number, data: Uint8Array): Promise<number | undefined> {
-    const blockAt = (block: number): Uint8Array => {
-      const at = block * BLOCK_SIZE - offset;
-      return data.subarray(at, at + BLOCK_SIZE);
+    this.#checkRange(offset, data.length);
+    const found = await this.#hasher.digests(data);
+    const foundAt = (block: number): Uint8Array => {
+      const at = (block - offset / BLOCK_SIZE) * DIGEST_BYTES;
+      return found.subarray(at, at + DIGEST_BYTES);
     };
     return await this.#firstBlock(offset, data.length, {
-      whereStored: (block, digest) => Buffer.compare(digestBlock(blockAt(block)), digest) !== 0,
-      whereZero: (block) => !isZero(blockAt(block)),
+      whereStored: (block, digest) => Buffer.compare(foundAt(block), digest) !== 0,
+      whereZero: (block) => !isZero(foundAt(block)),
     });
   }
 
   async firstNonZero(offset: number, length: number): Promise<number | undefined> {
+    this.#checkRange(offset, length);
     return await this.#firstBlock(offset, length, { whereStored: (_block, digest) => !isZero(digest) });
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
+    await this.#hasher.close();
     for (const file of this.#files) await file.close();
+  }
+
+  #checkRange(offset: number, length: number): void {
+    const end = offset + length;
+    const whole = offset % BLOCK_SIZE === 0 && (end % BLOCK_SIZE === 0 || end === this.#diskBytes);
+    if (whole && end <= this.#diskBytes) return;
+    throw new FleeceError("INTERNAL", `Expected whole blocks of the disk, got ${length} bytes at ${offset}`);
   }
 
   /** Offset of the first block of a range that differs. */
   async #firstBlock(offset: number, length: number, difference: Difference): Promise<number | undefined> {
-    const end = offset + length;
-    const whole = offset % BLOCK_SIZE === 0 && (end % BLOCK_SIZE === 0 || end === this.#diskBytes);
-    if (!whole || end > this.#diskBytes) {
-      throw new FleeceError(
-        "INTERNAL",
-        `Expected whole blocks of the disk, got ${length} bytes at ${offset}`,
-      );
-    }
     const firstBlock = offset / BLOCK_SIZE;
     for (const segment of segments(this.#files, firstBlock, firstBlock + blocksOf(length), 0)) {
       const block =

@@ -7,6 +7,7 @@ import type { ImageFactory, OpenImages } from "../../ports/image-writer.js";
 import type { BackupDraft, DraftRequest, DraftSummary } from "../../ports/repository.js";
 import { fileError, FleeceError } from "../../shared/errors.js";
 import { isDirectory } from "./backup-directory.js";
+import { BlockHasher } from "./block-hasher.js";
 import { DigestWriter } from "./digest-writer.js";
 import { ImageSink } from "./disk-sink.js";
 import { syncDirectory, writeDurably } from "./durable-files.js";
@@ -19,27 +20,26 @@ export interface DraftPlace {
   readonly images: ImageFactory;
 }
 
+/** What is open while a draft is. */
+interface DraftParts {
+  readonly images: OpenImages;
+  readonly hasher: BlockHasher;
+  readonly sinks: Map<string, ImageSink>;
+}
+
 /** A backup that is being written under a name which no list shows. */
 export class DirectoryDraft implements BackupDraft {
   readonly #place: DraftPlace;
   readonly #request: DraftRequest;
   readonly #directory: string;
-  readonly #images: OpenImages;
-  readonly #sinks: ReadonlyMap<string, ImageSink>;
+  readonly #parts: DraftParts;
   #state: "open" | "published" | "discarded" = "open";
 
-  private constructor(
-    place: DraftPlace,
-    request: DraftRequest,
-    directory: string,
-    images: OpenImages,
-    sinks: ReadonlyMap<string, ImageSink>,
-  ) {
+  private constructor(place: DraftPlace, request: DraftRequest, directory: string, parts: DraftParts) {
     this.#place = place;
     this.#request = request;
     this.#directory = directory;
-    this.#images = images;
-    this.#sinks = sinks;
+    this.#parts = parts;
   }
 
   /** Fails with ALREADY_EXISTS if there is a backup of that id; after any error nothing is left but the undo entry. */
@@ -63,9 +63,9 @@ export class DirectoryDraft implements BackupDraft {
     }
     try {
       const images = await createImages(place, request, directory, signal);
-      return await openSinks(images, request, directory, (sinks) => {
-        return new DirectoryDraft(place, request, directory, images, sinks);
-      });
+      const parts = { images, hasher: new BlockHasher(), sinks: new Map<string, ImageSink>() };
+      await openSinks(parts, request, directory);
+      return new DirectoryDraft(place, request, directory, parts);
     } catch (error) {
       await rm(directory, { recursive: true, force: true });
       throw error;
@@ -73,7 +73,7 @@ export class DirectoryDraft implements BackupDraft {
   }
 
   disk(target: string): ImageSink {
-    const sink = this.#sinks.get(target);
+    const sink = this.#parts.sinks.get(target);
     if (sink === undefined) {
       throw new FleeceError("INTERNAL", `Expected a disk of the backup, got ${target}`);
     }
@@ -83,19 +83,19 @@ export class DirectoryDraft implements BackupDraft {
   async publish(summary: DraftSummary): Promise<IntactEntry> {
     const { domain, id } = this.#request;
     const manifest = this.#manifest(summary);
-    await this.#images.finish();
+    await this.#parts.images.finish();
     await writeDurably(join(this.#directory, MANIFEST_FILE), formatManifest(manifest));
     await syncDirectory(this.#directory);
     await this.#giveFinalName();
     this.#state = "published";
+    await closeParts(this.#parts);
     return { repository: this.#place.repository, domain, id, manifest };
   }
 
   async discard(): Promise<void> {
     if (this.#state === "published") return;
     this.#state = "discarded";
-    await this.#images.close();
-    for (const sink of this.#sinks.values()) await sink.close();
+    await closeParts(this.#parts);
     try {
       await rm(this.#directory, { recursive: true, force: true });
     } catch (error) {
@@ -186,23 +186,27 @@ async function createImages(
   );
 }
 
-async function openSinks<T>(
-  images: OpenImages,
+async function openSinks(
+  parts: DraftParts,
   { disks, parent }: DraftRequest,
   directory: string,
-  use: (sinks: ReadonlyMap<string, ImageSink>) => T,
-): Promise<T> {
-  const sinks = new Map<string, ImageSink>();
+): Promise<void> {
+  const { images, hasher, sinks } = parts;
   try {
     for (const disk of disks) {
       const digests = await DigestWriter.create(join(directory, digestsFile(disk.target)), disk.sizeBytes);
       const image = images.writer(disk.target);
-      sinks.set(disk.target, new ImageSink({ disk, image, digests, hidesParent: parent !== undefined }));
+      const hidesParent = parent !== undefined;
+      sinks.set(disk.target, new ImageSink({ disk, image, digests, hasher, hidesParent }));
     }
-    return use(sinks);
   } catch (error) {
-    for (const sink of sinks.values()) await sink.close();
-    await images.close();
+    await closeParts(parts);
     throw error;
   }
+}
+
+async function closeParts({ images, hasher, sinks }: DraftParts): Promise<void> {
+  await images.close();
+  for (const sink of sinks.values()) await sink.close();
+  await hasher.close();
 }

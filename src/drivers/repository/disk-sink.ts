@@ -3,7 +3,8 @@ import { BLOCK_SIZE, type BlockRun } from "../../model/extents.js";
 import type { BlockWriter } from "../../ports/block-io.js";
 import type { DiskSink, DraftRequest, SinkResult } from "../../ports/repository.js";
 import { FleeceError } from "../../shared/errors.js";
-import { blocksIn, blocksOf, DIGEST_BYTES, digestBlock, isZero } from "./block-digest.js";
+import { DIGEST_BYTES, isZero } from "./block-digest.js";
+import type { BlockHasher } from "./block-hasher.js";
 import type { DigestWriter } from "./digest-writer.js";
 import { digestsFile, imageFile } from "./layout.js";
 
@@ -14,16 +15,24 @@ export class ImageSink implements DiskSink {
   readonly #disk: DraftDisk;
   readonly #image: BlockWriter;
   readonly #digests: DigestWriter;
+  readonly #hasher: BlockHasher;
   /** An image without a backing file is zero where nothing is written; one with must say so. */
   readonly #hidesParent: boolean;
   #storedBytes = 0;
   #zeroBytes = 0;
   #result: ManifestDisk | undefined;
 
-  constructor(parts: { disk: DraftDisk; image: BlockWriter; digests: DigestWriter; hidesParent: boolean }) {
+  constructor(parts: {
+    disk: DraftDisk;
+    image: BlockWriter;
+    digests: DigestWriter;
+    hasher: BlockHasher;
+    hidesParent: boolean;
+  }) {
     this.#disk = parts.disk;
     this.#image = parts.image;
     this.#digests = parts.digests;
+    this.#hasher = parts.hasher;
     this.#hidesParent = parts.hidesParent;
   }
 
@@ -42,12 +51,7 @@ export class ImageSink implements DiskSink {
 
   async write(offset: number, data: Uint8Array, signal?: AbortSignal): Promise<void> {
     this.#digests.check(offset, data.length, "data");
-    const digests = Buffer.allocUnsafe(blocksOf(data.length) * DIGEST_BYTES);
-    let at = 0;
-    for (const block of blocksIn(data)) {
-      digests.set(digestBlock(block), at);
-      at += DIGEST_BYTES;
-    }
+    const digests = await this.#hasher.digests(data);
     await allSettled([
       ...stretches(digests, data.length).map(async ({ start, length, zero }) => {
         if (zero) await this.#storeZeroes(offset + start, length, signal);

@@ -265,6 +265,8 @@ export class RunningDriver implements BlockDriver {
         target: disk.nodes.scratch,
         "on-cbw-error": "break-snapshot",
         "cbw-timeout": CBW_TIMEOUT_SECONDS,
+        // Without it the filter swallows the guest's discards; whether the disk honours them is the disk's own setting.
+        discard: "unmap",
       });
       await this.#qmp.execute("qom-set", { path: qomPath, property: "drive", value: disk.nodes.filter });
     }
@@ -294,7 +296,7 @@ export class RunningDriver implements BlockDriver {
       timeMs = await action();
     } finally {
       await this.#qmp.execute("cont");
-      heldMs = this.#clock.monotonicMs() - start;
+      heldMs = Math.round(this.#clock.monotonicMs() - start);
     }
     await undo.settle(entry);
     return { timeMs, heldMs };

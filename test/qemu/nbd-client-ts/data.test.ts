@@ -86,37 +86,46 @@ describe("NbdConnection with qemu-nbd", () => {
 });
 
 describe("NbdConnection with qemu-storage-daemon", () => {
-  it.each([512, 4096])(
-    "keeps to a minimum block size of %d bytes, also at the unaligned end",
-    async (block) => {
-      const directory = await temporaryDirectory();
-      const sizeBytes = MIB + 512;
-      await writeFile(directory.file("raw"), content(sizeBytes, 3));
-      const server = await storageDaemon(
-        directory.file("s"),
-        "--blockdev",
-        `driver=file,node-name=file,filename=${directory.file("raw")}`,
-        "--blockdev",
-        `driver=blkdebug,node-name=d,image=file,align=${block}`,
-        "--export",
-        "type=nbd,id=e,node-name=d,name=disk,writable=on",
-      );
-      const disk = await connection(server, { metaContexts: ["base:allocation"] });
-      expect(disk.blockSize.minimumBytes).toBe(block);
-      const model = content(sizeBytes, 3);
-      expect(model.subarray(4095, 9000).equals(await disk.read(4095, 4905))).toBe(true);
-      expect(model.equals((await disk.read(0, disk.sizeBytes)).subarray(0, sizeBytes))).toBe(true);
-      const data = content(8192, 4);
-      await disk.write(4096, data);
-      expect(data.equals(await disk.read(4096, 8192))).toBe(true);
-      let position = 0;
-      for await (const extent of disk.extents({ offset: 0 })) {
-        expect(extent.offset).toBe(position);
-        position += extent.length;
-      }
-      expect(position).toBe(disk.sizeBytes);
-    },
-  );
+  /** An export of a raw file whose node insists on blocks of the given size. */
+  async function blockExport(block: number, sizeBytes: number, writable: "on" | "off") {
+    const directory = await temporaryDirectory();
+    await writeFile(directory.file("raw"), content(sizeBytes, 3));
+    return await storageDaemon(
+      directory.file("s"),
+      "--blockdev",
+      `driver=file,node-name=file,filename=${directory.file("raw")}`,
+      "--blockdev",
+      `driver=blkdebug,node-name=d,image=file,align=${block}`,
+      "--export",
+      `type=nbd,id=e,node-name=d,name=disk,writable=${writable}`,
+    );
+  }
+
+  it.each([512, 4096])("keeps to a minimum block size of %d bytes", async (block) => {
+    const sizeBytes = MIB + block;
+    const disk = await connection(await blockExport(block, sizeBytes, "on"));
+    expect(disk).toMatchObject({ sizeBytes, blockSize: { minimumBytes: block } });
+    const model = content(sizeBytes, 3);
+    const data = content(8192, 4);
+    model.set(data, 4096);
+    await disk.write(4096, data);
+    expect(model.subarray(4095, 9000).equals(await disk.read(4095, 4905))).toBe(true);
+    expect(model.equals(await disk.read(0, sizeBytes))).toBe(true);
+    await expect(disk.write(1, data)).rejects.toMatchObject({ code: "UNALIGNED" });
+  });
+
+  it("reads and walks to an end that is no multiple of the minimum block size", async () => {
+    const sizeBytes = MIB + 512;
+    const server = await blockExport(4096, sizeBytes, "off");
+    const disk = await connection(server, { metaContexts: ["base:allocation"] });
+    expect(disk).toMatchObject({ sizeBytes, blockSize: { minimumBytes: 4096 } });
+    const model = content(sizeBytes, 3);
+    expect(model.equals(await disk.read(0, sizeBytes))).toBe(true);
+    expect(model.subarray(MIB + 100).equals(await disk.read(MIB + 100, 412))).toBe(true);
+    const extents = [];
+    for await (const extent of disk.extents({ offset: 100 })) extents.push(extent);
+    expect(extents).toEqual([{ offset: 100, length: sizeBytes - 100, flags: { "base:allocation": 0 } }]);
+  });
 });
 
 describe("NbdConnection with nbdkit", () => {

@@ -89,13 +89,13 @@ describe("NbdConnection.extents with qemu-nbd", () => {
     }
   });
 
-  it("walks a map of many more extents than one reply holds", async () => {
+  it("walks thousands of extents over several requests", async () => {
     const directory = await temporaryDirectory();
     const image = directory.file("d.qcow2");
     const clusterBytes = 4096;
-    const pairs = 20_000;
+    const pairs = 5_000;
     await qemuImg("create", "-q", "-f", "qcow2", "-o", `cluster_size=${clusterBytes}`, image, "2G");
-    // Every other cluster of the first 160 MiB is dirty and allocated.
+    // Every other cluster of the first 40 MiB is dirty and allocated.
     await qemuImg("bitmap", "--add", "-f", "qcow2", "-g", String(clusterBytes), image, "b");
     const writer = await qemuNbd(directory.file("w"), "-f", "qcow2", image);
     const writing = await connection(writer);

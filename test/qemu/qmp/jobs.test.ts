@@ -107,11 +107,11 @@ describe.each(kinds)("QmpSession.runJob with %s", (kind) => {
       sync: "full",
       speed: megabyte,
     } as const;
-    const started = first.waitForEvent((event) => event.event === "JOB_STATUS_CHANGE", { timeoutMs: 60_000 });
-    const abandoned = failureOf(first.runJob("blockdev-backup", args));
-    await started;
-    // A round trip: the start has been answered when this is.
-    await first.execute("query-jobs");
+    let abandoned: Promise<unknown> | undefined;
+    await new Promise<void>((resolve) => {
+      abandoned = failureOf(first.runJob("blockdev-backup", args, { onProgress: () => resolve() }));
+      void abandoned.then(() => resolve());
+    });
     await first.close();
     expect(await abandoned).toMatchObject({ code: "QMP_CLOSED" });
     const second = await connectTo(peer, { connectTimeoutMs: 60_000 });

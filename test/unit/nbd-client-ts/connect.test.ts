@@ -2,7 +2,16 @@ import { describe, expect, it } from "vitest";
 import { connectNbd, listExports, type NbdConnectOptions } from "nbd-client-ts";
 import { temporaryDirectory } from "../../support/lifetime.js";
 import { connected, failureOf, serving } from "./support/connected.js";
-import { exportInfo, greeting, OPT, optionReply, REP, REP_ERR, simpleReply } from "./support/server-bytes.js";
+import {
+  dataChunk,
+  exportInfo,
+  greeting,
+  OPT,
+  optionReply,
+  REP,
+  REP_ERR,
+  simpleReply,
+} from "./support/server-bytes.js";
 
 async function failureWith(options: NbdConnectOptions) {
   return await failureOf(connectNbd(options));
@@ -31,6 +40,19 @@ describe("connectNbd", () => {
   it("ignores transmission flags without HAS_FLAGS", async () => {
     const connection = await connected((peer) => peer.hungUp(), { offered: { transmissionFlags: 0xfffe } });
     expect(connection).toMatchObject({ readOnly: false, canFlush: false, canTrim: false });
+  });
+
+  it("connects over TCP", async () => {
+    const server = await serving(async (peer) => {
+      await peer.enter();
+      const { cookie, offset } = await peer.receiveRequest();
+      await peer.send(dataChunk(cookie, offset, Buffer.from("tcp"), true));
+      await peer.hungUp();
+    });
+    const port = await server.moveToTcp();
+    const connection = await connectNbd({ host: "127.0.0.1", port, exportName: "disk" });
+    expect(Buffer.from(await connection.read(7, 3)).toString()).toBe("tcp");
+    connection.destroy();
   });
 
   it("tells an absent socket, with the system's error as cause", async () => {

@@ -146,6 +146,27 @@ describe("NbdConnection.write", () => {
     expect(results[0].every((byte) => byte === 0x5a)).toBe(true);
   });
 
+  it("holds requests back while the server takes no bytes, so that they can still be taken back", async () => {
+    const seen: ReceivedRequest[] = [];
+    let startTaking = () => undefined as void;
+    const taking = new Promise<void>((resolve) => (startTaking = resolve));
+    const connection = await connected(async (peer) => {
+      await taking;
+      await serve(peer, Buffer.alloc(0), seen);
+    });
+    const controller = new AbortController();
+    const data = Buffer.alloc(1 << 20);
+    const writes = Array.from({ length: 16 }, () => connection.write(0, data, { signal: controller.signal }));
+    const failures = Promise.all(writes.map(failureOf));
+    // After this the socket has taken what it can.
+    await new Promise((resolve) => setImmediate(resolve));
+    controller.abort();
+    for (const failure of await failures) expect(failure.code).toBe("ABORTED");
+    startTaking();
+    await connection.close();
+    expect(seen.map((each) => each.command)).toEqual([WRITE, DISC]);
+  });
+
   it("sends data and flags as given", async () => {
     const seen: ReceivedRequest[] = [];
     const connection = await connected((peer) => serve(peer, Buffer.alloc(0), seen));

@@ -79,7 +79,7 @@ describe("walkExtents", () => {
           const size = truth.get("a")?.length ?? 0;
           const offset = from % size;
           const length = count % (size - offset + 1);
-          const next = () => stream.next().value ?? 0;
+          const next = () => Number(stream.next().value);
           const extents = await collect(
             walkExtents(
               async (at, n) => {

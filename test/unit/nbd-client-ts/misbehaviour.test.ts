@@ -140,6 +140,10 @@ const culprits: Readonly<Record<string, Culprit>> = {
       chunk(cookie, CHUNK.ERROR, Buffer.concat([u32(5), u16(4097), Buffer.alloc(4097)]), true),
     ],
   },
+  "announces an error text of 4 GiB": {
+    code: "BAD_REPLY",
+    sends: ({ cookie }) => [u32(0x668e33ef), u16(1), u16(CHUNK.ERROR), u64(cookie), u32(0xffffffff)],
+  },
   "answers READ with extents": {
     code: "BAD_REPLY",
     sends: ({ cookie }) => [statusChunk(cookie, 5, [[1024, 0]])],

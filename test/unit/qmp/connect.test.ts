@@ -1,7 +1,7 @@
 import { chmod } from "node:fs/promises";
 import { createServer } from "node:net";
 import { describe, expect, it } from "vitest";
-import { connectQmp } from "../../../src/qmp/index.js";
+import { connectQmp, type QmpWarning } from "../../../src/qmp/index.js";
 import { temporaryDirectory } from "../../support/lifetime.js";
 import { failureOf, fakeSession, type FakePeer, FakeServer, greetingLine } from "./fake-server.js";
 
@@ -111,6 +111,47 @@ describe("connectQmp", () => {
     expect(await failureWith((peer) => peer.sendRaw(`${pretty}\r\n`))).toMatchObject({
       code: "QMP_NOT_QMP",
       message: textWith("pretty=on"),
+    });
+  });
+
+  it("drops what QEMU still had to say to the client before", async () => {
+    const warnings: QmpWarning[] = [];
+    const server = await FakeServer.start((peer) => {
+      peer.send({ return: {}, id: "someone-else-1" });
+      peer.sendEvent("STOP");
+      void peer.handshake();
+    });
+    const onWarning = (warning: QmpWarning): unknown => warnings.push(warning);
+    await using session = await connectQmp({ socketPath: server.socketPath, onWarning });
+    expect(session.version.major).toBe(7);
+    expect(warnings).toEqual([{ kind: "unknown-reply", id: "someone-else-1", count: 1 }]);
+  });
+
+  it("never uses the id of another session", async () => {
+    const ids = new Set<string>();
+    for (let round = 0; round < 3; round += 1) {
+      const { session, peer } = await fakeSession();
+      const call = session.execute("stop");
+      ids.add((await peer.answer("stop")).id);
+      await call;
+    }
+    expect(ids.size).toBe(3);
+  });
+
+  it("connects again when the server greets twice, but not for ever", async () => {
+    let connections = 0;
+    const greetTwice = (peer: FakePeer): void => peer.sendRaw(`${greetingLine}\n${greetingLine}\n`);
+    const server = await FakeServer.start((peer) => {
+      connections += 1;
+      if (connections === 1) greetTwice(peer);
+      else void peer.handshake();
+    });
+    await using session = await connectQmp({ socketPath: server.socketPath });
+    expect(session.version.major).toBe(7);
+    expect(connections).toBe(2);
+    expect(await failureWith(greetTwice)).toMatchObject({
+      code: "QMP_PROTOCOL",
+      message: textWith("second greeting"),
     });
   });
 

@@ -107,6 +107,29 @@ describe("QmpSession, when the peer misbehaves", () => {
     ]);
   });
 
+  it("takes a reply once: its repetition is an unknown one", async () => {
+    const warnings: QmpWarning[] = [];
+    const { session, peer } = await fakeSession({ onWarning: (warning) => warnings.push(warning) });
+    const first = session.execute("cont");
+    const { id } = await peer.answer("cont");
+    await first;
+    peer.send({ return: {}, id });
+    const next = session.execute("cont");
+    await peer.answer("cont");
+    await next;
+    expect(warnings).toEqual([{ kind: "unknown-reply", id, count: 1 }]);
+  });
+
+  it("takes nothing more from a peer that broke the protocol", async () => {
+    const { session, peer } = await fakeSession();
+    const seen: string[] = [];
+    session.onEvent((event) => seen.push(event.event));
+    const event = { event: "STOP", timestamp: { seconds: 1, microseconds: 0 } };
+    peer.sendRaw(`nonsense\n${JSON.stringify(event)}\n`);
+    await session.closed;
+    expect(seen).toEqual([]);
+  });
+
   it.each([
     ["an error reply without an id", '{"error": {"class": "GenericError", "desc": "JSON parse error"}}'],
     ["a line that is no JSON", "nonsense"],

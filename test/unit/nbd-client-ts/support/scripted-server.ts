@@ -155,6 +155,15 @@ export class ScriptedServer implements AsyncDisposable {
     return server;
   }
 
+  /** Listens on a free port of 127.0.0.1 instead, and returns it. */
+  async moveToTcp(): Promise<number> {
+    await new Promise((resolve) => this.#server.close(resolve));
+    await new Promise<void>((resolve) => this.#server.listen(0, "127.0.0.1", resolve));
+    const address = this.#server.address();
+    if (address === null || typeof address === "string") throw new Error("The server has no port");
+    return address.port;
+  }
+
   async [Symbol.asyncDispose](): Promise<void> {
     for (const socket of this.#sockets) socket.destroy();
     await new Promise((resolve) => this.#server.close(resolve));

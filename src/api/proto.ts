@@ -1,0 +1,20 @@
+import { fileURLToPath } from "node:url";
+import protobuf from "protobufjs";
+
+/** From dist/api and from src/api alike. */
+const PROTO_DIRECTORY = fileURLToPath(new URL("../../proto/", import.meta.url));
+const FILES = ["disk", "domain", "checkpoint", "backup"].map((name) => `fleece/v1/${name}.proto`);
+
+let loaded: protobuf.Root | undefined;
+
+/** The schema of the API, read once. Fails with a plain error if the installation has lost its .proto files. */
+export function protoRoot(): protobuf.Root {
+  if (loaded !== undefined) return loaded;
+  const root = new protobuf.Root();
+  root.resolvePath = (_origin, target) =>
+    target.startsWith("google/protobuf/") ? target : `${PROTO_DIRECTORY}${target}`;
+  root.loadSync(FILES);
+  root.resolveAll();
+  loaded = root;
+  return root;
+}

@@ -1,0 +1,79 @@
+import { Option, type Command } from "@commander-js/extra-typings";
+import {
+  deleteBackupHandler,
+  getBackupHandler,
+  listBackupsHandler,
+  runBackupHandler,
+} from "../api/backups.js";
+import { backupDeleted, backupDetails, backupDone, backupList } from "./backup-view.js";
+import { diskOption } from "./disk-option.js";
+import type { RunAction } from "./session.js";
+
+/** Taking, finding and deleting; what reads the content is in backup-read-commands.ts. */
+export function addBackupCommands(group: Command, run: RunAction): void {
+  addRun(group, run);
+
+  group
+    .command("list")
+    .summary("list the backups")
+    .description("List the backups in all repositories, oldest first in each.")
+    .argument("[domain]", "only backups of this domain")
+    .option("--repository <name>", "only backups in this repository")
+    .action((domain, { repository }) =>
+      run(async ({ agent, answer, terminal }) => {
+        const message = await listBackupsHandler(agent, { domain, repository });
+        answer("ListBackupsResponse", message, (list) => backupList(list, terminal));
+      }),
+    );
+
+  group
+    .command("show")
+    .summary("show a backup")
+    .description("Show what is known of a backup: level, moment, consistency, and what each disk took.")
+    .argument("<id>", "id of the backup")
+    .action((id) =>
+      run(async ({ agent, answer, terminal }) => {
+        const message = await getBackupHandler(agent, { id });
+        answer("Backup", message, (found) => backupDetails(found, terminal));
+      }),
+    );
+
+  group
+    .command("delete")
+    .summary("delete a backup that no other is based on")
+    .description(
+      "Delete a backup. One that others are based on is refused; the newest of a chain goes first.",
+    )
+    .argument("<id>", "id of the backup")
+    .action((id) =>
+      run(async ({ agent, answer }) => {
+        const message = await deleteBackupHandler(agent, { id });
+        answer("Backup", message, backupDeleted);
+      }),
+    );
+}
+
+function addRun(group: Command, run: RunAction): void {
+  group
+    .command("run")
+    .summary("back a domain up")
+    .description(
+      "Back a domain up, running or not. Without a level, an incremental is taken where the chain allows it, " +
+        "else a full; the answer says which, and why.",
+    )
+    .argument("<domain>", "name of the domain in the configuration")
+    .addOption(new Option("--full", "store all content").conflicts("incremental"))
+    .addOption(
+      new Option("--incremental", "store what changed since the newest backup, or fail").conflicts("full"),
+    )
+    .addOption(diskOption("back up this disk"))
+    .option("--repository <name>", "where to store it (default: the first of the configuration)")
+    .action((domain, { full, incremental, disk: disks, repository }) =>
+      run(async ({ agent, answer, progress, signal, terminal }) => {
+        const level = full === true ? "FULL" : incremental === true ? "INCREMENTAL" : undefined;
+        const request = { domain, level, disks, repository } as const;
+        const message = await runBackupHandler(agent, request, { signal, onProgress: progress.show });
+        answer("Backup", message, (backup) => backupDone(backup, terminal));
+      }),
+    );
+}

@@ -1,0 +1,100 @@
+import { Option, type Command } from "@commander-js/extra-typings";
+import { restoreBackupHandler, serveBackupHandler, verifyBackupHandler } from "../api/backup-reads.js";
+import { FleeceError } from "../shared/errors.js";
+import { restorationDone, servedBackup, verificationDone } from "./backup-view.js";
+import { diskOption } from "./disk-option.js";
+import type { RunAction } from "./session.js";
+import { endOrInterruption } from "./until.js";
+
+const ID = ["<id>", "id of the backup"] as const;
+const FORMATS = { qcow2: "QCOW2", raw: "RAW" } as const;
+
+/** Verifying, restoring and serving. */
+export function addBackupReadCommands(group: Command, run: RunAction): void {
+  addVerify(group, run);
+  addRestore(group, run);
+  addServe(group, run);
+}
+
+function addVerify(group: Command, run: RunAction): void {
+  group
+    .command("verify")
+    .summary("prove that a backup is sound")
+    .description(
+      "Read a backup as a restore would, with all it is based on, and compare every block with its digest. " +
+        "Ends with exit code 6 if there is damage.",
+    )
+    .argument(...ID)
+    .addOption(diskOption("verify this disk"))
+    .action((id, { disk: disks }) =>
+      run(async ({ agent, answer, progress, signal }) => {
+        const message = await verifyBackupHandler(
+          agent,
+          { id, disks },
+          { signal, onProgress: progress.show },
+        );
+        answer("Verification", message, verificationDone);
+      }),
+    );
+}
+
+function addRestore(group: Command, run: RunAction): void {
+  group
+    .command("restore")
+    .summary("restore a backup to files")
+    .description(
+      "Restore a backup to one file per disk, <target>.qcow2 or <target>.raw, in a new directory. Every block is " +
+        "checked on the way; the directory appears only when all of it is there.",
+    )
+    .argument(...ID)
+    .requiredOption("--to <directory>", "the directory to create; it must not exist, its parent must")
+    .addOption(diskOption("restore this disk"))
+    .addOption(
+      new Option("--format <format>", "format of the files (default: as the disk was)").choices([
+        "qcow2",
+        "raw",
+      ] as const),
+    )
+    .action((id, { to, disk: disks, format }) =>
+      run(async ({ absolutePath, agent, answer, progress, signal, terminal }) => {
+        const directory = absolutePath(to);
+        const request = { id, disks, directory, format: format === undefined ? undefined : FORMATS[format] };
+        const message = await restoreBackupHandler(agent, request, { signal, onProgress: progress.show });
+        answer("Restoration", message, (restoration) => restorationDone(restoration, terminal));
+      }),
+    );
+}
+
+function addServe(group: Command, run: RunAction): void {
+  group
+    .command("serve")
+    .summary("offer a backup read-only over NBD")
+    .description(
+      "Offer the disks of a backup read-only over NBD on a Unix socket, and print their URIs. Runs until it is " +
+        "interrupted (SIGINT or SIGTERM).",
+    )
+    .argument(...ID)
+    .option("--socket <path>", "the socket to create; it must not exist (default: a private one)")
+    .addOption(diskOption("offer this disk"))
+    .action((id, { socket, disk: disks }) =>
+      run(async ({ absolutePath, agent, answer, signal, terminal }) => {
+        const socketPath = socket === undefined ? undefined : absolutePath(socket);
+        const serving = await serveBackupHandler(agent, { id, disks, socketPath }, { signal });
+        try {
+          answer("ServedBackup", serving.message, (message) => servedBackup(message, terminal));
+          const reason = await endOrInterruption(serving.ended, signal);
+          if (reason !== undefined) {
+            throw new FleeceError(
+              "QEMU_FAILED",
+              `The NBD server of backup ${id} ended by itself: ${reason}`,
+              {
+                facts: { backup: id },
+              },
+            );
+          }
+        } finally {
+          await serving.close();
+        }
+      }),
+    );
+}

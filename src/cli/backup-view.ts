@@ -1,0 +1,127 @@
+import type {
+  Backup,
+  ListBackupsResponse,
+  Restoration,
+  ServedBackup,
+  SoundBackup,
+  Verification,
+} from "../api/messages.js";
+import { timestampToMs } from "../api/timestamp.js";
+import { formatBytes, formatDuration } from "../shared/units.js";
+import { facts, formatTime, plural, table } from "./layout.js";
+import { printable } from "./printable.js";
+
+export function backupList({ backups }: ListBackupsResponse, terminal: boolean): string {
+  if (backups.length === 0) return "No backups\n";
+  const sound = (text: (backup: SoundBackup) => string) => (backup: Backup) =>
+    backup.damage === undefined ? text(backup) : "-";
+  const overview = table(
+    backups,
+    [
+      { head: "BACKUP", cell: ({ id }) => id },
+      { head: "DOMAIN", cell: ({ domain }) => domain },
+      { head: "LEVEL", cell: (backup) => (backup.damage === undefined ? levelOf(backup) : "damaged") },
+      { head: "TIME", cell: sound(({ time }) => formatTime(time)) },
+      { head: "DISKS", cell: sound(({ disks }) => disks.map(({ target }) => target).join(",")) },
+      { head: "STORED", cell: sound((backup) => formatBytes(storedBytes(backup))), align: "right" },
+      { head: "REPOSITORY", cell: ({ repository }) => repository },
+    ],
+    terminal,
+  );
+  const notes = backups.flatMap(({ id, damage }) =>
+    damage === undefined ? [] : [`${printable(id)}: ${printable(damage)}\n`],
+  );
+  return notes.length === 0 ? overview : `${overview}\n${notes.join("")}`;
+}
+
+export function backupDetails(backup: Backup, terminal: boolean): string {
+  const place = [
+    ["Backup", backup.id],
+    ["Domain", backup.domain],
+    ["Repository", backup.repository],
+  ] as const;
+  if (backup.damage !== undefined) return facts([...place, ["Damage", backup.damage]]);
+  const tookMs = timestampToMs(backup.endTime) - timestampToMs(backup.startTime);
+  const head = facts([
+    ...place,
+    ["Level", `${levelOf(backup)}: ${backup.reason}`],
+    ["Moment", formatTime(backup.time)],
+    ["Consistency", CONSISTENCY[backup.consistency]],
+    ["Checkpoint", backup.checkpoint],
+    ["Guest held", `${backup.heldMs} ms`],
+    ["Took", formatDuration(tookMs)],
+  ]);
+  return `${head}\n${diskTable(backup, terminal)}`;
+}
+
+export function backupDone(backup: Backup, terminal: boolean): string {
+  const where = `repository ${printable(backup.repository)}`;
+  return `Backup ${printable(backup.id)} is complete, in ${where}\n\n${backupDetails(backup, terminal)}`;
+}
+
+export function backupDeleted({ id, domain, repository }: Backup): string {
+  const whose = `domain ${printable(domain)} in repository ${printable(repository)}`;
+  return `Deleted backup ${printable(id)} of ${whose}\n`;
+}
+
+export function verificationDone({ backup, disks }: Verification): string {
+  const bytes = disks.reduce((sum, { checkedBytes }) => sum + checkedBytes, 0);
+  const names = disks.map(({ target }) => printable(target)).join(", ");
+  return `Backup ${printable(backup)} is sound: ${plural(disks.length, "disk")} (${names}), ${formatBytes(bytes)} compared with the digests\n`;
+}
+
+export function restorationDone({ backup, directory, disks }: Restoration, terminal: boolean): string {
+  const files = table(
+    disks,
+    [
+      { head: "DISK", cell: ({ target }) => target },
+      { head: "FORMAT", cell: ({ format }) => format.toLowerCase() },
+      { head: "SIZE", cell: ({ sizeBytes }) => formatBytes(sizeBytes), align: "right" },
+      { head: "FILE", cell: ({ file }) => file },
+    ],
+    terminal,
+  );
+  return `Restored backup ${printable(backup)} to ${printable(directory)}\n\n${files}`;
+}
+
+export function servedBackup({ backup, disks }: ServedBackup, terminal: boolean): string {
+  const uris = table(
+    disks,
+    [
+      { head: "DISK", cell: ({ target }) => target },
+      { head: "SIZE", cell: ({ sizeBytes }) => formatBytes(sizeBytes), align: "right" },
+      { head: "URI", cell: ({ uri }) => uri },
+    ],
+    terminal,
+  );
+  return `Serving backup ${printable(backup)} read-only until interrupted\n\n${uris}`;
+}
+
+const CONSISTENCY = {
+  CLEAN: "clean (the domain was inactive)",
+  FILESYSTEM: "file systems frozen",
+  CRASH: "crash (as after a power cut)",
+} as const;
+
+function levelOf({ level }: SoundBackup): string {
+  return level.toLowerCase();
+}
+
+function storedBytes({ disks }: SoundBackup): number {
+  return disks.reduce((sum, disk) => sum + disk.storedBytes, 0);
+}
+
+function diskTable({ disks }: SoundBackup, terminal: boolean): string {
+  return table(
+    disks,
+    [
+      { head: "DISK", cell: ({ target }) => target },
+      { head: "SIZE", cell: ({ sizeBytes }) => formatBytes(sizeBytes), align: "right" },
+      { head: "READ", cell: ({ readBytes }) => formatBytes(readBytes), align: "right" },
+      { head: "STORED", cell: (disk) => formatBytes(disk.storedBytes), align: "right" },
+      { head: "ZEROES", cell: ({ zeroBytes }) => formatBytes(zeroBytes), align: "right" },
+      { head: "TOOK", cell: ({ durationMs }) => formatDuration(durationMs), align: "right" },
+    ],
+    terminal,
+  );
+}

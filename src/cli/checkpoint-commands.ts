@@ -1,0 +1,53 @@
+import type { Command } from "@commander-js/extra-typings";
+import { deleteCheckpointHandler, getCheckpointHandler, listCheckpointsHandler } from "../api/checkpoints.js";
+import { checkpointDeleted, checkpointDetails, checkpointList, checkpointTree } from "./checkpoint-view.js";
+import type { RunAction } from "./session.js";
+
+const DOMAIN = ["<domain>", "name of the domain in the configuration"] as const;
+const NAME = ["<name>", "name of the checkpoint"] as const;
+
+export function addCheckpointCommands(group: Command, run: RunAction): void {
+  group
+    .command("list")
+    .summary("list the checkpoints of a domain")
+    .description("List the checkpoints of a domain, oldest first, as its disks hold them.")
+    .argument(...DOMAIN)
+    .option("--tree", "show which checkpoint follows which")
+    .action((domain, { tree }) =>
+      run(async ({ agent, answer, signal, terminal }) => {
+        const message = await listCheckpointsHandler(agent, { domain }, signal);
+        answer("ListCheckpointsResponse", message, (list) =>
+          tree === true ? checkpointTree(list) : checkpointList(list, terminal),
+        );
+      }),
+    );
+
+  group
+    .command("show")
+    .summary("show a checkpoint and its bitmaps")
+    .description("Show a checkpoint and the bitmap that each disk holds for it.")
+    .argument(...DOMAIN)
+    .argument(...NAME)
+    .action((domain, name) =>
+      run(async ({ agent, answer, signal, terminal }) => {
+        const message = await getCheckpointHandler(agent, { domain, name }, signal);
+        answer("Checkpoint", message, (found) => checkpointDetails(found, terminal));
+      }),
+    );
+
+  group
+    .command("delete")
+    .summary("delete a checkpoint without losing changes")
+    .description(
+      "Delete a checkpoint. Its changes are merged into the checkpoint before it, so that none is lost. " +
+        "A backup that was taken at the deleted checkpoint cannot be followed by an incremental one any more.",
+    )
+    .argument(...DOMAIN)
+    .argument(...NAME)
+    .action((domain, name) =>
+      run(async ({ agent, answer, signal }) => {
+        const message = await deleteCheckpointHandler(agent, { domain, name }, signal);
+        answer("Checkpoint", message, checkpointDeleted);
+      }),
+    );
+}

@@ -1,0 +1,41 @@
+import { CommanderError } from "@commander-js/extra-typings";
+import { describeFailure, EXIT_CODES, toFailure } from "./failure.js";
+import { Interruption } from "./interruption.js";
+import { createProgram } from "./program.js";
+import { ProgressView } from "./progress-view.js";
+import type { RunAction, Surroundings } from "./session.js";
+import { runSession } from "./session.js";
+
+/** Runs one command to its end and resolves with the exit code; never rejects. `args` are without node and script. */
+export async function runCommandLine(args: readonly string[], surroundings: Surroundings): Promise<number> {
+  const { stderr } = surroundings;
+  const progress = new ProgressView(stderr);
+  // Asked before the options are parsed, too: an error in them must come in the right form.
+  const json = args.includes("--json");
+  using interruption = new Interruption((line) => {
+    progress.stop();
+    if (!json) stderr.write(`fleece: ${line}\n`);
+  });
+  const run: RunAction = (action) =>
+    runSession({ ...surroundings, progress, signal: interruption.signal }, program.options(), action);
+  const program = createProgram(surroundings, run);
+  try {
+    await program.parse(args);
+    return 0;
+  } catch (error) {
+    progress.stop();
+    if (error instanceof CommanderError && isHelpOrVersion(error)) {
+      return error.exitCode === 0 ? 0 : EXIT_CODES.usage;
+    }
+    const failure = toFailure(error, interruption.signal);
+    const { logLevel } = program.options();
+    const debug = logLevel === "debug" || logLevel === "trace";
+    stderr.write(describeFailure(failure, { json, debug }));
+    return EXIT_CODES[failure.category];
+  }
+}
+
+/** Whatever was to be said has been printed. Help for want of a verb has exit code 1 here. */
+function isHelpOrVersion({ code }: CommanderError): boolean {
+  return ["commander.help", "commander.helpDisplayed", "commander.version"].includes(code);
+}

@@ -1,0 +1,75 @@
+import { CommanderError } from "@commander-js/extra-typings";
+import type { ErrorCategory } from "../shared/errors.js";
+import { errorMessage, FleeceError } from "../shared/errors.js";
+import { printable } from "./printable.js";
+
+/** Part of the public contract: scripts depend on them. */
+export const EXIT_CODES = {
+  failed: 1,
+  usage: 2,
+  "not-found": 3,
+  conflict: 4,
+  unreachable: 5,
+  damage: 6,
+} as const satisfies Record<ErrorCategory, number>;
+
+/**
+ * The coded error for anything that was thrown. Once the user has interrupted, that is what ended the command, whatever
+ * broke on the way out; but an answer that was found before, or a clean-up that failed, is worth more.
+ */
+export function toFailure(error: unknown, signal?: AbortSignal): FleeceError {
+  const interruption: unknown = signal?.aborted === true ? signal.reason : undefined;
+  if (interruption instanceof FleeceError && !outlivesInterruption(error)) return interruption;
+  if (error instanceof FleeceError) return error;
+  if (error instanceof CommanderError) return usageFailure(error);
+  return new FleeceError("INTERNAL", errorMessage(error), { cause: error });
+}
+
+function outlivesInterruption(error: unknown): boolean {
+  return error instanceof FleeceError && (error.category !== "failed" || error.code === "CLEANUP_INCOMPLETE");
+}
+
+/** Commander writes `error: unknown option '--x'\n(Did you mean --y?)`. */
+function usageFailure(error: CommanderError): FleeceError {
+  const text = error.message
+    .replace(/^error: /, "")
+    .replace(/\n+/g, " ")
+    .trim();
+  return new FleeceError("INVALID_ARGUMENT", text.charAt(0).toUpperCase() + text.slice(1), { cause: error });
+}
+
+export interface FailureStyle {
+  readonly json: boolean;
+  /** With the stack of everything that led to it. */
+  readonly debug: boolean;
+}
+
+/** What goes to stderr, with a newline at its end. */
+export function describeFailure(failure: FleeceError, { json, debug }: FailureStyle): string {
+  const { code, message, facts } = failure;
+  const trace = debug ? `${traceOf(failure)}\n` : "";
+  if (json) return `${trace}${JSON.stringify({ error: { code, message, facts } })}\n`;
+  const lines =
+    code === "CONFIG_INVALID"
+      ? ["fleece: The configuration cannot be used (CONFIG_INVALID)", ...problemsOf(failure)]
+      : [`fleece: ${printable(message)} (${code})`];
+  if (code === "INTERNAL" && !debug) {
+    lines.push("  This is a defect of fleece; --log-level debug shows where it happened");
+  }
+  return `${trace}${lines.join("\n")}\n`;
+}
+
+function problemsOf({ message, facts }: FleeceError): string[] {
+  const { problems } = facts;
+  const list = Array.isArray(problems) ? problems.map(String) : [message];
+  return list.map((problem) => `  ${printable(problem)}`);
+}
+
+function traceOf(error: unknown): string {
+  const lines: string[] = [];
+  for (let next = error; next !== undefined; next = next instanceof Error ? next.cause : undefined) {
+    lines.push(next instanceof Error ? (next.stack ?? next.message) : String(next));
+    if (lines.length > 20) break;
+  }
+  return lines.map((stack) => stack.split("\n").map(printable).join("\n")).join("\ncaused by ");
+}

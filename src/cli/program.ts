@@ -1,0 +1,67 @@
+import { readFileSync } from "node:fs";
+import { Command, Option } from "@commander-js/extra-typings";
+import { addBackupCommands } from "./backup-commands.js";
+import { addBackupReadCommands } from "./backup-read-commands.js";
+import { addCheckpointCommands } from "./checkpoint-commands.js";
+import { SYSTEM_CONFIG } from "./configuration-file.js";
+import { addDomainCommands } from "./domain-commands.js";
+import { LOG_LEVELS } from "./logger.js";
+import type { GlobalOptions, RunAction } from "./session.js";
+import type { TextStream } from "./streams.js";
+
+const EXIT_CODES_HELP = `
+Exit codes: 0 done; 1 failed; 2 wrong usage or configuration; 3 not found; 4 conflict (exists, busy);
+5 agent or domain unreachable; 6 verification found damage`;
+
+export interface Program {
+  /** Rejects with a CommanderError for wrong usage, and also after help or version, or as the action does. */
+  parse(args: readonly string[]): Promise<unknown>;
+  readonly options: () => GlobalOptions;
+}
+
+/** Global options may stand before or after the verb, which is commander's default. */
+export function createProgram(
+  { stdout, stderr }: { readonly stdout: TextStream; readonly stderr: TextStream },
+  run: RunAction,
+): Program {
+  const program = new Command("fleece")
+    .description("Back up virtual machines on QEMU: full and incremental, running or not.")
+    .version(packageVersion(), "--version", "print the version")
+    .helpOption("-h, --help", "print help for a command")
+    .helpCommand(false)
+    .option(
+      "--config <file>",
+      `the configuration (default: $FLEECE_CONFIG, else ./fleece.yaml, else ${SYSTEM_CONFIG})`,
+    )
+    .option("--json", "print one JSON message on stdout, and errors as JSON on stderr")
+    .option("--embedded", "run without an agent, inside this command")
+    .addOption(new Option("--log-level <level>", "what to log on stderr").choices(LOG_LEVELS))
+    .addHelpText("after", EXIT_CODES_HELP)
+    .configureHelp({ showGlobalOptions: true })
+    .configureOutput({
+      writeOut: (text) => void stdout.write(text),
+      writeErr: (text) => void stderr.write(text),
+      // Errors are thrown, and told by the caller in the form that was asked for.
+      outputError: () => undefined,
+    })
+    .exitOverride();
+  const group = (name: string, description: string): Command =>
+    program.command(name).description(description).helpCommand(false);
+  addDomainCommands(group("domain", "Look at domains"), run);
+  addCheckpointCommands(group("checkpoint", "Look at checkpoints and delete them"), run);
+  const backup = group("backup", "Take backups, and use them");
+  addBackupCommands(backup, run);
+  addBackupReadCommands(backup, run);
+  return {
+    parse: (args) => program.parseAsync(args, { from: "user" }),
+    options: () => program.opts(),
+  };
+}
+
+/** From dist/cli and from src/cli alike. */
+function packageVersion(): string {
+  const text = readFileSync(new URL("../../package.json", import.meta.url), "utf8");
+  const content: unknown = JSON.parse(text);
+  const known = typeof content === "object" && content !== null && "version" in content;
+  return known && typeof content.version === "string" ? content.version : "unknown";
+}

@@ -1,0 +1,91 @@
+import { MultiBar, type SingleBar } from "cli-progress";
+import type { Progress } from "../api/progress.js";
+import { formatBytes } from "../shared/units.js";
+import { printable } from "./printable.js";
+import { Rate } from "./rate.js";
+import type { TextStream } from "./streams.js";
+
+interface Row {
+  readonly bar: SingleBar;
+  readonly sizeBytes: number;
+  readonly rate: Rate;
+  /** The furthest so far: requests in flight are answered in any order. */
+  positionBytes: number;
+}
+
+/** One bar per disk on a terminal; nothing anywhere else. Lines that are logged meanwhile go above the bars. */
+export class ProgressView {
+  /** Where logs must go, so that they and the bars do not overwrite each other. */
+  readonly log: TextStream;
+  readonly #stderr: TextStream;
+  readonly #rows = new Map<string, Row>();
+  #bars: MultiBar | undefined;
+  #stopped = false;
+
+  constructor(stderr: TextStream) {
+    this.#stderr = stderr;
+    const write = (text: string): void => this.#write(text);
+    this.log = { write, isTTY: stderr.isTTY === true };
+  }
+
+  /** To be handed to a call of the API. */
+  readonly show = (progress: Progress): void => {
+    if (this.#stopped || this.#stderr.isTTY !== true) return;
+    if (progress.step === "started") {
+      this.log.write(
+        `${progress.level === "FULL" ? "Full" : "Incremental"} backup: ${printable(progress.reason)}\n`,
+      );
+      const width = Math.max(...progress.disks.map(({ target }) => target.length));
+      for (const { target, sizeBytes } of progress.disks) this.#add(target, sizeBytes, width);
+      return;
+    }
+    const { target, sizeBytes } = progress;
+    const row = this.#rows.get(target) ?? this.#add(target, sizeBytes ?? 0, target.length);
+    row.positionBytes = Math.max(row.positionBytes, progress.positionBytes);
+    const done = progress.readBytes ?? progress.positionBytes;
+    row.bar.update(row.positionBytes, { facts: factsOf(progress, row.rate.at(performance.now(), done)) });
+  };
+
+  /** Takes the bars away for good; what they led to is in the answer. Idempotent. */
+  stop(): void {
+    this.#stopped = true;
+    this.#bars?.stop();
+    this.#bars = undefined;
+    this.#rows.clear();
+  }
+
+  #add(target: string, sizeBytes: number, width: number): Row {
+    this.#bars ??= new MultiBar({
+      format: "{target}  {bar} {percentage}%  {facts}",
+      stream: process.stderr,
+      barCompleteChar: "█",
+      barIncompleteChar: "░",
+      barsize: 24,
+      hideCursor: true,
+      clearOnComplete: true,
+      gracefulExit: false,
+      emptyOnZero: true,
+      formatValue: (value, _options, type) =>
+        type === "percentage" ? String(value).padStart(3) : String(value),
+    });
+    const label = printable(target).padEnd(width);
+    const bar = this.#bars.create(sizeBytes, 0, { target: label, facts: "" });
+    const row = { bar, sizeBytes, rate: new Rate(), positionBytes: 0 };
+    this.#rows.set(target, row);
+    return row;
+  }
+
+  #write(text: string): void {
+    if (this.#bars === undefined) this.#stderr.write(text);
+    else this.#bars.log(text);
+  }
+}
+
+function factsOf(progress: Extract<Progress, { step: "disk" }>, bytesPerSecond: number | undefined): string {
+  const { readBytes, storedBytes, positionBytes, sizeBytes } = progress;
+  const amounts =
+    readBytes === undefined
+      ? `${formatBytes(positionBytes)} of ${formatBytes(sizeBytes ?? 0)}`
+      : `read ${formatBytes(readBytes)}, stored ${formatBytes(storedBytes ?? 0)}`;
+  return bytesPerSecond === undefined ? amounts : `${amounts}, ${formatBytes(Math.round(bytesPerSecond))}/s`;
+}

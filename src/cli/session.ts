@@ -1,0 +1,80 @@
+import { resolve } from "node:path";
+import { loadConfig, startAgent } from "../agent.js";
+import { messageToText } from "../api/json.js";
+import type { MessageTypes } from "../api/messages.js";
+import { FleeceError } from "../shared/errors.js";
+import { findConfiguration } from "./configuration-file.js";
+import type { LogLevel } from "./logger.js";
+import { createLogger } from "./logger.js";
+import type { ProgressView } from "./progress-view.js";
+import type { TextStream } from "./streams.js";
+
+export type Agent = Awaited<ReturnType<typeof startAgent>>;
+
+/** What a command gets from outside; a test gives its own. */
+export interface Surroundings {
+  readonly stdout: TextStream;
+  readonly stderr: TextStream;
+  readonly env: Readonly<Record<string, string | undefined>>;
+  readonly cwd: string;
+  readonly startAgent: typeof startAgent;
+}
+
+export interface GlobalOptions {
+  readonly config?: string | undefined;
+  readonly json?: true | undefined;
+  readonly embedded?: true | undefined;
+  readonly logLevel?: LogLevel | undefined;
+}
+
+/** One command under way: the agent it works with, and where it tells what. */
+export interface Session {
+  readonly agent: Agent;
+  readonly signal: AbortSignal;
+  readonly progress: ProgressView;
+  /** Whether the answer is read on a terminal. */
+  readonly terminal: boolean;
+  /** Paths of the command line are the caller's, not the agent's. */
+  absolutePath(path: string): string;
+  /** Prints the answer: as JSON if that was asked for, else as `text` has it. */
+  answer<Name extends keyof MessageTypes>(
+    name: Name,
+    message: MessageTypes[Name],
+    text: (message: MessageTypes[Name]) => string,
+  ): void;
+}
+
+/** What the verbs are given to run their actions with. */
+export type RunAction = (action: (session: Session) => Promise<void>) => Promise<void>;
+
+/** Runs the action of a command. Fails with AGENT_UNREACHABLE, CONFIG_INVALID, CONFIG_NOT_FOUND, or as the action does. */
+export async function runSession(
+  surroundings: Surroundings & { readonly progress: ProgressView; readonly signal: AbortSignal },
+  options: GlobalOptions,
+  action: (session: Session) => Promise<void>,
+): Promise<void> {
+  const { stdout, cwd, progress, signal } = surroundings;
+  if (options.embedded !== true) {
+    throw new FleeceError(
+      "AGENT_UNREACHABLE",
+      "No agent is running; add --embedded to run the command without one",
+    );
+  }
+  const config = await loadConfig(findConfiguration(options.config, surroundings));
+  const agent = await surroundings.startAgent(
+    config,
+    createLogger(options.logLevel ?? config.logLevel, progress.log),
+  );
+  signal.throwIfAborted();
+  await action({
+    agent,
+    signal,
+    progress,
+    terminal: stdout.isTTY === true,
+    absolutePath: (path) => resolve(cwd, path),
+    answer: (name, message, text) => {
+      progress.stop();
+      stdout.write(options.json === true ? messageToText(name, message) : text(message));
+    },
+  });
+}

@@ -1,0 +1,19 @@
+import { errnoOf } from "../shared/errors.js";
+
+/** Where a command prints: the process's own streams, or a test's. */
+export interface TextStream {
+  write(text: string): unknown;
+  readonly isTTY?: boolean;
+  readonly columns?: number;
+}
+
+/**
+ * A reader that went away (`| head`) is no error, and must not stop the work. Anything else that keeps output from
+ * being written is: a script would take half an answer for a whole one.
+ */
+export function tolerateClosedPipes(onFailure: (error: Error) => void): void {
+  process.stderr.on("error", () => undefined);
+  process.stdout.on("error", (error) => {
+    if (errnoOf(error) !== "EPIPE") onFailure(error);
+  });
+}
