@@ -68,7 +68,7 @@ function problemsOf({ message, facts }: FleeceError): string[] {
 function traceOf(error: unknown): string {
   const lines: string[] = [];
   for (let next = error; next !== undefined; next = next instanceof Error ? next.cause : undefined) {
-    lines.push(next instanceof Error ? (next.stack ?? next.message) : String(next));
+    lines.push(next instanceof Error ? (next.stack ?? next.message) : errorMessage(next));
     if (lines.length > 20) break;
   }
   return lines.map((stack) => stack.split("\n").map(printable).join("\n")).join("\ncaused by ");

@@ -1,5 +1,5 @@
 import { resolve } from "node:path";
-import { loadConfig, startAgent } from "../agent.js";
+import { loadConfig, type startAgent } from "../agent.js";
 import { messageToText } from "../api/json.js";
 import type { MessageTypes } from "../api/messages.js";
 import { FleeceError } from "../shared/errors.js";
@@ -35,9 +35,10 @@ export interface Session {
   /** Whether the answer is read on a terminal. */
   readonly terminal: boolean;
   /** Paths of the command line are the caller's, not the agent's. */
-  absolutePath(path: string): string;
+  absolutePath(this: void, path: string): string;
   /** Prints the answer: as JSON if that was asked for, else as `text` has it. */
   answer<Name extends keyof MessageTypes>(
+    this: void,
     name: Name,
     message: MessageTypes[Name],
     text: (message: MessageTypes[Name]) => string,

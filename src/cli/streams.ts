@@ -13,7 +13,7 @@ export interface TextStream {
  */
 export function tolerateClosedPipes(onFailure: (error: Error) => void): void {
   process.stderr.on("error", () => undefined);
-  process.stdout.on("error", (error) => {
+  process.stdout.on("error", (error: Error) => {
     if (errnoOf(error) !== "EPIPE") onFailure(error);
   });
 }

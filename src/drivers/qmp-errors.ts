@@ -1,17 +1,17 @@
 import { FleeceError } from "../shared/errors.js";
-import { QmpError } from "../qmp/index.js";
+import { isQmpError } from "../qmp/index.js";
 
 /**
  * Gives an error of a QMP session the code that says what may be done next: QEMU's own refusal is final for that
  * command, anything else means that the peer cannot be relied on any more.
  */
 export function mapQmpError(error: unknown, peer: string): unknown {
-  if (!(error instanceof QmpError)) return error;
-  if (error.code === "QMP_COMMAND_FAILED") {
+  if (!isQmpError(error)) return error;
+  if (isQmpError(error, "QMP_COMMAND_FAILED", "QMP_JOB_FAILED", "QMP_JOB_LOST", "QMP_ARGUMENT")) {
     const code = /No space left on device/.test(error.message) ? "NO_SPACE" : "QEMU_FAILED";
     return new FleeceError(code, `${peer}: ${error.message}`, { cause: error });
   }
-  if (error.code === "QMP_ABORTED") return new FleeceError("INTERRUPTED", "Cancelled", { cause: error });
+  if (isQmpError(error, "QMP_ABORTED")) return new FleeceError("INTERRUPTED", "Cancelled", { cause: error });
   return new FleeceError("DOMAIN_UNREACHABLE", `${peer}: ${error.message}`, { cause: error });
 }
 

@@ -32,7 +32,8 @@ export async function unwind(operation: Operation, session: DomainSession, host:
   );
 }
 
-async function undoEntry(entry: UndoEntry, session: DomainSession, host: HostCleaner): Promise<void> {
+/** Undoes one entry by whoever can: idempotent. */
+export async function undoEntry(entry: UndoEntry, session: DomainSession, host: HostCleaner): Promise<void> {
   switch (entry.kind) {
     case "checkpoint":
       return session.resilient((driver) => deleteCheckpoint(driver, entry.checkpoint.name, entry.targets));

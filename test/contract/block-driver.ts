@@ -3,7 +3,7 @@ import { describe, expect, it } from "vitest";
 import { changesSince } from "../../src/model/checkpoint.js";
 import type { Extent } from "../../src/model/extents.js";
 import { BLOCK_SIZE } from "../../src/model/extents.js";
-import type { ExportAddress, SnapshotPlan } from "../../src/model/snapshot-plan.js";
+import type { ExportAddress, FileFingerprint, SnapshotPlan } from "../../src/model/snapshot-plan.js";
 import { planSnapshot } from "../../src/model/snapshot-plan.js";
 import type { UndoEntry } from "../../src/model/undo.js";
 import type { BlockDriver, UndoLog } from "../../src/ports/block-driver.js";
@@ -41,10 +41,26 @@ class MemoryUndoLog implements UndoLog {
   }
 }
 
+/** Refuses the registration after the first `allowed`: what it was meant to announce must not come into being. */
+class FailingUndoLog extends MemoryUndoLog {
+  #allowed: number;
+
+  constructor(allowed: number) {
+    super();
+    this.#allowed = allowed;
+  }
+
+  override register(...entries: UndoEntry[]): Promise<void> {
+    if (this.#allowed-- <= 0) return Promise.reject(new Error("The journal is full"));
+    return super.register(...entries);
+  }
+}
+
 interface Frozen {
   readonly plan: SnapshotPlan;
   readonly log: MemoryUndoLog;
   readonly addresses: readonly ExportAddress[];
+  readonly fingerprints: readonly FileFingerprint[];
 }
 
 /** What every driver of disks must do alike: the same suite for a running QEMU, an inactive domain and the fake. */
@@ -195,6 +211,139 @@ export function describeBlockDriver(name: string, start: () => Promise<DriverHar
       });
     });
 
+    it("registers everything before it acquires it: a failing journal at any point leaves nothing", async () => {
+      const { harness, driver } = await set();
+      await keep(harness, driver, await freeze(harness, driver, "one"));
+      const before = await harness.traces();
+      const total = (await registrations(harness, driver)).length;
+      expect(total).toBeGreaterThan(1);
+      for (let allowed = 0; allowed < total; allowed++) {
+        const log = new FailingUndoLog(allowed);
+        await expect(freeze(harness, driver, "two", "one", log)).rejects.toThrow("journal");
+        await undoAll(harness, driver, log);
+        expect(await harness.traces()).toEqual(before);
+        for (const { checkpoints, format } of (await driver.inspect()).disks) {
+          if (format === "raw" && driver.mode === "inactive") continue;
+          expect(checkpoints).toMatchObject([{ name: "one", recording: true }]);
+        }
+      }
+    });
+
+    it("acquires nothing that lasts when it is cancelled beforehand", async () => {
+      const { harness, driver } = await set();
+      const before = await harness.traces();
+      const log = new MemoryUndoLog();
+      const snapshot = await plan(harness, driver, "one");
+      await expect(driver.freeze(snapshot, log, AbortSignal.abort())).rejects.toThrow();
+      await undoAll(harness, driver, log);
+      expect(await harness.traces()).toEqual(before);
+      for (const { checkpoints } of (await driver.inspect()).disks) expect(checkpoints).toEqual([]);
+    });
+
+    it("keeps the frozen content and changes while the disk is written to, or says that they are lost", async () => {
+      const { harness, driver } = await set();
+      const { target } = must((await driver.inspect()).disks[0]);
+      await harness.write(target, 0, 2 * BLOCK_SIZE, 0x55);
+      await keep(harness, driver, await freeze(harness, driver, "one"));
+      await harness.write(target, BLOCK_SIZE, 512, 0x66);
+      const frozen = await freeze(harness, driver, "two", "one");
+      await harness.write(target, 0, 512, 0x77);
+      await harness.write(target, 6 * BLOCK_SIZE, 512, 0x77);
+      const intact = await driver.checkIntact(frozen.plan, frozen.fingerprints).then(
+        () => undefined,
+        (error: unknown) => error,
+      );
+      if (driver.mode === "inactive") {
+        expect(intact).toMatchObject({ code: "DISK_CHANGED" });
+      } else {
+        expect(intact).toBeUndefined();
+        const content = await readAll(harness, address(frozen, target));
+        expect([content[0], content[BLOCK_SIZE], content[6 * BLOCK_SIZE]]).toEqual([0x55, 0x66, 0]);
+        expect(changedBlocks(await allExtents(harness, address(frozen, target)))).toEqual([1]);
+      }
+      await undoAll(harness, driver, frozen.log);
+    });
+
+    it("records what is written from the frozen moment on, also while the snapshot lives", async () => {
+      const { harness, driver } = await set();
+      const { target } = must((await driver.inspect()).disks[0]);
+      const first = await freeze(harness, driver, "one");
+      await harness.write(target, 3 * BLOCK_SIZE, 512, 1);
+      await keep(harness, driver, first);
+      await harness.write(target, 5 * BLOCK_SIZE, 512, 1);
+      const second = await freeze(harness, driver, "two", "one");
+      expect(changedBlocks(await allExtents(harness, address(second, target)))).toEqual([3, 5]);
+      await undoAll(harness, driver, second.log);
+    });
+
+    it("lists extents in order, without gaps, to the end; all changed when no checkpoint was asked about", async () => {
+      const { harness, driver } = await set();
+      const { target, sizeBytes } = must((await driver.inspect()).disks[1]);
+      await harness.write(target, BLOCK_SIZE + 512, 512, 1);
+      const frozen = await freeze(harness, driver, "one");
+      let position = 0;
+      for (const { offset, length, changed } of await allExtents(harness, address(frozen, target))) {
+        expect(offset).toBe(position);
+        expect(length).toBeGreaterThan(0);
+        expect(changed).toBe(true);
+        position += length;
+      }
+      expect(position).toBe(sizeBytes);
+      await undoAll(harness, driver, frozen.log);
+    });
+
+    it("undoes by a new driver what an earlier one left behind", async () => {
+      const { harness, driver } = await set();
+      await keep(harness, driver, await freeze(harness, driver, "one"));
+      const before = await harness.traces();
+      const frozen = await freeze(harness, driver, "two", "one");
+      await driver.close();
+      const later = untilTestEnds(await harness.driver());
+      await undoAll(harness, later, frozen.log);
+      expect(await harness.traces()).toEqual(before);
+      const [disk] = (await later.inspect()).disks;
+      expect(disk?.checkpoints).toMatchObject([{ name: "one", recording: true }]);
+    });
+
+    it("lists bitmaps of others apart and leaves them alone", async () => {
+      const { harness, driver } = await set();
+      const { target } = must((await driver.inspect()).disks[0]);
+      const foreign = {
+        action: "add",
+        bitmap: "other-tool",
+        persistent: true,
+        granularityBytes: 65536,
+      } as const;
+      await driver.changeBitmaps(new Map([[target, [foreign]]]));
+      await keep(harness, driver, await freeze(harness, driver, "one"));
+      await undoAll(harness, driver, (await freeze(harness, driver, "two", "one")).log);
+      await deleteCheckpoint(driver, "one");
+      expect((await driver.inspect()).disks[0]).toMatchObject({
+        checkpoints: [],
+        foreignBitmaps: ["other-tool"],
+      });
+    });
+
+    it("changes the bitmaps of a running domain on all disks or on none", async () => {
+      const { driver } = await set();
+      if (driver.mode === "inactive") return;
+      const state = await driver.inspect();
+      const [first, second] = state.disks.map(({ target }) => target);
+      const add = {
+        action: "add",
+        bitmap: "fleece:1:1:1:x",
+        persistent: true,
+        granularityBytes: 65536,
+      } as const;
+      const remove = { action: "remove", bitmap: "fleece:1:9:9:never" } as const;
+      const changes = new Map([
+        [must(first), [add]],
+        [must(second), [remove]],
+      ]);
+      await expect(driver.changeBitmaps(changes)).rejects.toMatchObject({ code: "QEMU_FAILED" });
+      expect((await driver.inspect()).disks).toEqual(state.disks);
+    });
+
     it("calls an untouched snapshot intact", async () => {
       const { harness, driver } = await set();
       const log = new MemoryUndoLog();
@@ -222,11 +371,11 @@ async function freeze(
   driver: BlockDriver,
   name: string,
   since?: string,
+  log = new MemoryUndoLog(),
 ): Promise<Frozen> {
   const before = await driver.inspect();
   const snapshot = await plan(harness, driver, name);
-  const log = new MemoryUndoLog();
-  await driver.freeze(snapshot, log);
+  const { fingerprints } = await driver.freeze(snapshot, log);
   const exports = snapshot.disks.map(({ target, nodes }) => {
     const base = { target, exportName: `${target}-${snapshot.id}`, accessNode: nodes.access };
     if (since === undefined) return base;
@@ -236,7 +385,20 @@ async function freeze(
     return { ...base, changes: { since, bitmaps: changes.bitmaps } };
   });
   const addresses = await driver.startExports(snapshot, exports, log);
-  return { plan: snapshot, log, addresses };
+  return { plan: snapshot, log, addresses, fingerprints };
+}
+
+/** How many entries each registration of one snapshot has. */
+async function registrations(harness: DriverHarness, driver: BlockDriver): Promise<number[]> {
+  const counts: number[] = [];
+  const log = new MemoryUndoLog();
+  const register = log.register.bind(log);
+  log.register = (...entries) => {
+    counts.push(entries.length);
+    return register(...entries);
+  };
+  await undoAll(harness, driver, (await freeze(harness, driver, "counted", "one", log)).log);
+  return counts;
 }
 
 /** Ends a snapshot with success: the checkpoint stays. */

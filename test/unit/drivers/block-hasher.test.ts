@@ -23,7 +23,7 @@ function content(blocks: number): Buffer {
 describe("BlockHasher", () => {
   it("digests any number of requests side by side, also larger ones than it shares at once", async () => {
     await using hasher = new BlockHasher();
-    const requests = [1, 2, 15, 16, 40, ...Array.from({ length: 20 }, () => 8)].map(content);
+    const requests = [2, 15, 16, 40, ...Array.from({ length: 20 }, () => 8)].map(content);
     const digests = await Promise.all(requests.map((data) => hasher.digests(data)));
     for (const [index, data] of requests.entries()) expect(digests[index]).toEqual(reference(data));
   });

@@ -83,7 +83,7 @@ describe("ChainExpectations", () => {
           );
         },
       ),
-      { numRuns: 150 },
+      { numRuns: 60 },
     );
   });
 
