@@ -44,7 +44,8 @@ function fieldToJson(field: protobuf.Field, value: unknown, path: string): JsonV
     return value.map((item: unknown, index) => valueToJson(field, item, `${path}[${index}]`));
   }
   if (value !== undefined) return valueToJson(field, value, path);
-  return field.hasPresence ? undefined : defaultOf(field);
+  const tellsUnset = field.hasPresence || field.resolvedType instanceof protobuf.Type;
+  return tellsUnset ? undefined : defaultOf(field);
 }
 
 function valueToJson(field: protobuf.Field, value: unknown, path: string): JsonValue {
@@ -91,7 +92,10 @@ function defaultOf({ type, resolvedType }: protobuf.Field): JsonValue {
 const MIN_SECONDS = -62_135_596_800;
 const MAX_SECONDS = 253_402_300_799;
 
-function timestampToJson({ seconds, nanos }: Readonly<Record<string, unknown>>, path: string): string {
+function timestampToJson(
+  { seconds = 0, nanos = 0 }: Readonly<Record<string, unknown>>,
+  path: string,
+): string {
   const whole = typeof seconds === "string" ? Number(seconds) : seconds;
   const inRange =
     typeof whole === "number" && Number.isSafeInteger(whole) && whole >= MIN_SECONDS && whole <= MAX_SECONDS;

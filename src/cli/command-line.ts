@@ -14,7 +14,8 @@ export async function runCommandLine(args: readonly string[], surroundings: Surr
   const json = args.includes("--json");
   using interruption = new Interruption((line) => {
     progress.stop();
-    if (!json) stderr.write(`fleece: ${line}\n`);
+    // A terminal has just echoed `^C`.
+    if (!json) stderr.write(`${stderr.isTTY === true ? "\n" : ""}fleece: ${line}\n`);
   });
   const run: RunAction = (action) =>
     runSession({ ...surroundings, progress, signal: interruption.signal }, program.options(), action);
@@ -31,6 +32,7 @@ export async function runCommandLine(args: readonly string[], surroundings: Surr
     const { logLevel } = program.options();
     const debug = logLevel === "debug" || logLevel === "trace";
     stderr.write(describeFailure(failure, { json, debug }));
+    if (error instanceof CommanderError && !json) stderr.write("  --help after a command prints its usage\n");
     return EXIT_CODES[failure.category];
   }
 }

@@ -10,8 +10,10 @@ import type { GlobalOptions, RunAction } from "./session.js";
 import type { TextStream } from "./streams.js";
 
 const EXIT_CODES_HELP = `
-Exit codes: 0 done; 1 failed; 2 wrong usage or configuration; 3 not found; 4 conflict (exists, busy);
-5 agent or domain unreachable; 6 verification found damage`;
+Exit codes:
+  0 done    1 failed    2 wrong usage or configuration    3 not found
+  4 conflict (exists, busy)    5 agent or domain unreachable
+  6 verification found damage`;
 
 export interface Program {
   /** Rejects with a CommanderError for wrong usage, and also after help or version, or as the action does. */
@@ -47,9 +49,9 @@ export function createProgram(
     .exitOverride();
   const group = (name: string, description: string): Command =>
     program.command(name).description(description).helpCommand(false);
-  addDomainCommands(group("domain", "Look at domains"), run);
-  addCheckpointCommands(group("checkpoint", "Look at checkpoints and delete them"), run);
-  const backup = group("backup", "Take backups, and use them");
+  addDomainCommands(group("domain", "list and show domains"), run);
+  addCheckpointCommands(group("checkpoint", "list, show and delete checkpoints"), run);
+  const backup = group("backup", "run, list, show, verify, restore, serve and delete backups");
   addBackupCommands(backup, run);
   addBackupReadCommands(backup, run);
   return {

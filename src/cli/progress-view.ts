@@ -3,7 +3,7 @@ import type { Progress } from "../api/progress.js";
 import { formatBytes } from "../shared/units.js";
 import { printable } from "./printable.js";
 import { Rate } from "./rate.js";
-import type { TextStream } from "./streams.js";
+import { StreamAdapter, type TextStream } from "./streams.js";
 
 interface Row {
   readonly bar: SingleBar;
@@ -49,6 +49,8 @@ export class ProgressView {
   /** Takes the bars away for good; what they led to is in the answer. Idempotent. */
   stop(): void {
     this.#stopped = true;
+    // Writes what was logged since the last redraw, which would be lost.
+    this.#bars?.update();
     this.#bars?.stop();
     this.#bars = undefined;
     this.#rows.clear();
@@ -57,13 +59,15 @@ export class ProgressView {
   #add(target: string, sizeBytes: number, width: number): Row {
     this.#bars ??= new MultiBar({
       format: "{target}  {bar} {percentage}%  {facts}",
-      stream: process.stderr,
+      stream: new StreamAdapter(this.#stderr),
       barCompleteChar: "█",
       barIncompleteChar: "░",
       barsize: 24,
       hideCursor: true,
       clearOnComplete: true,
       gracefulExit: false,
+      // Bars are cut at the terminal's width, while lines of the log may be as long as they need.
+      linewrap: true,
       emptyOnZero: true,
       formatValue: (value, _options, type) =>
         type === "percentage" ? String(value).padStart(3) : String(value),

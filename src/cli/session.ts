@@ -1,6 +1,6 @@
 import { resolve } from "node:path";
 import { loadConfig, type startAgent } from "../agent.js";
-import { messageToText } from "../api/json.js";
+import type { messageToText as JsonPrinter } from "../api/json.js";
 import type { MessageTypes } from "../api/messages.js";
 import { FleeceError } from "../shared/errors.js";
 import { findConfiguration } from "./configuration-file.js";
@@ -61,10 +61,11 @@ export async function runSession(
       "No agent is running; add --embedded to run the command without one",
     );
   }
+  const json = options.json === true ? await loadJsonPrinter() : undefined;
   const config = await loadConfig(findConfiguration(options.config, surroundings));
   const agent = await surroundings.startAgent(
     config,
-    createLogger(options.logLevel ?? config.logLevel, progress.log),
+    await createLogger(options.logLevel ?? config.logLevel, progress.log),
   );
   signal.throwIfAborted();
   await action({
@@ -75,7 +76,20 @@ export async function runSession(
     absolutePath: (path) => resolve(cwd, path),
     answer: (name, message, text) => {
       progress.stop();
-      stdout.write(options.json === true ? messageToText(name, message) : text(message));
+      stdout.write(json === undefined ? text(message) : json(name, message));
     },
   });
+}
+
+/**
+ * Loaded only when needed, for it takes a tenth of a second; but before anything is done, so that an installation without
+ * its .proto files fails before a backup and not after it.
+ */
+async function loadJsonPrinter(): Promise<typeof JsonPrinter> {
+  const [{ messageToText }, { protoRoot }] = await Promise.all([
+    import("../api/json.js"),
+    import("../api/proto.js"),
+  ]);
+  protoRoot();
+  return messageToText;
 }

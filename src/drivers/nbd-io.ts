@@ -146,7 +146,7 @@ async function nbdCall<T>(
 function nbdFailure(error: unknown, target: string, signal: AbortSignal | undefined): unknown {
   if (!(error instanceof NbdError)) return error;
   if (error.code === "ABORTED" && signal?.aborted === true) return signal.reason;
-  const options = { cause: error, facts: { target, nbdCode: error.code } };
+  const options = { cause: error, facts: { target, nbdCode: error.code, errno: error.errno ?? "" } };
   if (error.errno === "ENOSPC") {
     return new FleeceError("NO_SPACE", `No space left to write disk ${target}`, options);
   }

@@ -4,7 +4,7 @@ import type { UndoLog } from "../ports/block-driver.js";
 import type { OutputDirectories, OutputDirectory } from "../ports/output-directory.js";
 import { errnoOf, fileError, FleeceError } from "../shared/errors.js";
 import { randomId } from "../shared/ids.js";
-import { syncDirectory } from "./sync-directory.js";
+import { syncDirectory } from "./durable-files.js";
 
 export const outputDirectories: OutputDirectories = {
   async begin(finalPath: string, undo: UndoLog): Promise<OutputDirectory> {

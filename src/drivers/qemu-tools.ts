@@ -1,11 +1,12 @@
-import { constants, open, rm } from "node:fs/promises";
+import { rm } from "node:fs/promises";
 import { isAbsolute } from "node:path";
 import { execa } from "execa";
 import * as z from "zod";
 import type { BitmapStep } from "../model/checkpoint.js";
 import { BLOCK_SIZE } from "../model/extents.js";
 import type { DiskFormat } from "../model/snapshot-plan.js";
-import { fileError, FleeceError } from "../shared/errors.js";
+import { FleeceError } from "../shared/errors.js";
+import { createPrivate } from "./durable-files.js";
 import { cleanOutput, toolFailure } from "./tool-failure.js";
 
 /** Every call here takes milliseconds; one that takes this long waits for storage that does not answer. */
@@ -148,7 +149,8 @@ export interface CreateImageOptions extends ToolOptions {
 /** Creates an image with mode 0600. Fails with ALREADY_EXISTS; after any error no file of ours is left. */
 export async function createImage(options: CreateImageOptions): Promise<void> {
   const { path, format, sizeBytes } = options;
-  await createPrivateFile(checkAbsolute(path));
+  // qemu-img would follow a link and take the mode from the umask; the file that we make first, it keeps.
+  await (await createPrivate(checkAbsolute(path))).close();
   const layout = format === "qcow2" ? ["-o", `cluster_size=${BLOCK_SIZE}`] : [];
   const backing = options.backing === undefined ? [] : ["-u", "-F", "qcow2", "-b", options.backing];
   const args = ["create", "-q", "-f", format, ...layout, ...backing, "--", path, String(sizeBytes)];
@@ -157,17 +159,6 @@ export async function createImage(options: CreateImageOptions): Promise<void> {
   } catch (error) {
     await rm(path, { force: true });
     throw error;
-  }
-}
-
-/** qemu-img would follow a link and take the mode from the umask; the file that we make first, it keeps. */
-async function createPrivateFile(path: string): Promise<void> {
-  const { O_CREAT, O_EXCL, O_NOFOLLOW, O_WRONLY } = constants;
-  try {
-    const file = await open(path, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW, 0o600);
-    await file.close();
-  } catch (error) {
-    throw fileError(error, "create", path);
   }
 }
 

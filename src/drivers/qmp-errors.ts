@@ -1,18 +1,22 @@
+import { isQmpError, type QmpErrorCode } from "../qmp/index.js";
 import { FleeceError } from "../shared/errors.js";
-import { isQmpError } from "../qmp/index.js";
 
-/**
- * Gives an error of a QMP session the code that says what may be done next: QEMU's own refusal is final for that
- * command, anything else means that the peer cannot be relied on any more.
- */
+/** QEMU's own answer, final for that command; after any other error nothing is known of what QEMU did. */
+const REFUSALS: ReadonlySet<QmpErrorCode> = new Set([
+  "QMP_COMMAND_FAILED",
+  "QMP_JOB_FAILED",
+  "QMP_JOB_LOST",
+  "QMP_ARGUMENT",
+]);
+
+/** Gives an error of a QMP session the code that says what may be done next. */
 export function mapQmpError(error: unknown, peer: string): unknown {
   if (!isQmpError(error)) return error;
-  if (isQmpError(error, "QMP_COMMAND_FAILED", "QMP_JOB_FAILED", "QMP_JOB_LOST", "QMP_ARGUMENT")) {
-    const code = /No space left on device/.test(error.message) ? "NO_SPACE" : "QEMU_FAILED";
-    return new FleeceError(code, `${peer}: ${error.message}`, { cause: error });
-  }
-  if (isQmpError(error, "QMP_ABORTED")) return new FleeceError("INTERRUPTED", "Cancelled", { cause: error });
-  return new FleeceError("DOMAIN_UNREACHABLE", `${peer}: ${error.message}`, { cause: error });
+  if (error.code === "QMP_ABORTED") return new FleeceError("INTERRUPTED", "Cancelled", { cause: error });
+  const message = `${peer}: ${error.message}`;
+  if (!REFUSALS.has(error.code)) return new FleeceError("DOMAIN_UNREACHABLE", message, { cause: error });
+  const code = /No space left on device/.test(error.message) ? "NO_SPACE" : "QEMU_FAILED";
+  return new FleeceError(code, message, { cause: error });
 }
 
 export async function withQmpErrors<T>(peer: string, action: () => Promise<T>): Promise<T> {

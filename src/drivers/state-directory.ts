@@ -1,10 +1,9 @@
-import { lstat, mkdir, readdir, readFile, rm } from "node:fs/promises";
+import { lstat, mkdir, readdir, readFile, rename, rm, stat } from "node:fs/promises";
 import path from "node:path";
-import writeFileAtomic from "write-file-atomic";
 import type { DomainLock, OperationOwner, OperationRecord, StateStore } from "../ports/state-store.js";
 import { errnoOf, fileError, FleeceError } from "../shared/errors.js";
 import { isOwnerAlive, processOwner } from "./process-owner.js";
-import { syncDirectory } from "./sync-directory.js";
+import { syncDirectory, writeDurably } from "./durable-files.js";
 import { describeHolder, tryKernelLock } from "./kernel-lock.js";
 
 /**
@@ -35,6 +34,8 @@ export class StateDirectory implements StateStore {
       const directory = this.#directory(name);
       for (const file of await entries(directory)) {
         if (file.endsWith(".json")) records.push(await readRecord(path.join(directory, file)));
+        const writer = temporaryOwner(file);
+        if (writer !== undefined && !this.isAlive(writer)) await rm(path.join(directory, file), { force: true });
       }
     }
     return records.toSorted((a, b) => a.startedAtMs - b.startedAtMs);
@@ -43,11 +44,14 @@ export class StateDirectory implements StateStore {
   async save(record: OperationRecord): Promise<void> {
     const directory = this.#directory(record.domain);
     await makePrivateDirectory(directory);
+    const temporary = path.join(directory, temporaryName(record.id, this.self()));
     const file = path.join(directory, `${record.id}.json`);
     try {
-      await writeFileAtomic(file, `${JSON.stringify(record, undefined, 2)}\n`, { mode: 0o600 });
+      await writeDurably(temporary, `${JSON.stringify(record, undefined, 2)}\n`);
+      await rename(temporary, file);
       await syncDirectory(directory);
     } catch (error) {
+      await rm(temporary, { force: true });
       throw fileError(error, "write the journal", file);
     }
   }
@@ -70,10 +74,20 @@ export class StateDirectory implements StateStore {
   }
 }
 
+/** Names its writer, so that a killed one's can be told from a living one's. */
+function temporaryName(id: string, { pid, startTicks }: OperationOwner): string {
+  return `${id}.${pid}-${startTicks}.tmp`;
+}
+
+function temporaryOwner(file: string): OperationOwner | undefined {
+  const [, pid, startTicks] = /\.(\d+)-(\d+)\.tmp$/.exec(file) ?? [];
+  return pid === undefined ? undefined : { pid: Number(pid), startTicks: Number(startTicks) };
+}
+
 /** Creates a directory (0700) with its parents. Idempotent; refuses one that is a link or others may write to. */
 export async function makePrivateDirectory(directory: string): Promise<void> {
   try {
-    await mkdir(directory, { recursive: true, mode: 0o700 });
+    await makeWithParents(directory);
     const found = await lstat(directory);
     if (found.isDirectory() && (found.mode & 0o022) === 0) return;
   } catch (error) {
@@ -83,6 +97,27 @@ export async function makePrivateDirectory(directory: string): Promise<void> {
     "PERMISSION_DENIED",
     `Expected ${directory} to be a directory that only its owner may write to`,
     { facts: { path: directory } },
+  );
+}
+
+/** Not mkdir's own `recursive`: on a file system that refuses with ENOENT, like /proc, Node 20 retries it for ever. */
+async function makeWithParents(directory: string): Promise<void> {
+  try {
+    await mkdir(directory, { mode: 0o700 });
+  } catch (error) {
+    const errno = errnoOf(error);
+    if (errno === "EEXIST") return;
+    const parent = path.dirname(directory);
+    if (errno !== "ENOENT" || (await exists(parent))) throw error;
+    await makeWithParents(parent);
+    await mkdir(directory, { mode: 0o700 });
+  }
+}
+
+async function exists(directory: string): Promise<boolean> {
+  return stat(directory).then(
+    () => true,
+    () => false,
   );
 }
 

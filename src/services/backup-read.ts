@@ -6,7 +6,7 @@ import type { ExportAddress } from "../model/snapshot-plan.js";
 import type { BlockReader, BlockWriter } from "../ports/block-io.js";
 import type { BlockExpectations, OpenBackup } from "../ports/repository.js";
 import { forEachLimited } from "../shared/async.js";
-import { FleeceError } from "../shared/errors.js";
+import { FleeceError, isFleeceError } from "../shared/errors.js";
 import { randomId } from "../shared/ids.js";
 import { GIB } from "../shared/units.js";
 import { findReadable } from "./backup-catalog.js";
@@ -170,7 +170,7 @@ async function checkDisk(
     requests(reader, signal),
     READS_IN_FLIGHT,
     async (run, stop) => {
-      const data = run.kind === "zero" ? undefined : await reader.read(run.offset, run.length, stop);
+      const data = run.kind === "zero" ? undefined : await readStored(reader, run, stop);
       await compare(expected, run, data, target);
       if (data !== undefined) await writer?.write(run.offset, data, stop);
       checkedBytes += data?.length ?? 0;
@@ -181,6 +181,16 @@ async function checkDisk(
   await writer?.flush(signal);
   onProgress?.({ target, positionBytes: sizeBytes, sizeBytes });
   return checkedBytes;
+}
+
+/** A block that storage or QEMU cannot read back is damage, unlike a connection that ended. */
+async function readStored(reader: BlockReader, { offset, length }: BlockRun, signal: AbortSignal): Promise<Uint8Array> {
+  try {
+    return await reader.read(offset, length, signal);
+  } catch (error) {
+    if (!isFleeceError(error, "NBD_FAILED") || error.facts["errno"] !== "EIO") throw error;
+    throw new FleeceError("DAMAGED", `The backup cannot be read: ${error.message}`, { cause: error });
+  }
 }
 
 async function* requests(reader: BlockReader, signal?: AbortSignal): AsyncGenerator<BlockRun> {

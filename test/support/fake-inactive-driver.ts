@@ -12,16 +12,19 @@ import type {
 import type { UndoEntry } from "../../src/model/undo.js";
 import type { BlockDriver, UndoLog } from "../../src/ports/block-driver.js";
 import { FleeceError } from "../../src/shared/errors.js";
-import type { FakeDomain } from "./fake-domain.js";
+import type { FakeDomain, Gate } from "./fake-domain.js";
 import type { FakeDaemon } from "./fake-host.js";
 
 /** The driver of an inactive domain in memory: one gate on either side of each `qemu-img` call and daemon command. */
 export class FakeInactiveDriver implements BlockDriver {
   readonly mode = "inactive";
   readonly #domain: FakeDomain;
+  /** Of the process that opened the driver: a later one has its own. */
+  readonly #gate: Gate;
 
   constructor(domain: FakeDomain) {
     this.#domain = domain;
+    this.#gate = domain.gate;
   }
 
   inspect(signal?: AbortSignal): Promise<DomainState> {
@@ -154,10 +157,10 @@ export class FakeInactiveDriver implements BlockDriver {
   }
 
   async #step<T>(name: string, signal: AbortSignal | undefined, effect: () => T): Promise<T> {
-    await this.#domain.gate(`${name}: before`);
+    await this.#gate(`${name}: before`);
     signal?.throwIfAborted();
     const result = effect();
-    await this.#domain.gate(`${name}: after`);
+    await this.#gate(`${name}: after`);
     return result;
   }
 }

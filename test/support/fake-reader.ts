@@ -13,7 +13,8 @@ export interface FakeExport {
 }
 
 /** Zeroes are told in finer steps than blocks, so that callers meet blocks that are zero in part. */
-const ZERO_GRANULARITY = 4096;
+const ZERO_GRANULARITY = 16384;
+const ZEROES = Buffer.alloc(ZERO_GRANULARITY);
 
 export class FakeReader implements BlockReader {
   readonly sizeBytes: number;
@@ -31,7 +32,8 @@ export class FakeReader implements BlockReader {
       this.#check(signal);
       const length = Math.min(ZERO_GRANULARITY, this.sizeBytes - offset);
       const changed = this.#source.changes?.has(Math.floor(offset / BLOCK_SIZE)) ?? true;
-      const zero = this.#source.content.subarray(offset, offset + length).every((byte) => byte === 0);
+      const part = this.#source.content.subarray(offset, offset + length);
+      const zero = part.equals(ZEROES.subarray(0, length));
       if (pending?.changed === changed && pending.zero === zero) {
         pending = { ...pending, length: pending.length + length };
         continue;

@@ -11,7 +11,7 @@ import type {
 import type { UndoEntry } from "../../src/model/undo.js";
 import type { BlockDriver, UndoLog } from "../../src/ports/block-driver.js";
 import { FleeceError } from "../../src/shared/errors.js";
-import type { FakeDomain, Session } from "./fake-domain.js";
+import type { FakeDomain, Gate, Session } from "./fake-domain.js";
 import { refused } from "./fake-disk.js";
 import type { FakeQemu } from "./fake-qemu.js";
 
@@ -25,12 +25,15 @@ export class FakeRunningDriver implements BlockDriver {
   readonly #qemu: FakeQemu;
   readonly #session: Session;
   readonly #onClose: () => void;
+  /** Of the process that opened the driver: a later one has its own. */
+  readonly #gate: Gate;
 
   constructor(domain: FakeDomain, qemu: FakeQemu, session: Session, onClose: () => void) {
     this.#domain = domain;
     this.#qemu = qemu;
     this.#session = session;
     this.#onClose = onClose;
+    this.#gate = domain.gate;
   }
 
   inspect(signal?: AbortSignal): Promise<DomainState> {
@@ -230,11 +233,11 @@ export class FakeRunningDriver implements BlockDriver {
   }
 
   async #step<T>(name: string, signal: AbortSignal | undefined, effect: () => T): Promise<T> {
-    await this.#domain.gate(`${name}: before`);
+    await this.#gate(`${name}: before`);
     signal?.throwIfAborted();
     this.#requireAlive();
     const result = effect();
-    await this.#domain.gate(`${name}: after`);
+    await this.#gate(`${name}: after`);
     this.#requireAlive();
     return result;
   }

@@ -3,7 +3,7 @@ import { join } from "node:path";
 import type { BackupEntry } from "../../model/backup.js";
 import { isName } from "../../model/names.js";
 import { errnoOf, fileError, isFleeceError } from "../../shared/errors.js";
-import { openExisting } from "./durable-files.js";
+import { openExisting } from "../durable-files.js";
 import { MANIFEST_FILE } from "./layout.js";
 import { type ParsedManifest, parseManifest } from "./manifest-schema.js";
 

@@ -13,7 +13,7 @@ import {
   runsOffset,
 } from "./digest-format.js";
 import { hashFile } from "./digest-writer.js";
-import { openExisting } from "./durable-files.js";
+import { openExisting } from "../durable-files.js";
 import type { RunTable } from "./run-table.js";
 
 export interface DigestFileFacts {

@@ -4,7 +4,7 @@ import { BLOCK_SIZE, type BlockRun } from "../../model/extents.js";
 import { FleeceError, fileError } from "../../shared/errors.js";
 import { blocksOf, DIGEST_BYTES } from "./block-digest.js";
 import { encodeFooter, encodeHeader, encodeRuns, HEADER_BYTES, runsOffset } from "./digest-format.js";
-import { createPrivate } from "./durable-files.js";
+import { createPrivate } from "../durable-files.js";
 import { RunTable } from "./run-table.js";
 
 const HASH_CHUNK_BYTES = 1024 * 1024;

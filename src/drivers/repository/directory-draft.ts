@@ -10,7 +10,7 @@ import { isDirectory } from "./backup-directory.js";
 import { BlockHasher } from "./block-hasher.js";
 import { DigestWriter } from "./digest-writer.js";
 import { ImageSink } from "./disk-sink.js";
-import { syncDirectory, writeDurably } from "./durable-files.js";
+import { syncDirectory, writeDurably } from "../durable-files.js";
 import { backingFile, digestsFile, imageFile, type Layout, MANIFEST_FILE } from "./layout.js";
 import { formatManifest, SCHEMA_VERSION } from "./manifest-schema.js";
 

@@ -16,7 +16,7 @@ import { describeHolder, tryKernelLock } from "../kernel-lock.js";
 import { isDirectory, namedDirectories, readBackup } from "./backup-directory.js";
 import { chainLinks, checkImage } from "./chain-images.js";
 import { DirectoryDraft } from "./directory-draft.js";
-import { syncDirectory } from "./durable-files.js";
+import { syncDirectory } from "../durable-files.js";
 import { isLeftover, Layout, LOCK_FILE } from "./layout.js";
 import { ServedBackup } from "./served-backup.js";
 

@@ -1,0 +1,112 @@
+import { mkdirSync } from "node:fs";
+import { outputDirectories } from "../../src/drivers/output-directory.js";
+import { StateDirectory } from "../../src/drivers/state-directory.js";
+import type { DomainLock, OperationOwner, StateStore } from "../../src/ports/state-store.js";
+import type { ServiceContext } from "../../src/services/context.js";
+import type { FakeDiskSpec, Gate } from "./fake-domain.js";
+import { FakeDomain } from "./fake-domain.js";
+import { gated } from "./fake-faults.js";
+import { fakeImages } from "./fake-images.js";
+import { FakeRepository } from "./fake-repository.js";
+
+/** A domain, a repository and a real state directory: what outlives any process of ours. */
+export class FakeWorld {
+  readonly domain: FakeDomain;
+  readonly repository: FakeRepository;
+  readonly stateDir: string;
+  readonly log: string[] = [];
+  #processes = 0;
+
+  constructor(
+    directory: string,
+    options: { readonly disks: readonly FakeDiskSpec[]; readonly running?: boolean },
+  ) {
+    this.stateDir = `${directory}/state`;
+    mkdirSync(this.stateDir, { recursive: true });
+    this.domain = new FakeDomain(options.disks, options);
+    this.repository = new FakeRepository(this.domain);
+  }
+
+  /** A new process of ours. Everything it does passes the gate, until another one is started. */
+  process(gate: Gate = () => undefined): FakeProcess {
+    this.domain.gate = gate;
+    return new FakeProcess(this, gate, ++this.#processes);
+  }
+
+  /** What may be left of operations: nothing but the repository's backups and the checkpoints should be. */
+  async traces(): Promise<unknown> {
+    return { ...Object(this.domain.traces()), journal: await new StateDirectory(this.stateDir).operations() };
+  }
+
+  get guest(): string {
+    return this.domain.qemu?.status ?? "inactive";
+  }
+}
+
+/** The services as one process sees them. */
+export class FakeProcess {
+  readonly context: ServiceContext;
+  readonly #world: FakeWorld;
+  readonly #store: MortalStore;
+
+  constructor(world: FakeWorld, gate: Gate, number: number) {
+    const { domain, repository } = world;
+    this.#world = world;
+    this.#store = new MortalStore(world.stateDir, number);
+    const note = (_: object, message: string): void => void world.log.push(message);
+    this.context = {
+      store: gated<StateStore>(this.#store, "store", gate),
+      host: gated(domain.host, "host", gate),
+      clock: { now: () => domain.now(), monotonicMs: () => domain.now() },
+      log: { debug: note, info: note, warn: note },
+      drivers: domain,
+      readers: gated(domain.readers, "readers", gate),
+      images: gated(fakeImages, "images", gate),
+      outputs: gated(outputDirectories, "outputs", gate),
+      repositories: new Map([[repository.name, gated(repository, "repository", gate)]]),
+      domains: [domain.name],
+      scratchDir: "/scratch",
+      checkScratch: () => Promise.resolve(),
+      parallelDisks: 2,
+    };
+  }
+
+  /** What the kernel does when a process is killed; the caller sees to it that its code does not go on. */
+  async die(): Promise<void> {
+    this.#world.domain.disconnect();
+    this.#world.repository.dropLocks();
+    await this.#store.die();
+  }
+}
+
+/** A real state directory used by a process that may die before this one. */
+class MortalStore extends StateDirectory {
+  static readonly #living = new Set<number>();
+  readonly #number: number;
+  readonly #locks = new Set<DomainLock>();
+
+  constructor(root: string, number: number) {
+    super(root);
+    this.#number = number;
+    MortalStore.#living.add(number);
+  }
+
+  override async lockDomain(domain: string, purpose: string): Promise<DomainLock> {
+    const lock = await super.lockDomain(domain, purpose);
+    this.#locks.add(lock);
+    return lock;
+  }
+
+  override self(): OperationOwner {
+    return { pid: this.#number, startTicks: 0 };
+  }
+
+  override isAlive({ pid }: OperationOwner): boolean {
+    return MortalStore.#living.has(pid);
+  }
+
+  async die(): Promise<void> {
+    MortalStore.#living.delete(this.#number);
+    for (const lock of this.#locks) await lock.release();
+  }
+}

@@ -1,0 +1,199 @@
+import type { BackupEntry, IntactEntry, Manifest } from "../../src/model/backup.js";
+import { chainOf } from "../../src/model/backup.js";
+import { BLOCK_SIZE } from "../../src/model/extents.js";
+import type { UndoLog } from "../../src/ports/block-driver.js";
+import type {
+  BackupDraft,
+  BackupRepository,
+  BlockExpectations,
+  DraftRequest,
+  DraftSummary,
+  OpenBackup,
+  OpenOptions,
+  RepositoryLock,
+} from "../../src/ports/repository.js";
+import { FleeceError } from "../../src/shared/errors.js";
+import { FakeSink } from "./fake-sink.js";
+import type { FakeDomain } from "./fake-domain.js";
+
+interface Stored {
+  readonly manifest: Manifest;
+  readonly sinks: ReadonlyMap<string, FakeSink>;
+}
+
+/** A repository in memory. Unfinished backups are directories of the fake host, so that what is left of them shows. */
+export class FakeRepository implements BackupRepository {
+  readonly name: string;
+  readonly #domain: FakeDomain;
+  readonly #stored = new Map<string, Stored>();
+  readonly #locks = new Set<string>();
+
+  constructor(domain: FakeDomain, name = "default") {
+    this.name = name;
+    this.#domain = domain;
+  }
+
+  checkWritable(): Promise<void> {
+    return Promise.resolve();
+  }
+
+  list(domain?: string): Promise<readonly BackupEntry[]> {
+    const entries = [...this.#stored.values()].map(({ manifest }) => this.#entry(manifest));
+    return Promise.resolve(
+      entries.filter((entry) => domain === undefined || entry.manifest.domain === domain),
+    );
+  }
+
+  has(_domain: string, id: string): Promise<boolean> {
+    return Promise.resolve(this.#stored.has(id));
+  }
+
+  async lock(domain: string): Promise<RepositoryLock> {
+    await Promise.resolve();
+    if (this.#locks.has(domain)) throw new FleeceError("REPOSITORY_BUSY", `Repository ${this.name} is busy`);
+    this.#locks.add(domain);
+    for (const path of this.#domain.host.directories) {
+      if (path.startsWith(this.#draftPath(domain, ""))) this.#domain.host.directories.delete(path);
+    }
+    return {
+      release: () => {
+        this.#locks.delete(domain);
+        return Promise.resolve();
+      },
+    };
+  }
+
+  /** As the kernel does when the process that holds them ends. */
+  dropLocks(): void {
+    this.#locks.clear();
+  }
+
+  async begin(request: DraftRequest, undo: UndoLog, signal?: AbortSignal): Promise<BackupDraft> {
+    signal?.throwIfAborted();
+    if (!this.#locks.has(request.domain)) throw new Error("The caller must hold the lock");
+    const path = this.#draftPath(request.domain, request.id);
+    await undo.register({ kind: "directory", path });
+    const { directories } = this.#domain.host;
+    directories.add(path);
+    const sinks = new Map(
+      request.disks.map(({ target, sizeBytes }) => [target, new FakeSink(target, sizeBytes)]),
+    );
+    return {
+      disk: (target) => {
+        const sink = sinks.get(target);
+        if (sink === undefined) throw new Error(`The draft has no disk ${target}`);
+        return sink;
+      },
+      publish: async (summary) => {
+        await Promise.resolve();
+        for (const sink of sinks.values()) sink.requireFinished();
+        if (!directories.delete(path)) throw new FleeceError("PATH_NOT_FOUND", `${path} is gone`);
+        const manifest = manifestOf(request, summary, sinks);
+        this.#stored.set(request.id, { manifest, sinks });
+        return this.#entry(manifest);
+      },
+      discard: () => {
+        directories.delete(path);
+        return Promise.resolve();
+      },
+    };
+  }
+
+  open(entry: IntactEntry, options: OpenOptions = {}): Promise<OpenBackup> {
+    const disks = entry.manifest.disks.filter(
+      ({ target }) => options.targets === undefined || options.targets.includes(target),
+    );
+    const served = disks.map(({ target }) => ({
+      exportName: target,
+      socketPath: `/fake-repository/${entry.id}.sock`,
+      content: this.content(entry.id, target),
+      ended: false,
+    }));
+    this.#domain.served.push(...served);
+    const close = (): Promise<void> => {
+      for (const each of served) each.ended = true;
+      return Promise.resolve();
+    };
+    return Promise.resolve({
+      addresses: served.map(({ exportName, socketPath, content }) => ({
+        target: exportName,
+        exportName,
+        socketPath,
+        sizeBytes: content.length,
+      })),
+      expectations: (target) => Promise.resolve(expectationsOf(this.content(entry.id, target))),
+      ended: new Promise<never>(() => undefined),
+      close,
+      [Symbol.asyncDispose]: close,
+    });
+  }
+
+  remove(entry: BackupEntry): Promise<void> {
+    this.#stored.delete(entry.id);
+    return Promise.resolve();
+  }
+
+  /** What a restore of one disk would bring back. */
+  content(id: string, target: string): Buffer {
+    const entries = [...this.#stored.values()].map(({ manifest }) => this.#entry(manifest));
+    const chain = chainOf(entries, id);
+    if (!chain.complete) throw new Error(chain.reason);
+    const sizeBytes = chain.entries.at(-1)?.manifest.disks.find((disk) => disk.target === target)?.sizeBytes;
+    const content = Buffer.alloc(sizeBytes ?? 0);
+    for (const entry of chain.entries) this.#stored.get(entry.id)?.sinks.get(target)?.applyTo(content);
+    return content;
+  }
+
+  #entry(manifest: Manifest): IntactEntry {
+    return { repository: this.name, domain: manifest.domain, id: manifest.id, manifest };
+  }
+
+  #draftPath(domain: string, id: string): string {
+    return `/fake-repository/${this.name}/${domain}/.partial-${id}`;
+  }
+}
+
+function manifestOf(
+  { id, domain, disks, parent }: DraftRequest,
+  summary: DraftSummary,
+  sinks: ReadonlyMap<string, FakeSink>,
+): Manifest {
+  const { timeMs, startedAtMs, finishedAtMs, ...rest } = summary;
+  const time = (ms: number): string => new Date(ms).toISOString();
+  return {
+    schemaVersion: 1,
+    id,
+    domain,
+    ...(parent === undefined ? {} : { parent: parent.id }),
+    ...rest,
+    time: time(timeMs),
+    startedAt: time(startedAtMs),
+    finishedAt: time(finishedAtMs),
+    disks: disks.map((disk) => ({
+      ...disk,
+      image: `${disk.target}.qcow2`,
+      digests: `${disk.target}.digests`,
+      digestsSha256: "0".repeat(64),
+      digestBlockBytes: BLOCK_SIZE,
+      readBytes: sinks.get(disk.target)?.readBytes ?? 0,
+      storedBytes: sinks.get(disk.target)?.storedBytes ?? 0,
+      zeroBytes: sinks.get(disk.target)?.zeroBytes ?? 0,
+      durationMs: 0,
+    })),
+  };
+}
+
+function expectationsOf(content: Buffer): BlockExpectations {
+  const firstDifference = (offset: number, data: Uint8Array): number | undefined => {
+    for (let at = 0; at < data.length; at += BLOCK_SIZE) {
+      const block = data.subarray(at, at + BLOCK_SIZE);
+      if (!content.subarray(offset + at, offset + at + block.length).equals(block)) return offset + at;
+    }
+    return undefined;
+  };
+  return {
+    firstMismatch: (offset, data) => Promise.resolve(firstDifference(offset, data)),
+    firstNonZero: (offset, length) => Promise.resolve(firstDifference(offset, new Uint8Array(length))),
+    [Symbol.asyncDispose]: () => Promise.resolve(),
+  };
+}

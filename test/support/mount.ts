@@ -1,0 +1,16 @@
+import { execFile } from "node:child_process";
+import { promisify } from "node:util";
+import { untilTestEnds } from "./lifetime.js";
+
+const run = promisify(execFile);
+
+/** Mounts a tmpfs on a directory until the test ends. False where this user may not mount: the test then skips by name. */
+export async function mountTmpfs(directory: string, options: string): Promise<boolean> {
+  try {
+    await run("mount", ["-t", "tmpfs", "-o", options, "tmpfs", directory]);
+  } catch {
+    return false;
+  }
+  untilTestEnds({ [Symbol.asyncDispose]: async () => void (await run("umount", [directory])) });
+  return true;
+}

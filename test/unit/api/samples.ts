@@ -1,0 +1,78 @@
+import type { IntactEntry } from "../../../src/model/backup.js";
+import type { DomainState } from "../../../src/model/snapshot-plan.js";
+import type { Checkpoint } from "../../../src/services/checkpoints.js";
+
+/** Values of the services with every optional field set. */
+export const fullEntry: IntactEntry = {
+  repository: "default",
+  domain: "web01",
+  id: "20261121T105300Z-k3j9ab",
+  manifest: {
+    schemaVersion: 1,
+    id: "20261121T105300Z-k3j9ab",
+    domain: "web01",
+    level: "incremental",
+    parent: "20261120T105300Z-000000",
+    reason: "based on backup 20261120T105300Z-000000",
+    time: "2026-11-21T10:53:00.250Z",
+    startedAt: "2026-11-21T10:52:59.000Z",
+    finishedAt: "2026-11-21T10:53:10.500Z",
+    consistency: "crash",
+    heldMs: 12,
+    checkpoint: "20261121T105300Z-k3j9ab",
+    disks: [
+      {
+        target: "vda",
+        sourceFormat: "raw",
+        sizeBytes: 2 ** 40,
+        image: "vda.qcow2",
+        digests: "vda.digests",
+        digestsSha256: "00",
+        digestBlockBytes: 65536,
+        readBytes: 3 * 2 ** 30,
+        storedBytes: 2 ** 30,
+        zeroBytes: 65536,
+        durationMs: 9000,
+      },
+    ],
+  },
+};
+
+const bitmap = {
+  name: "c2",
+  order: 2,
+  timeMs: 1_795_258_380_250,
+  bitmap: "fleece:1:2:1795258380250:c2",
+  recording: true,
+  inconsistent: false,
+  busy: true,
+  persistent: true,
+  granularityBytes: 65536,
+  dirtyBytes: 131_072,
+};
+
+export const fullCheckpoint: Checkpoint = {
+  name: "c2",
+  order: 2,
+  timeMs: 1_795_258_380_250,
+  parent: "c1",
+  valid: true,
+  disks: [{ ...bitmap, target: "vda" }],
+};
+
+export const fullState: DomainState = {
+  domain: "web01",
+  mode: "running",
+  qemuVersion: "7.2.22",
+  disks: [
+    {
+      target: "vda",
+      format: "qcow2",
+      file: "/vm/a.qcow2",
+      sizeBytes: 2 ** 30,
+      checkpoints: [bitmap],
+      foreignBitmaps: ["theirs"],
+      obstacle: { code: "UNSAFE_IOTHREAD", reason: "it runs in an iothread" },
+    },
+  ],
+};

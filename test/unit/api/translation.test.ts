@@ -1,0 +1,70 @@
+import protobuf from "protobufjs";
+import { describe, expect, it } from "vitest";
+import { backupMessage } from "../../../src/api/backups.js";
+import { checkpointMessage } from "../../../src/api/checkpoints.js";
+import { domainMessage } from "../../../src/api/domains.js";
+import { toJson } from "../../../src/api/json.js";
+import { protoRoot } from "../../../src/api/proto.js";
+import { timestampFromMs, timestampToMs } from "../../../src/api/timestamp.js";
+import { fullCheckpoint, fullEntry, fullState } from "./samples.js";
+
+const type = (name: string): protobuf.Type => protoRoot().lookupType(`fleece.v1.${name}`);
+
+/** Paths of fields that the message's definition has and the value lacks. */
+function missing(definition: protobuf.Type, value: unknown, path: string): string[] {
+  return definition.fieldsArray.flatMap((field) => {
+    const here = `${path}.${field.name}`;
+    const found = (value as Record<string, unknown>)[field.name];
+    if (found === undefined) return [here];
+    const { resolvedType } = field;
+    return resolvedType instanceof protobuf.Type
+      ? [found].flat().flatMap((item: unknown) => missing(resolvedType, item, here))
+      : [];
+  });
+}
+
+describe.each([
+  ["Domain", domainMessage(fullState), ["Domain.trouble"]],
+  ["Checkpoint", checkpointMessage("web01", fullCheckpoint), []],
+  ["Backup", backupMessage(fullEntry), ["Backup.damage"]],
+] as const)("the translation to %s", (name, message, apart) => {
+  it("fills every field of the definition", () => {
+    expect(missing(type(name), message, name)).toEqual(apart);
+  });
+
+  it("survives protobuf's own encoding", () => {
+    const definition = type(name);
+    const decoded = definition.decode(definition.encode(definition.fromObject(message)).finish());
+    const object = definition.toObject(decoded, { longs: String, enums: String, arrays: true });
+    expect(toJson(name, object as never)).toEqual(toJson(name, message as never));
+  });
+});
+
+describe("backupMessage", () => {
+  it("names level, consistency and formats as the API does", () => {
+    expect(toJson("Backup", backupMessage(fullEntry))).toMatchObject({
+      level: "INCREMENTAL",
+      parent: "20261120T105300Z-000000",
+      time: "2026-11-21T10:53:00.250Z",
+      endTime: "2026-11-21T10:53:10.500Z",
+      consistency: "CRASH",
+      heldMs: "12",
+      disks: [{ target: "vda", sourceFormat: "RAW", sizeBytes: "1099511627776" }],
+    });
+  });
+
+  it("leaves out the parent of a full", () => {
+    const { parent: _, ...manifest } = fullEntry.manifest;
+    const message = backupMessage({ ...fullEntry, manifest: { ...manifest, level: "full" } });
+    expect(toJson("Backup", message)).toMatchObject({ level: "FULL" });
+    expect(toJson("Backup", message)).not.toHaveProperty("parent");
+  });
+});
+
+describe("timestampFromMs", () => {
+  it.each([0, 1, 1_795_258_380_250, -1])("keeps %i ms", (timeMs) => {
+    const { nanos } = timestampFromMs(timeMs);
+    expect(nanos).toBeGreaterThanOrEqual(0);
+    expect(timestampToMs(timestampFromMs(timeMs))).toBe(timeMs);
+  });
+});

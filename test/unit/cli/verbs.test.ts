@@ -1,0 +1,119 @@
+import { describe, expect, it } from "vitest";
+import { temporaryDirectory } from "../../support/lifetime.js";
+import { FakeWorld } from "../../support/fake-agent.js";
+import { fleece, someConfig, type Outcome } from "./run-in-process.js";
+
+const MIB = 1024 * 1024;
+
+/** The command line over the real services and a domain in memory. */
+async function world(): Promise<(...args: string[]) => Promise<Outcome>> {
+  const { path } = await temporaryDirectory();
+  const disks = [
+    { target: "vda", sizeBytes: MIB },
+    { target: "vdb", sizeBytes: MIB },
+  ];
+  const fake = new FakeWorld(path, { disks });
+  const config = await someConfig();
+  return (...args) =>
+    fleece(["--embedded", "--config", config, ...args], {
+      cwd: path,
+      startAgent: () => Promise.resolve(fake.process().context),
+    });
+}
+
+/** The one JSON message that a command must print. */
+function message(outcome: Outcome): Record<string, unknown> {
+  expect(outcome.stderr).toBe("");
+  expect(outcome.exitCode).toBe(0);
+  return JSON.parse(outcome.stdout) as Record<string, unknown>;
+}
+
+describe("fleece backup", () => {
+  it("takes a full, then an incremental, and tells a person what it did and why", async () => {
+    const run = await world();
+    const full = await run("backup", "run", "vm");
+    expect(full.stderr).toBe("");
+    expect(full.exitCode).toBe(0);
+    expect(full.stdout).toMatch(/^Backup \S+ is complete, in repository default\n/);
+    expect(full.stdout).toMatch(/^Level +full: the repository has no backup of the domain yet$/m);
+    expect(full.stdout).toMatch(/^Guest held +\d+ ms$/m);
+    expect(full.stdout).toMatch(/^vdb +1 MiB/m);
+    const next = await run("backup", "run", "vm");
+    expect(next.stdout).toMatch(/^Level +incremental: based on backup /m);
+  });
+
+  it("prints the message of the API with --json, and obeys level and disks", async () => {
+    const run = await world();
+    const full = message(await run("backup", "run", "vm", "--disk", "vdb", "--full", "--json"));
+    expect(full).toMatchObject({ level: "FULL", disks: [{ target: "vdb" }], repository: "default" });
+    const next = message(await run("--json", "backup", "run", "vm", "--incremental", "--disk", "vdb"));
+    expect(next).toMatchObject({ level: "INCREMENTAL", parent: full["id"] });
+    const list = message(await run("backup", "list", "vm", "--json"));
+    expect(list).toMatchObject({ backups: [{ id: full["id"] }, { id: next["id"] }] });
+    const shown = message(await run("backup", "show", String(next["id"]), "--json"));
+    expect(shown).toEqual(next);
+  });
+
+  it("fails with exit code 1 when an incremental is asked for and impossible", async () => {
+    const run = await world();
+    const { exitCode, stderr } = await run("backup", "run", "vm", "--incremental");
+    expect(stderr).toContain("(CHECKPOINT_INVALID)");
+    expect(exitCode).toBe(1);
+  });
+
+  it("verifies", async () => {
+    const run = await world();
+    const { id } = message(await run("backup", "run", "vm", "--json"));
+    expect(message(await run("backup", "verify", String(id), "--json", "--disk", "vda"))).toMatchObject({
+      backup: id,
+      disks: [{ target: "vda" }],
+    });
+    expect((await run("backup", "verify", String(id))).stdout).toMatch(/is sound: 2 disks \(vda, vdb\)/);
+  });
+
+  it("refuses to delete what others are based on, with exit code 4", async () => {
+    const run = await world();
+    const { id } = message(await run("backup", "run", "vm", "--json"));
+    await run("backup", "run", "vm");
+    const { exitCode, stderr } = await run("backup", "delete", String(id));
+    expect(stderr).toContain("(BACKUP_HAS_CHILDREN)");
+    expect(exitCode).toBe(4);
+  });
+
+  it("says so when there is none", async () => {
+    const run = await world();
+    expect((await run("backup", "list")).stdout).toBe("No backups\n");
+    expect((await run("backup", "show", "b1")).exitCode).toBe(3);
+    expect((await run("backup", "list", "--repository", "other")).exitCode).toBe(3);
+  });
+});
+
+describe("fleece checkpoint", () => {
+  it("lists, draws, shows and deletes", async () => {
+    const run = await world();
+    const first = String(message(await run("backup", "run", "vm", "--json"))["checkpoint"]);
+    const second = String(message(await run("backup", "run", "vm", "--json"))["checkpoint"]);
+    const list = message(await run("checkpoint", "list", "vm", "--json"));
+    expect(list).toMatchObject({ checkpoints: [{ name: first }, { name: second, parent: first }] });
+    expect((await run("checkpoint", "list", "vm", "--tree")).stdout).toBe(`${first}\n└─ ${second}\n`);
+    expect((await run("checkpoint", "show", "vm", second)).stdout).toMatch(/^Follows +\S+$/m);
+    const deleted = await run("checkpoint", "delete", "vm", first);
+    expect(deleted.stdout).toBe(`Deleted checkpoint ${first} of domain vm\n`);
+    expect(message(await run("checkpoint", "list", "vm", "--json"))).toMatchObject({
+      checkpoints: [{ name: second }],
+    });
+    expect((await run("checkpoint", "show", "vm", first)).exitCode).toBe(3);
+  });
+});
+
+describe("fleece domain", () => {
+  it("lists and shows", async () => {
+    const run = await world();
+    expect((await run("domain", "list")).stdout).toMatch(/^vm +running/m);
+    expect(message(await run("domain", "show", "vm", "--json"))).toMatchObject({
+      name: "vm",
+      state: "RUNNING",
+    });
+    expect((await run("domain", "show", "other")).exitCode).toBe(3);
+  });
+});
