@@ -9,7 +9,7 @@ const layer = (name, mayUse, why) => ({
   from: { path: `^src/${name}/` },
   to: {
     path: "^(src/|node_modules/nbd-client-ts)",
-    pathNot: [`^src/${name}/`, ...mayUse.map((m) => `^src/${m}/`)],
+    pathNot: [`^src/${name}/`, ...mayUse.map((used) => `^src/${used}(/|$)`)],
   },
 });
 
@@ -41,7 +41,7 @@ module.exports = {
     ),
     layer(
       "cli",
-      ["shared", "api", "agent.ts"].map((x) => x),
+      ["shared", "api", "agent.ts"],
       "The command line speaks the API's messages and decides nothing",
     ),
     {

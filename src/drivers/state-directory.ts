@@ -35,7 +35,8 @@ export class StateDirectory implements StateStore {
       for (const file of await entries(directory)) {
         if (file.endsWith(".json")) records.push(await readRecord(path.join(directory, file)));
         const writer = temporaryOwner(file);
-        if (writer !== undefined && !this.isAlive(writer)) await rm(path.join(directory, file), { force: true });
+        if (writer !== undefined && !this.isAlive(writer))
+          await rm(path.join(directory, file), { force: true });
       }
     }
     return records.toSorted((a, b) => a.startedAtMs - b.startedAtMs);

@@ -184,7 +184,11 @@ async function checkDisk(
 }
 
 /** A block that storage or QEMU cannot read back is damage, unlike a connection that ended. */
-async function readStored(reader: BlockReader, { offset, length }: BlockRun, signal: AbortSignal): Promise<Uint8Array> {
+async function readStored(
+  reader: BlockReader,
+  { offset, length }: BlockRun,
+  signal: AbortSignal,
+): Promise<Uint8Array> {
   try {
     return await reader.read(offset, length, signal);
   } catch (error) {

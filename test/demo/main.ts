@@ -18,11 +18,10 @@ Exit codes: 0 all proofs hold; 1 one failed; 2 wrong usage; 130 interrupted
 async function main(): Promise<number> {
   const keep = readArguments();
   if (typeof keep === "number") return keep;
-  const interrupted = interruption();
   const screen = new Screen();
   const workplace = await Workplace.create();
   try {
-    return await Promise.race([perform(workplace, screen, keep), interrupted]);
+    return await Promise.race([perform(workplace, screen, keep), interruption(workplace, screen)]);
   } finally {
     await workplace[Symbol.asyncDispose]();
   }
@@ -44,16 +43,14 @@ function readArguments(): boolean | number {
 
 async function perform(workplace: Workplace, screen: Screen, keep: boolean): Promise<number> {
   const startMs = performance.now();
+  workplace.keepFiles = keep;
   screen.title("fleece: back up a running VM, restore it, prove it");
   screen.line(
     `Folder: ${shown(workplace.folder)}${keep ? "" : ", removed at the end (keep it: npm run demo -- --keep)"}`,
   );
   screen.line(`There, \`fleece\` means \`node ${mainPath}\``);
   const exitCode = await judge(workplace, screen, startMs);
-  if (keep) {
-    workplace.keepFiles = true;
-    invite(workplace, screen);
-  }
+  if (keep) invite(workplace, screen);
   return exitCode;
 }
 
@@ -91,17 +88,27 @@ function shown(path: string): string {
 }
 
 /** Resolves to the exit code once Ctrl-C, or a request to end, has come. */
-function interruption(): Promise<number> {
-  return new Promise((resolve) => {
-    for (const [signal, exitCode] of [
-      ["SIGINT", 130],
-      ["SIGTERM", 143],
-      ["SIGHUP", 129],
-    ] as const) {
-      process.once(signal, () => resolve(exitCode));
+function interruption(workplace: Workplace, screen: Screen): Promise<number> {
+  const ending = new Promise<number>((resolve) => {
+    for (const [signal, exitCode] of endings) {
+      // Not once: npm and tsx pass on what the terminal has sent already, and that must not end the tidying.
+      process.on(signal, () => {
+        workplace.keepFiles = false;
+        resolve(exitCode);
+      });
     }
   });
+  return ending.then((exitCode) => {
+    screen.verdict(false, "Interrupted; nothing is kept");
+    return exitCode;
+  });
 }
+
+const endings = [
+  ["SIGINT", 130],
+  ["SIGTERM", 143],
+  ["SIGHUP", 129],
+] as const;
 
 // What was interrupted may still wait for something; its processes end with this one.
 process.exit(await main());

@@ -70,7 +70,12 @@ describe("backup run", () => {
     await at.vm.guestWrite("vda", 3 * MIB, 512, 2);
     await at.vm.quit();
     const third = await at.json<BackupMessage>("backup", "run", "vm");
-    expect(third).toMatchObject({ level: "INCREMENTAL", parent: second.id, consistency: "CLEAN", heldMs: "0" });
+    expect(third).toMatchObject({
+      level: "INCREMENTAL",
+      parent: second.id,
+      consistency: "CLEAN",
+      heldMs: "0",
+    });
     expect(third.disks.map(({ readBytes }) => readBytes)).toEqual(["65536", "0"]);
     await at.vm.restart();
     const fourth = await at.json<BackupMessage>("backup", "run", "vm");

@@ -11,6 +11,10 @@ export async function mountTmpfs(directory: string, options: string): Promise<bo
   } catch {
     return false;
   }
-  untilTestEnds({ [Symbol.asyncDispose]: async () => void (await run("umount", [directory])) });
+  untilTestEnds({
+    [Symbol.asyncDispose]: async () => {
+      await run("umount", [directory]);
+    },
+  });
   return true;
 }

@@ -135,7 +135,9 @@ export class World implements AsyncDisposable {
   /** The whole command, killed without warning; what it managed to publish must be right all the same. */
   async killedBackup(afterMs: number): Promise<void> {
     const moment = this.#digests();
-    const command = await startFleece(["--embedded", "backup", "run", DOMAIN], { configPath: this.#configPath });
+    const command = await startFleece(["--embedded", "backup", "run", DOMAIN], {
+      configPath: this.#configPath,
+    });
     await Promise.race([command.result(), new Promise((resolve) => setTimeout(resolve, afterMs))]);
     const { signal } = await command.kill("SIGKILL");
     this.history.push(`  -> ${signal === null ? "ended before the kill" : "killed"}`);
@@ -247,7 +249,9 @@ export class World implements AsyncDisposable {
     expect(partial, "unfinished backups").toEqual([]);
     if (!this.#vm.running) return;
     const state = await this.#vm.blockState();
-    const strange = state.bitmaps.filter(({ node, name }) => !node.endsWith("-format") || !name.startsWith("fleece:1:"));
+    const strange = state.bitmaps.filter(
+      ({ node, name }) => !node.endsWith("-format") || !name.startsWith("fleece:1:"),
+    );
     expect(strange, "bitmaps that are no checkpoints").toEqual([]);
     for (const { target } of this.#disks) {
       const bitmaps = state.bitmaps.filter(({ node }) => node === this.#vm.nodeName(target));

@@ -10,7 +10,8 @@ const WORLDS = 8;
  * Failures that the ports rule out: what a process cannot say itself any more (a lock it got, but was not told), what is
  * defined to do nothing or to have done all (`publish`, and `discard` after it).
  */
-const IMPOSSIBLE_FAILURE = /lock: after|lockDomain: after|^lock\.|^open: after|publish: after|^draft\.discard/;
+const IMPOSSIBLE_FAILURE =
+  /lock: after|lockDomain: after|^lock\.|^open: after|publish: after|^draft\.discard/;
 
 function isWorthwhile(fault: Fault, point: string): boolean {
   if (fault === "fail") return !IMPOSSIBLE_FAILURE.test(point) && !KNOWN_DEFECT.test(point);
