@@ -38,7 +38,7 @@ const domain = z
 
 const repository = z.strictObject({ name: name("repository"), path: filePath });
 
-const schema = z
+export const configSchema = z
   .strictObject({
     stateDir: filePath,
     scratchDir: filePath,
@@ -65,7 +65,7 @@ const schema = z
     });
   });
 
-export type Config = z.infer<typeof schema>;
+export type Config = z.infer<typeof configSchema>;
 export type DomainConfig = Config["domains"][number];
 export type DiskConfig = NonNullable<DomainConfig["disks"]>[number];
 export type RepositoryConfig = Config["repositories"][number];
@@ -97,7 +97,7 @@ export function parseConfig(text: string, file: string): Config {
   if (document.errors.length > 0) {
     throw invalid(document.errors.map((error) => `${at(error.pos[0])}: ${error.message}`));
   }
-  const parsed = schema.safeParse(document.toJS());
+  const parsed = configSchema.safeParse(document.toJS());
   if (!parsed.success) {
     throw invalid(
       parsed.error.issues.flatMap((issue) => {

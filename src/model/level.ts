@@ -14,9 +14,9 @@ export type LevelDecision =
     };
 
 /**
- * Whether the next backup can be based on the newest one in the repository: its chain must be complete, and for every
- * disk the changes since its checkpoint must be known without a gap. Decided by facts, per disk; the first obstacle is
- * the reason for a full.
+ * Which backup in the repository the next one can be based on: the newest whose chain is complete and for which every
+ * disk's changes since its checkpoint are known without a gap. Decided by facts, per disk. If there is none, what is in
+ * the way of the newest is the reason for a full.
  */
 export function decideLevel(
   disks: readonly DiskState[],
@@ -24,24 +24,36 @@ export function decideLevel(
   requested?: BackupLevel,
 ): LevelDecision {
   if (requested === "full") return { level: "full", reason: "a full was asked for" };
-  const parent = entries.filter(isIntact).toSorted(byTime).at(-1);
-  if (parent === undefined)
-    return { level: "full", reason: "the repository has no backup of the domain yet" };
+  let reason: string | undefined;
+  for (const parent of entries.filter(isIntact).toSorted(byTime).toReversed()) {
+    const base = asBase(disks, entries, parent);
+    if (base.fits)
+      return { level: "incremental", reason: `based on backup ${parent.id}`, parent, changes: base.changes };
+    reason ??= base.reason;
+  }
+  return { level: "full", reason: reason ?? "the repository has no usable backup of the domain yet" };
+}
+
+type Base =
+  | { readonly fits: true; readonly changes: ReadonlyMap<string, readonly string[]> }
+  | { readonly fits: false; readonly reason: string };
+
+function asBase(disks: readonly DiskState[], entries: readonly BackupEntry[], parent: IntactEntry): Base {
   const chain = chainOf(entries, parent.id);
-  if (!chain.complete) return { level: "full", reason: `the chain is broken: ${chain.reason}` };
+  if (!chain.complete) return { fits: false, reason: `the chain is broken: ${chain.reason}` };
   const changes = new Map<string, readonly string[]>();
   for (const disk of disks) {
     const before = parent.manifest.disks.find(({ target }) => target === disk.target);
     if (before === undefined) {
-      return { level: "full", reason: `backup ${parent.id} does not hold disk ${disk.target}` };
+      return { fits: false, reason: `backup ${parent.id} does not hold disk ${disk.target}` };
     }
     if (before.sizeBytes !== disk.sizeBytes) {
       const reason = `disk ${disk.target} has ${disk.sizeBytes} bytes and had ${before.sizeBytes} in backup ${parent.id}`;
-      return { level: "full", reason };
+      return { fits: false, reason };
     }
     const since = changesSince(disk.checkpoints, parent.manifest.checkpoint);
-    if (!since.valid) return { level: "full", reason: `disk ${disk.target}: ${since.reason}` };
+    if (!since.valid) return { fits: false, reason: `disk ${disk.target}: ${since.reason}` };
     changes.set(disk.target, since.bitmaps);
   }
-  return { level: "incremental", reason: `based on backup ${parent.id}`, parent, changes };
+  return { fits: true, changes };
 }
