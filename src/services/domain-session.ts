@@ -20,12 +20,15 @@ export class DomainSession implements AsyncDisposable {
     return this.#driver;
   }
 
-  /** Runs an idempotent action; if the domain has become unreachable, once more by the way that works now. */
+  /**
+   * Runs an idempotent action; if the domain has stopped (it is unreachable) or started (its images are held) since it was
+   * opened, once more by the way that works now.
+   */
   async resilient<T>(action: (driver: BlockDriver) => Promise<T>): Promise<T> {
     try {
       return await action(await this.driver());
     } catch (error) {
-      if (!isFleeceError(error, "DOMAIN_UNREACHABLE")) throw error;
+      if (!isFleeceError(error, "DOMAIN_UNREACHABLE", "DISK_IN_USE")) throw error;
       await this.close();
       return action(await this.driver());
     }

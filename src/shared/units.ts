@@ -11,17 +11,18 @@ export function formatBytes(bytes: number): string {
     ["MiB", MIB],
     ["KiB", KIB],
   ] as const) {
-    if (bytes >= factor) return `${trimZero((bytes / factor).toFixed(1))} ${unit}`;
+    // What would round to 1024 of the unit below is 1 of this one.
+    if (bytes >= factor - factor / KIB / 20) return `${trimZero((bytes / factor).toFixed(1))} ${unit}`;
   }
   return `${bytes} B`;
 }
 
 export function formatDuration(ms: number): string {
-  if (ms < 1000) return `${Math.round(ms)} ms`;
-  if (ms < 60_000) return `${trimZero((ms / 1000).toFixed(1))} s`;
-  const minutes = Math.floor(ms / 60_000);
-  const seconds = Math.round((ms % 60_000) / 1000);
-  if (minutes < 60) return `${minutes} min ${seconds} s`;
+  if (ms < 999.5) return `${Math.round(ms)} ms`;
+  if (ms < 59_950) return `${trimZero((ms / 1000).toFixed(1))} s`;
+  const totalSeconds = Math.round(ms / 1000);
+  const minutes = Math.floor(totalSeconds / 60);
+  if (minutes < 60) return `${minutes} min ${totalSeconds % 60} s`;
   return `${Math.floor(minutes / 60)} h ${minutes % 60} min`;
 }
 
