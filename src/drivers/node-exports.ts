@@ -24,6 +24,8 @@ export async function addExport(
   const { accessNode, exportName, changes, target } = planned;
   const merged = changes === undefined ? undefined : mergedBitmapName(changes.since);
   if (changes !== undefined && merged !== undefined) {
+    // One of an export that has ended may be left on a node of ours; it would not know the bitmaps of today.
+    await removeBitmap(qmp, accessNode, merged);
     await qmp.execute("block-dirty-bitmap-add", {
       node: accessNode,
       name: merged,
@@ -55,6 +57,20 @@ export async function addExport(
 /** Readers see it in the name of the metadata context. */
 export function mergedBitmapName(since: string): string {
   return `since-${since}`;
+}
+
+/** Removes a bitmap unless it does not exist. */
+export async function removeBitmap(qmp: QmpSession, node: string, bitmap: string): Promise<void> {
+  const nodes = await qmp.execute("query-named-block-nodes", { flat: true });
+  const bitmaps = nodes.find((listed) => listed["node-name"] === node)?.["dirty-bitmaps"] ?? [];
+  if (bitmaps.some(({ name }) => name === bitmap)) {
+    await qmp.execute("block-dirty-bitmap-remove", { node, name: bitmap });
+  }
+}
+
+/** Names may hold what QEMU does not allow in an id (`:`, `@`, `+`, `=`), and a frozen disk has one export. */
+export function exportId({ accessNode }: PlannedExport): string {
+  return `${accessNode}-export`;
 }
 
 /** Ends an export whether or not a client uses it, and waits until it is gone. Idempotent. */

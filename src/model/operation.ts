@@ -14,8 +14,8 @@ export interface BackupJournal {
 export interface SnapshotJournal {
   readonly kind: "block-snapshot";
   readonly name: string;
-  /** `creating` becomes `open` once everything exists; a record found `creating` is undone. */
-  readonly phase: "creating" | "open";
+  /** `creating` becomes `open` once everything exists, and `ending` when its end is decided; a record found otherwise than open is undone. */
+  readonly phase: "creating" | "open" | "ending";
   readonly leaseUntilMs: number;
   readonly leaseMs: number;
   readonly mode: "running" | "inactive";

@@ -107,6 +107,7 @@ export interface FileFingerprint {
 }
 
 export interface FreezeResult {
+  /** The checkpoint's time, where there is one: one moment has one time wherever it is shown. */
   readonly timeMs: number;
   /** How long the guest was stopped for the moment to be one over all disks; 0 if it was not. */
   readonly heldMs: number;

@@ -13,6 +13,7 @@ import type { ServiceContext } from "./context.js";
 import { requireDomain, requireRepository, withDomain } from "./context.js";
 import { chooseDisks } from "./choose-disks.js";
 import type { DomainSession } from "./domain-session.js";
+import { refuseFrozenDisks } from "./open-snapshots.js";
 import { Operation } from "./operation.js";
 import { pull } from "./pull.js";
 import { unwind } from "./unwind.js";
@@ -70,6 +71,7 @@ async function backUp(
   const { signal } = request;
   const driver = await session.driver(signal);
   const state = await driver.inspect(signal);
+  await refuseFrozenDisks(context, session, driver, request.disks);
   const disks = chooseDisks(state, request.disks);
   if (state.mode !== "inactive") await context.checkScratch();
   const decision = decideLevel(disks, await repository.list(session.domain), request.level);
@@ -149,12 +151,6 @@ class Attempt {
     const { driver, state, disks, decision, repository, session } = this.#parts;
     const { signal } = this.#request;
     await removeDeadBitmaps(driver, state);
-    const plan = planSnapshot(state, {
-      id: operation.record.id,
-      targets: disks.map(({ target }) => target),
-      scratchDir: this.#context.scratchDir,
-      checkpoint: { name: this.#backupId, timeMs: this.#context.clock.now() },
-    });
     const draft = await repository.begin(
       {
         id: this.#backupId,
@@ -166,6 +162,12 @@ class Attempt {
       signal,
     );
     try {
+      const plan = planSnapshot(state, {
+        id: operation.record.id,
+        targets: disks.map(({ target }) => target),
+        scratchDir: this.#context.scratchDir,
+        checkpoint: { name: this.#backupId, timeMs: this.#context.clock.now() },
+      });
       const frozen = await driver.freeze(plan, operation, signal);
       const addresses = await this.#export(plan, operation);
       await forEachLimited(

@@ -77,7 +77,7 @@ function invite({ folder, sockets }: Workplace, screen: Screen): void {
   screen.title("\nLook around; the VM is off, which is no obstacle");
   screen.command("$", `cd ${shown(folder)}; alias fleece='node ${mainPath}'`);
   screen.command("$", commandLine("domain", "show", domain));
-  screen.command("$", commandLine("backup", "run", domain));
+  screen.command("$", commandLine("backup", "run", domain, "--disk", "vda"));
   screen.command("$", `qemu-img info --backing-chain $(ls -d backups/${domain}/* | tail -1)/vda.qcow2`);
   screen.command("$", "/sbin/debugfs -R 'ls -l /photos' look-1/copy.raw | head");
   screen.command("$", `cd -; rm -r ${shown(folder)} ${sockets.path}`);

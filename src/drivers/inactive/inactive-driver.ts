@@ -16,7 +16,7 @@ import type { UndoEntry } from "../../model/undo.js";
 import type { BlockDriver, UndoLog } from "../../ports/block-driver.js";
 import type { Clock } from "../../ports/clock.js";
 import { fileError, FleeceError } from "../../shared/errors.js";
-import { addExport } from "../node-exports.js";
+import { addExport, exportId } from "../node-exports.js";
 import { changeImageBitmap, imageInfo } from "../qemu-tools.js";
 import { withQmpErrors } from "../qmp-errors.js";
 import { detachedDirectoryPath } from "../runtime-directory.js";
@@ -68,7 +68,7 @@ export class InactiveDriver implements BlockDriver {
   async freeze(plan: SnapshotPlan, undo: UndoLog, signal?: AbortSignal): Promise<FreezeResult> {
     const { checkpoint } = plan;
     const tracked = plan.disks.filter(({ format }) => format === "qcow2");
-    const timeMs = this.#clock.now();
+    const timeMs = checkpoint?.timeMs ?? this.#clock.now();
     if (checkpoint !== undefined) {
       await undo.register({
         kind: "checkpoint",
@@ -116,7 +116,7 @@ export class InactiveDriver implements BlockDriver {
           if (disk === undefined) {
             throw new FleeceError("DISK_NOT_FOUND", `The snapshot has no disk ${planned.target}`);
           }
-          const id = `${planned.accessNode}-${planned.exportName}`;
+          const id = exportId(planned);
           await undo.register({ kind: "daemon-export", directory, id });
           const { accessNode } = planned;
           const request = { id, planned, bitmapNode: accessNode, sizeBytes: disk.sizeBytes };

@@ -18,7 +18,7 @@ import type { QmpSession } from "../../qmp/index.js";
 import { isQmpError } from "../../qmp/index.js";
 import { FleeceError, isFleeceError } from "../../shared/errors.js";
 import type { DomainConfig } from "../../model/config.js";
-import { addExport, mergedBitmapName } from "../node-exports.js";
+import { addExport, exportId, mergedBitmapName } from "../node-exports.js";
 import { createImage } from "../qemu-tools.js";
 import { makeRuntimeDirectory } from "../runtime-directory.js";
 import { socketAnswers } from "../unix-socket.js";
@@ -111,7 +111,7 @@ export class RunningDriver implements BlockDriver {
       const addresses: ExportAddress[] = [];
       for (const planned of exports) {
         const disk = this.#disk(located, planned.target);
-        const id = `${planned.accessNode}-${planned.exportName}`;
+        const id = exportId(planned);
         if (planned.changes !== undefined) {
           await undo.register({
             kind: "vm-bitmap",
@@ -255,7 +255,7 @@ export class RunningDriver implements BlockDriver {
         ]),
       });
     }
-    const timeMs = this.#clock.now();
+    const timeMs = plan.checkpoint?.timeMs ?? this.#clock.now();
     for (const disk of plan.disks) {
       const { qomPath, diskNode } = this.#disk(located, disk.target);
       await this.#qmp.execute("blockdev-add", {

@@ -2,7 +2,7 @@ import { rm } from "node:fs/promises";
 import path from "node:path";
 import type { UndoEntry } from "../../model/undo.js";
 import type { QmpSession } from "../../qmp/index.js";
-import { removeExport } from "../node-exports.js";
+import { removeBitmap, removeExport } from "../node-exports.js";
 import { socketAnswers } from "../unix-socket.js";
 import { filteredNode, locateDisks } from "./block-graph.js";
 
@@ -40,14 +40,6 @@ async function nodeExists(qmp: QmpSession, node: string): Promise<boolean> {
 
 async function removeNode(qmp: QmpSession, node: string): Promise<void> {
   if (await nodeExists(qmp, node)) await qmp.execute("blockdev-del", { "node-name": node });
-}
-
-async function removeBitmap(qmp: QmpSession, node: string, bitmap: string): Promise<void> {
-  const nodes = await qmp.execute("query-named-block-nodes", { flat: true });
-  const bitmaps = nodes.find((listed) => listed["node-name"] === node)?.["dirty-bitmaps"] ?? [];
-  if (bitmaps.some(({ name }) => name === bitmap)) {
-    await qmp.execute("block-dirty-bitmap-remove", { node, name: bitmap });
-  }
 }
 
 /** Gives every device that uses the filter the disk below it. The disk's node name is asked for, not remembered. */
