@@ -14,7 +14,7 @@ import {
 import { proveDamageIsFound } from "./prove-damage.js";
 import { domain, type Scene, setScene } from "./scene.js";
 import type { Screen } from "./screen.js";
-import { ask, type Evidence, inGuest, letWork, takeBackup, takeComparableBackup } from "./take.js";
+import { type Evidence, inGuest, letWork, takeBackup, takeComparableBackup } from "./take.js";
 import type { Workplace } from "./workplace.js";
 
 /** The whole demo, step by step. Resolves to its proofs; throws if a step cannot be done at all. */
@@ -112,7 +112,7 @@ async function restoreAll(
 /** The newest first: it is what a restore is mostly about. */
 async function proveContent(scene: Scene, proofs: Proofs, restored: readonly Restored[]): Promise<void> {
   // It would only take time from the proofs.
-  await ask(scene.guest, "pause");
+  await scene.guest.command("pause");
   for (const one of restored) {
     await proveSameBytes(scene, proofs, one);
     await proveFiles(scene, proofs, one);

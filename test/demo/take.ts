@@ -1,4 +1,3 @@
-import type { CommandAnswer, GuestVm } from "../guest/guest-vm.js";
 import { copyToRaw } from "../support/image-tool.js";
 import { fleece } from "./fleece-command.js";
 import { backUpAtKnownMoment } from "./moment.js";
@@ -19,20 +18,11 @@ export function keptFiles(sums: ReadonlyMap<string, string>): Map<string, string
   return new Map([...sums].filter(([path]) => /^\.\/(?:documents|licences|mail|photos)\//.test(path)));
 }
 
-/**
- * Sends a command at the start of a tick. The guest's shell reads it byte by byte, and drops what it has read if the
- * tick ends meanwhile.
- */
-export async function ask(guest: GuestVm, command: string): Promise<CommandAnswer> {
-  await guest.work(1);
-  return guest.command(command);
-}
-
 /** Commands in the guest, shown as they would be typed there. */
 export async function inGuest({ guest, screen }: Scene, ...commands: string[]): Promise<void> {
   for (const command of commands) {
     screen.command("guest#", command);
-    const { exitStatus, lines } = await ask(guest, command);
+    const { exitStatus, lines } = await guest.command(command);
     if (exitStatus !== 0) {
       throw new Error(`Expected \`${command}\` to succeed in the guest, got:\n${lines.join("\n")}`);
     }
@@ -82,8 +72,7 @@ export async function takeComparableBackup(
 
 /** What the guest knows of its disk, with all of it written out. */
 async function askGuest({ guest, screen }: Scene): Promise<{ sums: Map<string, string>; step: number }> {
-  const { lines } = await ask(guest, "sync; cat /data/state/counter");
-  await guest.work(1);
+  const { lines } = await guest.command("sync; cat /data/state/counter");
   const sums = keptFiles(await guest.sums());
   screen.line(`The guest has computed the SHA-256 of ${sums.size} files`);
   return { sums, step: Number(lines[0]) };
