@@ -4,6 +4,7 @@ import { restoreBackup, serveBackup, verifyBackup } from "../services/backup-rea
 import type { ServiceContext } from "../services/context.js";
 import { formatName } from "./domains.js";
 import type { DiskFormatName, Restoration, ServedBackup, Verification } from "./messages.js";
+import { nbdUri } from "./nbd-uri.js";
 import type { CallOptions } from "./progress.js";
 
 export interface ReadBackupRequest {
@@ -93,12 +94,6 @@ function servedDisk({
 }: ExportAddress): ServedBackup["disks"][number] {
   const uri = nbdUri(exportName, socketPath);
   return { target, exportName, uri, sizeBytes };
-}
-
-/** As https://github.com/NetworkBlockDevice/nbd/blob/master/doc/uri.md has it; slashes of the path may stay as they are. */
-function nbdUri(exportName: string, socketPath: string): string {
-  const path = encodeURIComponent(socketPath).replaceAll("%2F", "/");
-  return `nbd+unix:///${encodeURIComponent(exportName)}?socket=${path}`;
 }
 
 function readOptions(disks: readonly string[], { signal, onProgress }: CallOptions): ReadOptions {

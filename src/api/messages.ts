@@ -123,6 +123,52 @@ export interface ServedBackup {
   }[];
 }
 
+export interface BlockExport {
+  readonly domain: string;
+  readonly snapshot: string;
+  readonly target: string;
+  readonly exportName: string;
+  readonly uri: string;
+  readonly sizeBytes: number;
+  readonly since?: string | undefined;
+  readonly changesContext?: string | undefined;
+}
+
+export interface BlockSnapshotDisk {
+  readonly target: string;
+  readonly format: DiskFormatName;
+  readonly sizeBytes: number;
+  readonly scratchFile?: string | undefined;
+}
+
+export interface BlockSnapshot {
+  readonly domain: string;
+  readonly name: string;
+  readonly time: Timestamp;
+  readonly consistency: ConsistencyName;
+  readonly checkpoint?: string | undefined;
+  readonly leaseMs: number;
+  readonly leaseEndTime: Timestamp;
+  readonly disks: readonly BlockSnapshotDisk[];
+  readonly exports: readonly BlockExport[];
+}
+
+export interface ListBlockSnapshotsResponse {
+  readonly snapshots: readonly BlockSnapshot[];
+}
+
+export interface StartBlockExportsResponse {
+  readonly exports: readonly BlockExport[];
+}
+
+export interface ListBlockExportsResponse {
+  readonly exports: readonly BlockExport[];
+}
+
+export interface StopBlockExportsResponse {
+  readonly exports: readonly BlockExport[];
+}
+
 /** The messages that are printed or sent whole, by their names in the package `fleece.v1`. */
 export interface MessageTypes {
   readonly Domain: Domain;
@@ -134,4 +180,9 @@ export interface MessageTypes {
   readonly Verification: Verification;
   readonly Restoration: Restoration;
   readonly ServedBackup: ServedBackup;
+  readonly BlockSnapshot: BlockSnapshot;
+  readonly ListBlockSnapshotsResponse: ListBlockSnapshotsResponse;
+  readonly StartBlockExportsResponse: StartBlockExportsResponse;
+  readonly ListBlockExportsResponse: ListBlockExportsResponse;
+  readonly StopBlockExportsResponse: StopBlockExportsResponse;
 }

@@ -3,7 +3,9 @@ import protobuf from "protobufjs";
 
 /** From dist/api and from src/api alike. */
 const PROTO_DIRECTORY = fileURLToPath(new URL("../../proto/", import.meta.url));
-const FILES = ["disk", "domain", "checkpoint", "backup"].map((name) => `fleece/v1/${name}.proto`);
+const FILES = ["disk", "domain", "checkpoint", "backup", "block_snapshot"].map(
+  (name) => `fleece/v1/${name}.proto`,
+);
 
 let loaded: protobuf.Root | undefined;
 

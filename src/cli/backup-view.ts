@@ -97,7 +97,7 @@ export function servedBackup({ backup, disks }: ServedBackup, terminal: boolean)
   return `Serving backup ${printable(backup)} read-only until interrupted\n\n${uris}`;
 }
 
-const CONSISTENCY = {
+export const CONSISTENCY = {
   CLEAN: "clean (the domain was inactive)",
   FILESYSTEM: "file systems frozen",
   CRASH: "crash (as after a power cut)",

@@ -3,8 +3,10 @@ import { Command, Option } from "@commander-js/extra-typings";
 import { addBackupCommands } from "./backup-commands.js";
 import { addBackupReadCommands } from "./backup-read-commands.js";
 import { addCheckpointCommands } from "./checkpoint-commands.js";
+import { addBlockSnapshotCommands } from "./block-snapshot-commands.js";
 import { SYSTEM_CONFIG } from "./configuration-file.js";
 import { addDomainCommands } from "./domain-commands.js";
+import { addExportCommands } from "./export-commands.js";
 import { LOG_LEVELS } from "./logger.js";
 import type { GlobalOptions, RunAction } from "./session.js";
 import type { TextStream } from "./streams.js";
@@ -50,6 +52,11 @@ export function createProgram(
   const group = (name: string, description: string): Command =>
     program.command(name).description(description).helpCommand(false);
   addDomainCommands(group("domain", "list and show domains"), run);
+  addBlockSnapshotCommands(
+    group("block-snapshot", "create, list, show, renew and delete block snapshots"),
+    run,
+  );
+  addExportCommands(group("export", "start, list and stop NBD exports of block snapshots"), run);
   addCheckpointCommands(group("checkpoint", "list, show and delete checkpoints"), run);
   const backup = group("backup", "run, list, show, verify, restore, serve and delete backups");
   addBackupCommands(backup, run);

@@ -33,7 +33,8 @@ export class StateDirectory implements StateStore {
     for (const name of domains) {
       const directory = this.#directory(name);
       for (const file of await entries(directory)) {
-        if (file.endsWith(".json")) records.push(await readRecord(path.join(directory, file)));
+        const record = file.endsWith(".json") ? await readRecord(path.join(directory, file)) : undefined;
+        if (record !== undefined) records.push(record);
         const writer = temporaryOwner(file);
         if (writer !== undefined && !this.isAlive(writer))
           await rm(path.join(directory, file), { force: true });
@@ -66,8 +67,9 @@ export class StateDirectory implements StateStore {
   }
 
   async remove({ domain, id }: Pick<OperationRecord, "id" | "domain">): Promise<void> {
-    await rm(path.join(this.#directory(domain), `${id}.json`), { force: true });
-    await syncDirectory(this.#directory(domain));
+    const directory = this.#directory(domain);
+    await rm(path.join(directory, `${id}.json`), { force: true });
+    if (await exists(directory)) await syncDirectory(directory);
   }
 
   #directory(domain: string): string {
@@ -122,8 +124,15 @@ async function exists(directory: string): Promise<boolean> {
   );
 }
 
-async function readRecord(file: string): Promise<OperationRecord> {
-  const text = await readFile(file, "utf8");
+/** Undefined if it has just ended: a restore works without the domain's lock. */
+async function readRecord(file: string): Promise<OperationRecord | undefined> {
+  let text: string;
+  try {
+    text = await readFile(file, "utf8");
+  } catch (error) {
+    if (errnoOf(error) === "ENOENT") return undefined;
+    throw fileError(error, "read the journal", file);
+  }
   let value: unknown;
   try {
     value = JSON.parse(text);

@@ -84,6 +84,17 @@ export function changesSince(bitmaps: readonly CheckpointBitmap[], name: string)
   return { valid: true, bitmaps: union.map(({ bitmap }) => bitmap) };
 }
 
+/**
+ * Bitmaps that can answer nothing any more: an inconsistent one and all before it, whose changes would have to go through
+ * it; and all of them when the newest has stopped recording, for what was written since is known to none. They must go
+ * before a new checkpoint comes: behind one that records, they would look sound.
+ */
+export function deadBitmaps(bitmaps: readonly CheckpointBitmap[]): readonly CheckpointBitmap[] {
+  const sorted = bitmaps.toSorted(byOrder);
+  if (sorted.at(-1)?.recording === false) return sorted;
+  return sorted.slice(0, sorted.findLastIndex(({ inconsistent }) => inconsistent) + 1);
+}
+
 /** One step on the bitmaps of a disk, in the terms that both QMP transactions and `qemu-img bitmap` have. */
 export type BitmapStep =
   | {

@@ -31,7 +31,13 @@ export function decideLevel(
       return { level: "incremental", reason: `based on backup ${parent.id}`, parent, changes: base.changes };
     reason ??= base.reason;
   }
-  return { level: "full", reason: reason ?? "the repository has no usable backup of the domain yet" };
+  return { level: "full", reason: reason ?? nothingIntact(entries) };
+}
+
+function nothingIntact(entries: readonly BackupEntry[]): string {
+  return entries.length === 0
+    ? "the repository has no backup of the domain yet"
+    : "no backup of the domain in the repository is intact";
 }
 
 type Base =

@@ -14,7 +14,10 @@ export interface BackupJournal {
 export interface SnapshotJournal {
   readonly kind: "block-snapshot";
   readonly name: string;
-  /** `creating` becomes `open` once everything exists, and `ending` when its end is decided; a record found otherwise than open is undone. */
+  /**
+   * `creating` becomes `open` once everything exists, and that `ending` once its end is decided; what is found in one of
+   * the other two is undone.
+   */
   readonly phase: "creating" | "open" | "ending";
   readonly leaseUntilMs: number;
   readonly leaseMs: number;

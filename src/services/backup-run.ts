@@ -1,4 +1,5 @@
 import type { BackupLevel, IntactEntry } from "../model/backup.js";
+import type { BackupJournal } from "../model/operation.js";
 import type { LevelDecision } from "../model/level.js";
 import { decideLevel } from "../model/level.js";
 import type { DiskState, DomainState, ExportAddress, SnapshotPlan } from "../model/snapshot-plan.js";
@@ -15,6 +16,7 @@ import { chooseDisks } from "./choose-disks.js";
 import type { DomainSession } from "./domain-session.js";
 import { refuseFrozenDisks } from "./open-snapshots.js";
 import { Operation } from "./operation.js";
+import { keepCheckpointIfPublished } from "./published.js";
 import { pull } from "./pull.js";
 import { unwind } from "./unwind.js";
 
@@ -120,31 +122,29 @@ class Attempt {
 
   async run(): Promise<IntactEntry> {
     const { session, repository, startedAtMs } = this.#parts;
-    const operation = await Operation.begin(this.#context.store, {
-      id: randomId(8),
-      domain: session.domain,
-      startedAtMs,
-      subject: { kind: "backup", backupId: this.#backupId, repository: repository.name },
-    });
+    const subject = { kind: "backup", backupId: this.#backupId, repository: repository.name } as const;
+    const header = { id: randomId(8), domain: session.domain, startedAtMs, subject };
+    const operation = await Operation.begin(this.#context.store, header);
     let entry: IntactEntry;
     try {
       entry = await this.#perform(operation);
     } catch (error) {
-      throw await this.#failed(operation, error);
+      await this.#putInOrder(operation, subject);
+      throw error;
     }
     await operation.keepCheckpoint();
     await unwind(operation, session, this.#context.host);
     return entry;
   }
 
-  /** The cause of a failed backup is what people need to read; trouble with tidying up is added to it. */
-  async #failed(operation: Operation, error: unknown): Promise<unknown> {
+  /** The cause of a failed backup is what people need to read; trouble with tidying up is logged, and journalled. */
+  async #putInOrder(operation: Operation, subject: BackupJournal): Promise<void> {
     try {
+      await keepCheckpointIfPublished(this.#context.repositories, operation, subject);
       await unwind(operation, this.#parts.session, this.#context.host);
     } catch (trouble) {
       this.#context.log.warn({ operation: operation.record.id }, errorMessage(trouble));
     }
-    return error;
   }
 
   async #perform(operation: Operation): Promise<IntactEntry> {

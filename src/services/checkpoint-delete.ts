@@ -3,6 +3,7 @@ import { requireDomain, withDomain } from "./context.js";
 import type { Checkpoint } from "./checkpoints.js";
 import { deleteCheckpoint, findCheckpoint, gatherCheckpoints } from "./checkpoints.js";
 import { inspectDomain } from "./domains.js";
+import { refuseFrozenDisks } from "./open-snapshots.js";
 
 /** Oldest first. Reads only. */
 export async function listCheckpoints(
@@ -37,6 +38,9 @@ export function removeCheckpoint(
   return withDomain(context, domain, `checkpoint delete ${domain} ${name}`, async (session) => {
     const driver = await session.driver(signal);
     const found = findCheckpoint(await driver.inspect(signal), name);
+    const targets = found.disks.map(({ target }) => target);
+    // Here it would change the image file, by which the snapshot tells whether the guest was started.
+    if (driver.mode === "inactive") await refuseFrozenDisks(context, session, driver, targets);
     await deleteCheckpoint(driver, name, undefined, signal);
     return found;
   });

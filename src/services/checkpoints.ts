@@ -1,5 +1,5 @@
 import type { BitmapStep, CheckpointBitmap } from "../model/checkpoint.js";
-import { planDeletion } from "../model/checkpoint.js";
+import { deadBitmaps, planDeletion } from "../model/checkpoint.js";
 import { checkName } from "../model/names.js";
 import type { DomainState } from "../model/snapshot-plan.js";
 import type { BlockDriver } from "../ports/block-driver.js";
@@ -87,11 +87,11 @@ function refusal(target: string, name: string, why: "busy" | "inconsistent"): Fl
       );
 }
 
-/** Bitmaps of ours that a crash of QEMU has made useless; they can only be removed. */
+/** Before a new checkpoint: see `deadBitmaps`. One that is in use stays, and with it the reason for a full. */
 export async function removeDeadBitmaps(driver: BlockDriver, state: DomainState): Promise<void> {
   const changes = new Map<string, readonly BitmapStep[]>();
   for (const { target, checkpoints } of state.disks) {
-    const dead = checkpoints.filter(({ inconsistent, busy }) => inconsistent && !busy);
+    const dead = deadBitmaps(checkpoints).filter(({ busy }) => !busy);
     if (dead.length > 0)
       changes.set(
         target,

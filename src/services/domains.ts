@@ -1,6 +1,5 @@
 import type { DomainState } from "../model/snapshot-plan.js";
-import type { BlockDriver } from "../ports/block-driver.js";
-import { errorMessage } from "../shared/errors.js";
+import { errorMessage, isFleeceError } from "../shared/errors.js";
 import type { ServiceContext } from "./context.js";
 import { requireDomain } from "./context.js";
 import { DomainSession } from "./domain-session.js";
@@ -22,20 +21,25 @@ export function listDomains(context: ServiceContext): Promise<readonly DomainSum
   );
 }
 
-/** Reads only. */
-export function inspectDomain(
+/** Reads only. Fails with DOMAIN_BUSY instead of DOMAIN_UNREACHABLE while another command has the monitor. */
+export async function inspectDomain(
   context: ServiceContext,
   name: string,
   signal?: AbortSignal,
 ): Promise<DomainState> {
-  return readingDomain(context, name, (driver) => driver.inspect(signal));
+  const domain = requireDomain(context, name);
+  try {
+    await using session = new DomainSession(context.drivers, domain);
+    const driver = await session.driver(signal);
+    return await driver.inspect(signal);
+  } catch (error) {
+    if (isFleeceError(error, "DOMAIN_UNREACHABLE")) await refuseIfBusy(context, domain);
+    throw error;
+  }
 }
 
-async function readingDomain<T>(
-  context: ServiceContext,
-  name: string,
-  action: (driver: BlockDriver) => Promise<T>,
-): Promise<T> {
-  await using session = new DomainSession(context.drivers, requireDomain(context, name));
-  return await action(await session.driver());
+/** QEMU's monitor serves one client at a time, and whoever holds the lock has it: say who instead of "no greeting". */
+async function refuseIfBusy({ store }: ServiceContext, domain: string): Promise<void> {
+  const lock = await store.lockDomain(domain, "a look at the domain");
+  await lock.release();
 }

@@ -6,6 +6,7 @@ import type { Clock } from "../ports/clock.js";
 import { errorMessage, isFleeceError } from "../shared/errors.js";
 import { DomainSession } from "./domain-session.js";
 import { Operation } from "./operation.js";
+import { keepCheckpointIfPublished } from "./published.js";
 import { unwind } from "./unwind.js";
 
 export interface RecoveryParts {
@@ -18,22 +19,33 @@ export interface RecoveryParts {
 
 /**
  * Puts in order what killed processes left on a domain, and ends block snapshots whose lease has run out. The caller
- * holds the domain's lock, so whoever wrote a record of a backup is dead.
+ * holds the domain's lock, so whoever wrote a record of a backup is dead. All records are tried; then the first failure
+ * is thrown, unless it was a restore's: files that it could not remove are nobody's obstacle.
  */
 export async function recoverDomain(parts: RecoveryParts, session: DomainSession): Promise<void> {
+  const failures: unknown[] = [];
   for (const record of await parts.store.operations(session.domain)) {
     if (!isOver(parts, record)) continue;
-    const operation = new Operation(parts.store, record);
-    const { subject } = record;
-    if (subject.kind === "backup" && (await wasPublished(parts, record.domain, subject))) {
-      await operation.keepCheckpoint();
+    try {
+      await recoverOperation(parts, session, record);
+    } catch (error) {
+      if (record.subject.kind === "restore") parts.log.warn({ operation: record.id }, errorMessage(error));
+      else failures.push(error);
     }
-    parts.log.info(
-      { operation: record.id, kind: subject.kind, domain: record.domain },
-      "Undoing an unfinished operation",
-    );
-    await unwind(operation, session, parts.host);
   }
+  if (failures.length > 0) throw failures[0];
+}
+
+async function recoverOperation(
+  parts: RecoveryParts,
+  session: DomainSession,
+  record: OperationRecord,
+): Promise<void> {
+  const operation = new Operation(parts.store, record);
+  const { subject, domain, id } = record;
+  if (subject.kind === "backup") await keepCheckpointIfPublished(parts.repositories, operation, subject);
+  parts.log.info({ operation: id, kind: subject.kind, domain }, "Undoing an unfinished operation");
+  await unwind(operation, session, parts.host);
 }
 
 /**
@@ -67,16 +79,6 @@ function isOver({ store, clock }: RecoveryParts, { subject, owner }: OperationRe
     case "restore":
       return !store.isAlive(owner);
     case "block-snapshot":
-      return subject.phase === "creating" || subject.leaseUntilMs <= clock.now();
+      return subject.phase !== "open" || subject.leaseUntilMs <= clock.now();
   }
-}
-
-/** Killed between giving the backup its name and tidying up: the backup is whole, and its checkpoint counts. */
-async function wasPublished(
-  { repositories }: RecoveryParts,
-  domain: string,
-  subject: { backupId: string; repository: string },
-): Promise<boolean> {
-  const repository = repositories.get(subject.repository);
-  return repository !== undefined && (await repository.has(domain, subject.backupId));
 }

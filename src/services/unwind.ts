@@ -12,11 +12,13 @@ import type { Operation } from "./operation.js";
 export async function unwind(operation: Operation, session: DomainSession, host: HostCleaner): Promise<void> {
   const failures: unknown[] = [];
   const undone: UndoEntry[] = [];
+  let exportsRemain = false;
   for (const entry of operation.record.undo.toReversed()) {
     try {
       await undoEntry(entry, session, host);
       undone.push(entry);
     } catch (error) {
+      exportsRemain ||= entry.kind === "vm-export";
       failures.push(error);
     }
   }
@@ -24,7 +26,8 @@ export async function unwind(operation: Operation, session: DomainSession, host:
     await operation.end();
     return;
   }
-  await operation.settle(...undone);
+  // The server stays as long as an export does, so it is not undone yet either.
+  await operation.settle(...undone.filter(({ kind }) => kind !== "vm-nbd-server" || !exportsRemain));
   throw new FleeceError(
     "CLEANUP_INCOMPLETE",
     `Could not remove everything of the unfinished operation ${operation.record.id} on domain ${session.domain}; the next command tries again: ${failures.map(errorMessage).join("; ")}`,

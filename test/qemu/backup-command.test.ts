@@ -134,7 +134,7 @@ describe("backup run", () => {
     const before = await at.state();
     const command = await at.start("backup", "run", "vm", "--log-level", "debug");
     while (!(await at.files()).some((name) => name.includes(".partial-")) && command.running) {
-      await new Promise((resolve) => setTimeout(resolve, 5));
+      await tick();
     }
     const result = await command.kill("SIGINT");
     expect(result.stderr).toContain("(INTERRUPTED)");
@@ -150,7 +150,7 @@ describe("backup run", () => {
     await at.vm.guestWrite("vda", 0, 300 * MIB, 0x66);
     const command = await at.start("backup", "run", "vm");
     while (!(await at.vm.blockState()).exports.length && command.running) {
-      await new Promise((resolve) => setTimeout(resolve, 5));
+      await tick();
     }
     await command.kill("SIGKILL");
     expect((await at.vm.blockState()).nodes.some((node) => node.startsWith("fleece-"))).toBe(true);
@@ -163,6 +163,26 @@ describe("backup run", () => {
     await at.json("backup", "delete", next.id);
     await at.json("checkpoint", "delete", "vm", next.id);
     expect(await at.state()).toEqual(before);
+  });
+});
+
+describe("A command that only looks at a domain", () => {
+  it("says who has the monitor while a backup runs, instead of calling the domain unreachable", async () => {
+    const disks = [{ target: "vda", format: "qcow2" as const, sizeBytes: GIB, filledBytes: 600 * MIB }];
+    const at = await startSite({ disks });
+    const command = await at.start("backup", "run", "vm");
+    // In the midst of reading: QEMU drops a client that takes longer than 10 s to negotiate.
+    const underWay = (name: string): boolean => /\.partial-.*vda\.qcow2 \d{8,} /.test(name);
+    while (command.running && !(await at.files()).some(underWay)) await tick();
+    process.kill(command.pid, "SIGSTOP");
+    const look = await at.run("checkpoint", "list", "vm");
+    const list = await at.run("domain", "list");
+    process.kill(command.pid, "SIGCONT");
+    expect(look.stderr).toMatch(/busy: backup run vm \(process \d+.*\(DOMAIN_BUSY\)/);
+    expect(look.exitCode).toBe(4);
+    expect(list.stdout).toMatch(/busy: backup run vm/);
+    const result = await command.result();
+    expect(result.exitCode, result.stderr).toBe(0);
   });
 });
 
@@ -219,3 +239,7 @@ describe("A repository", () => {
     expect(result).toMatchObject({ identical: true });
   });
 });
+
+function tick(): Promise<void> {
+  return new Promise((resolve) => setTimeout(resolve, 5));
+}

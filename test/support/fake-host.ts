@@ -30,7 +30,13 @@ export class FakeHost implements HostCleaner {
       case "daemon-export":
         this.#endExport(entry.directory, entry.id);
         return;
-      default:
+      case "checkpoint":
+      case "vm-held":
+      case "vm-node":
+      case "vm-filter":
+      case "vm-export":
+      case "vm-nbd-server":
+      case "vm-bitmap":
         throw new Error(`Undo of a ${entry.kind} is not a matter of the host`);
     }
   }

@@ -1,43 +1,43 @@
-import { open } from "node:fs/promises";
+import { writeFile } from "node:fs/promises";
 import type { BlockWriter } from "../../src/ports/block-io.js";
 import type { ImageFactory, NewImage, OpenImages } from "../../src/ports/image-writer.js";
-import { BLOCK_SIZE } from "../../src/model/extents.js";
 
-/** Writes images as plain files, whatever their format. */
+/** Makes plain files whatever the format, empty until they are finished. */
 export const fakeImages: ImageFactory = {
   async create(images: readonly NewImage[]): Promise<OpenImages> {
-    const writers = new Map<string, BlockWriter>();
+    const open = new Map<string, { path: string; content: Buffer }>();
     for (const { target, path, sizeBytes } of images) {
-      const file = await open(path, "wx", 0o600);
-      await file.truncate(sizeBytes);
-      const close = (): Promise<void> => file.close();
-      writers.set(target, {
-        sizeBytes,
-        write: async (offset, data) => void (await file.write(data, 0, data.length, offset)),
-        writeZeroes: async (offset, length) => {
-          const zeroes = new Uint8Array(BLOCK_SIZE);
-          for (let at = 0; at < length; at += BLOCK_SIZE) {
-            await file.write(zeroes, 0, Math.min(BLOCK_SIZE, length - at), offset + at);
-          }
-        },
-        flush: () => file.sync(),
-        close,
-        [Symbol.asyncDispose]: close,
-      });
+      await writeFile(path, "", { flag: "wx", mode: 0o600 });
+      open.set(target, { path, content: Buffer.alloc(sizeBytes) });
     }
-    const close = async (): Promise<void> => {
-      for (const writer of writers.values()) await writer.close();
-      writers.clear();
-    };
     return {
       writer: (target) => {
-        const writer = writers.get(target);
-        if (writer === undefined) throw new Error(`There is no image for disk ${target}`);
-        return writer;
+        const image = open.get(target);
+        if (image === undefined) throw new Error(`There is no image for disk ${target}`);
+        return writerTo(image.content);
       },
-      finish: close,
-      close,
-      [Symbol.asyncDispose]: close,
+      finish: async () => {
+        for (const { path, content } of open.values()) await writeFile(path, content);
+      },
+      close: () => Promise.resolve(),
+      [Symbol.asyncDispose]: () => Promise.resolve(),
     };
   },
 };
+
+function writerTo(content: Buffer): BlockWriter {
+  return {
+    sizeBytes: content.length,
+    write: (offset, data) => {
+      content.set(data, offset);
+      return Promise.resolve();
+    },
+    writeZeroes: (offset, length) => {
+      content.fill(0, offset, offset + length);
+      return Promise.resolve();
+    },
+    flush: () => Promise.resolve(),
+    close: () => Promise.resolve(),
+    [Symbol.asyncDispose]: () => Promise.resolve(),
+  };
+}

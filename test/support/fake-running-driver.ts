@@ -128,7 +128,11 @@ export class FakeRunningDriver implements BlockDriver {
         case "vm-bitmap":
           this.#qemu.removeBitmap(entry.node, entry.bitmap);
           return;
-        default:
+        case "checkpoint":
+        case "file":
+        case "directory":
+        case "daemon":
+        case "daemon-export":
           throw new Error(`Undo of a ${entry.kind} is not a matter of QEMU`);
       }
     });

@@ -1,4 +1,5 @@
-import { stat } from "node:fs/promises";
+import { rm, stat } from "node:fs/promises";
+import path from "node:path";
 import type { BitmapStep, CheckpointBitmap } from "../../model/checkpoint.js";
 import { bitmapName, byOrder, CHECKPOINT_GRANULARITY, parseBitmapName } from "../../model/checkpoint.js";
 import type { DiskConfig, DomainConfig } from "../../model/config.js";
@@ -156,9 +157,10 @@ export class InactiveDriver implements BlockDriver {
     }
   }
 
-  /** What an earlier QEMU process of the domain held is gone with it. */
-  undo(_entry: UndoEntry): Promise<void> {
-    return Promise.resolve();
+  /** What an earlier QEMU process of the domain held is gone with it, but for the directory of its socket. */
+  async undo(entry: UndoEntry): Promise<void> {
+    if (entry.kind !== "vm-nbd-server") return;
+    await rm(path.dirname(entry.socketPath), { recursive: true, force: true });
   }
 
   /** Between calls nothing is held: the daemon's monitor serves one client at a time, whoever undoes its exports. */

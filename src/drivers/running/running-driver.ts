@@ -304,12 +304,12 @@ export class RunningDriver implements BlockDriver {
 
   async #startNbdServer(undo: UndoLog): Promise<void> {
     const socketPath = this.#nbdSocketPath;
+    await undo.register({ kind: "vm-nbd-server", socketPath });
     try {
       await makeRuntimeDirectory(path.dirname(socketPath));
     } catch (error) {
       if (!isFleeceError(error, "ALREADY_EXISTS")) throw error;
     }
-    await undo.register({ kind: "vm-nbd-server", socketPath });
     try {
       await this.#qmp.execute("nbd-server-start", { addr: { type: "unix", data: { path: socketPath } } });
     } catch (error) {

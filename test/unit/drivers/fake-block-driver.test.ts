@@ -20,9 +20,14 @@ function harness(running: boolean): () => Promise<DriverHarness> {
       host: domain.host,
       readers: domain.readers,
       driver: () => domain.open("vm"),
-      write: (target, offset, length, pattern) =>
-        Promise.resolve(domain.write(target, offset, length, pattern)),
-      zero: (target, offset, length) => Promise.resolve(domain.write(target, offset, length, 0)),
+      write: (target, offset, length, pattern) => {
+        domain.write(target, offset, length, pattern);
+        return Promise.resolve();
+      },
+      zero: (target, offset, length) => {
+        domain.write(target, offset, length, 0);
+        return Promise.resolve();
+      },
       traces: () => Promise.resolve(domain.traces()),
       [Symbol.asyncDispose]: () => Promise.resolve(),
     });

@@ -4,6 +4,7 @@ import type { CheckpointBitmap } from "../../../src/model/checkpoint.js";
 import {
   bitmapName,
   changesSince,
+  deadBitmaps,
   nextOrder,
   parseBitmapName,
   planDeletion,
@@ -11,9 +12,12 @@ import {
 import { BLOCK_SIZE } from "../../../src/model/extents.js";
 import { FakeDisk } from "../../support/fake-disk.js";
 
-const FIRST = "ABCXYZabcxyz0189_";
+const FIRST = Array.from("ABCXYZabcxyz0189_");
 const name = fc
-  .tuple(fc.constantFrom(...FIRST), fc.string({ unit: fc.constantFrom(...`${FIRST}.:+@=-`), maxLength: 127 }))
+  .tuple(
+    fc.constantFrom(...FIRST),
+    fc.string({ unit: fc.constantFrom(...FIRST, ".", ":", "+", "@", "=", "-"), maxLength: 127 }),
+  )
   .map((parts) => parts.join(""));
 const checkpoint = fc.record({
   name,
@@ -29,11 +33,19 @@ function bitmap(order: number, state: Partial<CheckpointBitmap> = {}): Checkpoin
 
 describe("parseBitmapName", () => {
   it("gives back what bitmapName was told, for any allowed name", () => {
-    fc.assert(fc.property(checkpoint, (id) => expect(parseBitmapName(bitmapName(id))).toEqual(id)));
+    fc.assert(
+      fc.property(checkpoint, (id) => {
+        expect(parseBitmapName(bitmapName(id))).toEqual(id);
+      }),
+    );
   });
 
   it("stays within the 1023 bytes of a qcow2 bitmap name", () => {
-    fc.assert(fc.property(checkpoint, (id) => expect(Buffer.byteLength(bitmapName(id))).toBeLessThan(1024)));
+    fc.assert(
+      fc.property(checkpoint, (id) => {
+        expect(Buffer.byteLength(bitmapName(id))).toBeLessThan(1024);
+      }),
+    );
   });
 
   it.each([
@@ -100,6 +112,29 @@ describe("changesSince", () => {
   it("does not mind an inconsistent bitmap that is older", () => {
     const bitmaps = [bitmap(1, { inconsistent: true }), bitmap(2, { recording: true })];
     expect(changesSince(bitmaps, "c2").valid).toBe(true);
+  });
+});
+
+describe("deadBitmaps", () => {
+  const names = (bitmaps: readonly CheckpointBitmap[]): number[] =>
+    deadBitmaps(bitmaps).map(({ order }) => order);
+
+  it("is none while all are consistent and the newest records", () => {
+    expect(names([])).toEqual([]);
+    expect(names([bitmap(1, { recording: false }), bitmap(2, { recording: true })])).toEqual([]);
+  });
+
+  it("is an inconsistent one and all before it, in whatever order they come", () => {
+    const bitmaps = [
+      bitmap(3, { recording: true }),
+      bitmap(1, { recording: false }),
+      bitmap(2, { recording: false, inconsistent: true }),
+    ];
+    expect(names(bitmaps)).toEqual([1, 2]);
+  });
+
+  it("is all of them when the newest has stopped recording", () => {
+    expect(names([bitmap(1, { recording: false }), bitmap(2, { recording: false })])).toEqual([1, 2]);
   });
 });
 

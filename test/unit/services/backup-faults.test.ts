@@ -14,13 +14,10 @@ const IMPOSSIBLE_FAILURE =
   /lock: after|lockDomain: after|^lock\.|^open: after|publish: after|^draft\.discard/;
 
 function isWorthwhile(fault: Fault, point: string): boolean {
-  if (fault === "fail") return !IMPOSSIBLE_FAILURE.test(point) && !KNOWN_DEFECT.test(point);
+  if (fault === "fail") return !IMPOSSIBLE_FAILURE.test(point);
   // Between the end of one call and the beginning of the next nothing happens that these could tell apart.
   return fault === "disconnect" || point.endsWith("before");
 }
-
-/** The NBD server stays when QEMU refuses to remove an export: its undo counts as done while exports are left. */
-const KNOWN_DEFECT = /^undo vm-export: before/;
 
 /** Strikes at every point that an undisturbed backup passes, and at the cleaning up after it. */
 async function strikeEverywhere(scenario: Omit<Scenario, "at">): Promise<string[]> {

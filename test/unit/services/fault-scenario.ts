@@ -136,6 +136,7 @@ class Play {
         return;
       case "start":
         domain.start();
+        for (const { target, sizeBytes } of DISKS) domain.write(target, 0, sizeBytes, 0xee);
         return;
       case "abort":
         this.#stop.abort(new FleeceError("INTERRUPTED", "Cancelled"));

@@ -1,0 +1,93 @@
+import type { ServiceContext } from "../services/context.js";
+import { createBlockSnapshot, deleteBlockSnapshot, renewBlockSnapshot } from "../services/block-snapshots.js";
+import type { BlockSnapshot as ServiceSnapshot } from "../services/open-snapshots.js";
+import { getBlockSnapshot, listBlockSnapshots } from "../services/open-snapshots.js";
+import { blockExportMessage } from "./block-exports.js";
+import { formatName } from "./domains.js";
+import type { BlockSnapshot, BlockSnapshotDisk, ListBlockSnapshotsResponse } from "./messages.js";
+import { timestampFromMs } from "./timestamp.js";
+
+export interface CreateBlockSnapshotRequest {
+  readonly domain: string;
+  /** Left out: one is made up. */
+  readonly name?: string | undefined;
+  /** Targets; empty: all disks. */
+  readonly disks: readonly string[];
+  /** Set to create a checkpoint at the same moment; without a name it is called like the snapshot. */
+  readonly checkpoint?: { readonly name?: string | undefined } | undefined;
+  readonly leaseMs: number;
+}
+
+export interface BlockSnapshotRequest {
+  readonly domain: string;
+  readonly name: string;
+}
+
+export async function createBlockSnapshotHandler(
+  context: ServiceContext,
+  { domain, name, disks, checkpoint, leaseMs }: CreateBlockSnapshotRequest,
+  signal?: AbortSignal,
+): Promise<BlockSnapshot> {
+  const created = await createBlockSnapshot(context, {
+    domain,
+    leaseMs,
+    ...(name === undefined ? {} : { name }),
+    ...(disks.length === 0 ? {} : { disks }),
+    ...(checkpoint === undefined
+      ? {}
+      : { checkpoint: checkpoint.name === undefined ? {} : { name: checkpoint.name } }),
+    ...(signal === undefined ? {} : { signal }),
+  });
+  return blockSnapshotMessage(created);
+}
+
+export async function listBlockSnapshotsHandler(
+  context: ServiceContext,
+  { domain }: { readonly domain: string },
+): Promise<ListBlockSnapshotsResponse> {
+  const snapshots = await listBlockSnapshots(context, domain);
+  return { snapshots: snapshots.map(blockSnapshotMessage) };
+}
+
+export async function getBlockSnapshotHandler(
+  context: ServiceContext,
+  { domain, name }: BlockSnapshotRequest,
+): Promise<BlockSnapshot> {
+  return blockSnapshotMessage(await getBlockSnapshot(context, domain, name));
+}
+
+export async function renewBlockSnapshotHandler(
+  context: ServiceContext,
+  { domain, name, leaseMs }: BlockSnapshotRequest & { readonly leaseMs?: number | undefined },
+): Promise<BlockSnapshot> {
+  return blockSnapshotMessage(await renewBlockSnapshot(context, domain, name, leaseMs));
+}
+
+/** Answers with the snapshot as it was. */
+export async function deleteBlockSnapshotHandler(
+  context: ServiceContext,
+  { domain, name, failed }: BlockSnapshotRequest & { readonly failed: boolean },
+): Promise<BlockSnapshot> {
+  const outcome = failed ? "failure" : "success";
+  return blockSnapshotMessage(await deleteBlockSnapshot(context, domain, name, outcome));
+}
+
+export function blockSnapshotMessage(snapshot: ServiceSnapshot): BlockSnapshot {
+  const { domain, name, timeMs, mode, plan, leaseMs, leaseUntilMs, exports } = snapshot;
+  return {
+    domain,
+    name,
+    time: timestampFromMs(timeMs),
+    consistency: mode === "inactive" ? "CLEAN" : "CRASH",
+    checkpoint: plan.checkpoint?.name,
+    leaseMs,
+    leaseEndTime: timestampFromMs(leaseUntilMs),
+    disks: plan.disks.map(({ target, format, sizeBytes, scratchPath }): BlockSnapshotDisk => ({
+      target,
+      format: formatName(format),
+      sizeBytes,
+      scratchFile: mode === "inactive" ? undefined : scratchPath,
+    })),
+    exports: exports.map((open) => blockExportMessage({ ...open, domain, snapshot: name })),
+  };
+}

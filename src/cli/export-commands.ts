@@ -1,0 +1,62 @@
+import type { Command } from "@commander-js/extra-typings";
+import {
+  listBlockExportsHandler,
+  startBlockExportsHandler,
+  stopBlockExportsHandler,
+} from "../api/block-exports.js";
+import { diskOption } from "./disk-option.js";
+import { exportList, exportsStarted, exportsStopped } from "./export-view.js";
+import type { RunAction } from "./session.js";
+
+const DOMAIN = ["<domain>", "name of the domain in the configuration"] as const;
+const SNAPSHOT = ["--snapshot <name>", "name of the block snapshot"] as const;
+
+export function addExportCommands(group: Command, run: RunAction): void {
+  group
+    .command("start")
+    .summary("offer a block snapshot over NBD")
+    .description(
+      "Offer the disks of a block snapshot read-only over NBD on a private Unix socket, and print their URIs. The exports " +
+        "live on after this command, until they are stopped or the snapshot ends.",
+    )
+    .argument(...DOMAIN)
+    .requiredOption(...SNAPSHOT)
+    .option(
+      "--since <checkpoint>",
+      "also offer what changed since this checkpoint, as the metadata context qemu:dirty-bitmap:since-<checkpoint>",
+    )
+    .addOption(diskOption("offer this disk"))
+    .action((domain, { snapshot, since, disk: disks }) =>
+      run(async ({ agent, answer, signal, terminal }) => {
+        const message = await startBlockExportsHandler(agent, { domain, snapshot, since, disks }, signal);
+        answer("StartBlockExportsResponse", message, (started) => exportsStarted(started, terminal));
+      }),
+    );
+
+  group
+    .command("list")
+    .summary("list the exports")
+    .description("List the disks of block snapshots that are offered over NBD.")
+    .argument("[domain]", "only exports of this domain")
+    .action((domain) =>
+      run(async ({ agent, answer, terminal }) => {
+        const message = await listBlockExportsHandler(agent, { domain });
+        answer("ListBlockExportsResponse", message, (list) => exportList(list, terminal));
+      }),
+    );
+
+  group
+    .command("stop")
+    .summary("end the exports of a block snapshot")
+    .description(
+      "End all exports of a block snapshot, whether or not clients are connected. The snapshot stays.",
+    )
+    .argument(...DOMAIN)
+    .requiredOption(...SNAPSHOT)
+    .action((domain, { snapshot }) =>
+      run(async ({ agent, answer }) => {
+        const message = await stopBlockExportsHandler(agent, { domain, snapshot });
+        answer("StopBlockExportsResponse", message, (stopped) => exportsStopped(stopped, snapshot));
+      }),
+    );
+}

@@ -1,0 +1,189 @@
+import { changesSince } from "../model/checkpoint.js";
+import type { OpenExport, SnapshotJournal } from "../model/operation.js";
+import type { DomainState, PlannedDisk, PlannedExport } from "../model/snapshot-plan.js";
+import type { UndoEntry, UndoKind } from "../model/undo.js";
+import { FleeceError } from "../shared/errors.js";
+import { findCheckpoint } from "./checkpoints.js";
+import type { ServiceContext } from "./context.js";
+import { requireDomain } from "./context.js";
+import type { DomainSession } from "./domain-session.js";
+import { brokenBy, listBlockSnapshots, snapshotSubject, withSnapshot } from "./open-snapshots.js";
+import type { Operation } from "./operation.js";
+import { undoEntry } from "./unwind.js";
+
+/** A disk of a block snapshot that is offered over NBD. */
+export interface BlockExport extends OpenExport {
+  readonly domain: string;
+  readonly snapshot: string;
+}
+
+export interface ExportRequest {
+  readonly domain: string;
+  readonly snapshot: string;
+  /** Offer what changed since this checkpoint as a metadata context. */
+  readonly since?: string;
+  /** Targets; left out: all disks of the snapshot. */
+  readonly disks?: readonly string[];
+  readonly signal?: AbortSignal;
+}
+
+/** Exports of a domain (of all, without one): by domain in the order of the configuration, by snapshot, oldest first. */
+export async function listExports(context: ServiceContext, domain?: string): Promise<readonly BlockExport[]> {
+  const domains = domain === undefined ? context.domains : [requireDomain(context, domain)];
+  const lists: BlockExport[] = [];
+  for (const name of domains) {
+    for (const snapshot of await listBlockSnapshots(context, name)) lists.push(...exportsOf(name, snapshot));
+  }
+  return lists;
+}
+
+/**
+ * Offers disks of a snapshot over NBD on a private Unix socket; their names are `<target>-<snapshot>`. Idempotent: a disk
+ * that is offered in the same way already stays as it is; one that is offered with other changes fails with
+ * ALREADY_EXISTS. Fails with SNAPSHOT_BROKEN or DISK_CHANGED when there is no frozen moment left to offer.
+ */
+export function startExports(
+  context: ServiceContext,
+  request: ExportRequest,
+): Promise<readonly BlockExport[]> {
+  const { domain, since, snapshot, signal } = request;
+  return withSnapshot(context, domain, snapshot, "export", async (operation, session) => {
+    const subject = snapshotSubject(operation);
+    const chosen = chooseSnapshotDisks(subject, request);
+    const driver = await session.driver(signal);
+    const broken = await brokenBy(subject, driver);
+    if (broken !== undefined) throw broken;
+    const state = await driver.inspect(signal);
+    if (since !== undefined) checkSince(subject, findCheckpoint(state, since));
+    const planned = newExports(subject, request, chosen).map((disk) =>
+      plannedExport(subject, state, disk, since),
+    );
+    if (planned.length > 0) {
+      const before = new Set(operation.record.undo.map(entryKey));
+      try {
+        const addresses = await driver.startExports(subject.plan, planned, operation, signal);
+        const opened = addresses.map((address) => ({
+          ...address,
+          ...(since === undefined ? {} : { since }),
+        }));
+        await operation.setSubject({ ...subject, exports: [...subject.exports, ...opened] });
+      } catch (error) {
+        // Compared by content: what earlier exports need too (the NBD server) is registered once more each time.
+        await undoEntries(context, session, operation, (entry) => !before.has(entryKey(entry)));
+        throw error;
+      }
+    }
+    const targets = new Set(chosen.map(({ target }) => target));
+    return exportsOf(domain, snapshotSubject(operation)).filter(({ target }) => targets.has(target));
+  });
+}
+
+/** Ends all exports of a snapshot, whether or not clients use them, and resolves with what they were. Idempotent. */
+export function stopExports(
+  context: ServiceContext,
+  domain: string,
+  snapshot: string,
+): Promise<readonly BlockExport[]> {
+  return withSnapshot(context, domain, snapshot, "export stop", async (operation, session) => {
+    const subject = snapshotSubject(operation);
+    await undoEntries(context, session, operation, ({ kind }) => EXPORT_KINDS.has(kind));
+    await operation.setSubject({ ...subject, exports: [] });
+    return exportsOf(domain, subject);
+  });
+}
+
+const EXPORT_KINDS: ReadonlySet<UndoKind> = new Set([
+  "vm-nbd-server",
+  "vm-bitmap",
+  "vm-export",
+  "daemon-export",
+]);
+
+function exportsOf(domain: string, { name, exports }: SnapshotJournal): BlockExport[] {
+  return exports.map((open) => ({ ...open, domain, snapshot: name }));
+}
+
+function chooseSnapshotDisks(
+  { plan, name }: SnapshotJournal,
+  { domain, disks }: ExportRequest,
+): readonly PlannedDisk[] {
+  const missing = disks?.find((target) => plan.disks.every((disk) => disk.target !== target));
+  if (missing === undefined) return plan.disks.filter(({ target }) => disks?.includes(target) ?? true);
+  const known = plan.disks.map(({ target }) => target).join(", ");
+  throw new FleeceError("DISK_NOT_FOUND", `Block snapshot ${name} has no disk ${missing}; it has ${known}`, {
+    facts: { domain, snapshot: name, target: missing },
+  });
+}
+
+/** A snapshot knows nothing of what came after it. */
+function checkSince(
+  { plan, name }: SnapshotJournal,
+  checkpoint: { readonly name: string; readonly order: number },
+): void {
+  if (plan.checkpoint === undefined || checkpoint.order < plan.checkpoint.order) return;
+  throw new FleeceError(
+    "INVALID_ARGUMENT",
+    `Expected a checkpoint from before block snapshot ${name}, got ${checkpoint.name}`,
+    { facts: { domain: plan.domain, snapshot: name, checkpoint: checkpoint.name } },
+  );
+}
+
+function newExports(
+  { exports, name }: SnapshotJournal,
+  { domain, since }: ExportRequest,
+  chosen: readonly PlannedDisk[],
+): readonly PlannedDisk[] {
+  return chosen.filter(({ target }) => {
+    const open = exports.find((listed) => listed.target === target);
+    if (open === undefined) return true;
+    if (open.since === since) return false;
+    const how = open.since === undefined ? "without changes" : `with the changes since ${open.since}`;
+    throw new FleeceError(
+      "ALREADY_EXISTS",
+      `Disk ${target} of block snapshot ${name} is exported already, ${how}; stop the exports of the snapshot first`,
+      { facts: { domain, snapshot: name, target } },
+    );
+  });
+}
+
+function plannedExport(
+  { plan, name }: SnapshotJournal,
+  state: DomainState,
+  { target, nodes }: PlannedDisk,
+  since: string | undefined,
+): PlannedExport {
+  const base = { target, exportName: `${target}-${name}`, accessNode: nodes.access };
+  if (since === undefined) return base;
+  const checkpoints = state.disks.find((disk) => disk.target === target)?.checkpoints ?? [];
+  const changes = changesSince(checkpoints, since);
+  if (!changes.valid) {
+    throw new FleeceError(
+      "CHECKPOINT_INVALID",
+      `Disk ${target} of domain ${plan.domain}: ${changes.reason}`,
+      {
+        facts: { domain: plan.domain, target, checkpoint: since },
+      },
+    );
+  }
+  // The snapshot's own checkpoint records what came after it. A snapshot without one cannot tell: a block too many then.
+  const end = plan.checkpoint?.order ?? Infinity;
+  const later = new Set(checkpoints.filter(({ order }) => order >= end).map(({ bitmap }) => bitmap));
+  return { ...base, changes: { since, bitmaps: changes.bitmaps.filter((bitmap) => !later.has(bitmap)) } };
+}
+
+function entryKey(entry: UndoEntry): string {
+  return JSON.stringify(entry);
+}
+
+/** Undoes a part of what an operation holds, newest first; the first failure stops it, and the rest stays journalled. */
+async function undoEntries(
+  context: ServiceContext,
+  session: DomainSession,
+  operation: Operation,
+  chosen: (entry: UndoEntry) => boolean,
+): Promise<void> {
+  for (const entry of operation.record.undo.filter(chosen).toReversed()) {
+    await undoEntry(entry, session, context.host);
+    await operation.settle(entry);
+  }
+}

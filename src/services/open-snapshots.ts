@@ -1,0 +1,126 @@
+import { checkName } from "../model/names.js";
+import type { SnapshotJournal } from "../model/operation.js";
+import type { BlockDriver } from "../ports/block-driver.js";
+import type { OperationRecord } from "../ports/state-store.js";
+import { FleeceError, isFleeceError } from "../shared/errors.js";
+import type { ServiceContext } from "./context.js";
+import { requireDomain, withDomain } from "./context.js";
+import type { DomainSession } from "./domain-session.js";
+import { Operation } from "./operation.js";
+
+/** A block snapshot that is open: its consumer reads it, renews it, and says in the end how it went. */
+export interface BlockSnapshot extends SnapshotJournal {
+  readonly domain: string;
+}
+
+/** Open snapshots of a domain, oldest first. */
+export async function listBlockSnapshots(
+  context: ServiceContext,
+  domain: string,
+): Promise<readonly BlockSnapshot[]> {
+  const records = await snapshotRecords(context, requireDomain(context, domain));
+  return records
+    .filter(({ subject }) => subject.phase === "open")
+    .map(({ subject, record }) => ({ ...subject, domain: record.domain }));
+}
+
+/** Fails with SNAPSHOT_NOT_FOUND. */
+export async function getBlockSnapshot(
+  context: ServiceContext,
+  domain: string,
+  name: string,
+): Promise<BlockSnapshot> {
+  checkName("block snapshot", name);
+  const all = await listBlockSnapshots(context, domain);
+  const found = all.find((snapshot) => snapshot.name === name);
+  if (found !== undefined) return found;
+  const known = all.map((snapshot) => snapshot.name).join(", ") || "none";
+  throw new FleeceError(
+    "SNAPSHOT_NOT_FOUND",
+    `Domain ${domain} has no block snapshot ${name}; it has ${known}`,
+    { facts: { domain, snapshot: name } },
+  );
+}
+
+/** Runs an operation on an open snapshot, alone on its domain. Fails with SNAPSHOT_NOT_FOUND. */
+export async function withSnapshot<T>(
+  context: ServiceContext,
+  domain: string,
+  name: string,
+  verb: string,
+  action: (operation: Operation, session: DomainSession) => Promise<T>,
+): Promise<T> {
+  requireDomain(context, domain);
+  return withDomain(context, domain, `${verb} of block snapshot ${name} of ${domain}`, async (session) => {
+    await getBlockSnapshot(context, domain, name);
+    const records = await snapshotRecords(context, domain);
+    const found = records.find(({ subject }) => subject.name === name);
+    if (found === undefined)
+      throw new FleeceError("INTERNAL", `The record of block snapshot ${name} is gone`);
+    return action(new Operation(context.store, found.record), session);
+  });
+}
+
+export function snapshotSubject({ record }: Operation): SnapshotJournal {
+  if (record.subject.kind === "block-snapshot") return record.subject;
+  throw new FleeceError("INTERNAL", `Operation ${record.id} is not a block snapshot`);
+}
+
+export async function snapshotRecords(
+  context: ServiceContext,
+  domain: string,
+): Promise<readonly { readonly subject: SnapshotJournal; readonly record: OperationRecord }[]> {
+  const records = await context.store.operations(domain);
+  return records.flatMap((record) =>
+    record.subject.kind === "block-snapshot" ? [{ subject: record.subject, record }] : [],
+  );
+}
+
+/**
+ * Why a snapshot can no longer be trusted to show its moment, or undefined when it can. An error that says nothing about
+ * that (the domain does not answer, for example) is thrown: the question may be asked again.
+ */
+export async function brokenBy(
+  { plan, fingerprints, mode }: SnapshotJournal,
+  driver: BlockDriver,
+): Promise<FleeceError | undefined> {
+  if (driver.mode !== mode) {
+    const now = driver.mode === "running" ? "was started" : "was stopped";
+    return new FleeceError(
+      "SNAPSHOT_BROKEN",
+      `Domain ${plan.domain} ${now} after the block snapshot was taken`,
+    );
+  }
+  try {
+    await driver.checkIntact(plan, fingerprints);
+    return undefined;
+  } catch (error) {
+    if (isFleeceError(error, "SNAPSHOT_BROKEN", "DISK_CHANGED", "DISK_IN_USE", "PATH_NOT_FOUND"))
+      return error;
+    throw error;
+  }
+}
+
+/**
+ * Fails with DOMAIN_BUSY if a snapshot holds one of the disks (of `targets`, or any): a disk of a running domain has room
+ * for one filter of ours, and a change to the image of an inactive one would break the snapshot. A snapshot that is broken
+ * already holds nothing.
+ */
+export async function refuseFrozenDisks(
+  context: ServiceContext,
+  { domain }: DomainSession,
+  driver: BlockDriver,
+  targets?: readonly string[],
+): Promise<void> {
+  for (const snapshot of await listBlockSnapshots(context, domain)) {
+    if (snapshot.mode !== driver.mode) continue;
+    const disk = snapshot.plan.disks.find(({ target }) => targets?.includes(target) ?? true);
+    if (disk === undefined || (await brokenBy(snapshot, driver)) !== undefined) continue;
+    const leaseEnd = new Date(snapshot.leaseUntilMs).toISOString();
+    throw new FleeceError(
+      "DOMAIN_BUSY",
+      `Disk ${disk.target} of domain ${domain} is held by block snapshot ${snapshot.name} until that is deleted or its lease ends (${leaseEnd})`,
+      { facts: { domain, target: disk.target, snapshot: snapshot.name } },
+    );
+  }
+}

@@ -1,0 +1,134 @@
+import { describe, expect, it } from "vitest";
+import { parseConfig } from "../../../src/model/config.js";
+import { FleeceError } from "../../../src/shared/errors.js";
+
+const LEAST = `stateDir: ./state
+scratchDir: scratch
+domains:
+  - name: web01
+    qmp: /run/web01.qmp
+    disks:
+      - { target: vda, file: ../images/web01.qcow2, format: qcow2 }
+repositories:
+  - { name: default, path: backups }
+`;
+
+function problemsOf(text: string): readonly string[] {
+  try {
+    parseConfig(text, "/etc/fleece/c.yaml");
+  } catch (error) {
+    if (!(error instanceof FleeceError) || error.code !== "CONFIG_INVALID") throw error;
+    expect(error.facts["problems"]).toEqual(error.message.split("\n"));
+    return error.message.split("\n");
+  }
+  return [];
+}
+
+describe("parseConfig", () => {
+  it("resolves every path from the file's directory and fills in the defaults", () => {
+    expect(parseConfig(LEAST, "/etc/fleece/c.yaml")).toEqual({
+      stateDir: "/etc/fleece/state",
+      scratchDir: "/etc/fleece/scratch",
+      logLevel: "warn",
+      parallelDisks: 4,
+      domains: [
+        {
+          name: "web01",
+          qmp: "/run/web01.qmp",
+          disks: [{ target: "vda", file: "/etc/images/web01.qcow2", format: "qcow2" }],
+        },
+      ],
+      repositories: [{ name: "default", path: "/etc/fleece/backups" }],
+    });
+  });
+
+  it("resolves the runtime directory and a relative QMP socket too", () => {
+    const text = `${LEAST.replace("/run/web01.qmp", "vm/web01.qmp")}runtimeDir: run\n`;
+    expect(parseConfig(text, "/etc/fleece/c.yaml")).toMatchObject({
+      runtimeDir: "/etc/fleece/run",
+      domains: [{ qmp: "/etc/fleece/vm/web01.qmp" }],
+    });
+  });
+
+  it.each([
+    ["stateDir: ./state", "stateDir: 7", "1:1: stateDir: "],
+    ["stateDir: ./state", 'stateDir: ""', "1:1: stateDir: Expected a path, got an empty string"],
+    ["stateDir: ./state", 'stateDir: "a\\0b"', "1:1: stateDir: Expected a path without NUL"],
+    ["scratchDir: scratch", "scratchDirectory: scratch", "2:1: scratchDirectory: Unknown key"],
+    ["  - name: web01", "  - name: a/b", "4:5: domains.0.name: Expected a domain name"],
+    ["target: vda,", "target: -x,", "7:11: domains.0.disks.0.target: Expected a disk name"],
+    ["format: qcow2", "format: vmdk", "7:53: domains.0.disks.0.format: "],
+    [", format: qcow2", "", "7:9: domains.0.disks.0.format: "],
+    ["format: qcow2", "format: qcow2, size: 1", "7:68: domains.0.disks.0.size: Unknown key"],
+    ["{ name: default,", "{ name: '',", "9:7: repositories.0.name: Expected a repository name"],
+    ["path: backups", "path: [backups]", "9:22: repositories.0.path: "],
+    ["path: backups }", "path: backups }\nparallelDisks: 0", "10:1: parallelDisks: "],
+    ["path: backups }", "path: backups }\nparallelDisks: 1.5", "10:1: parallelDisks: "],
+    ["path: backups }", "path: backups }\nlogLevel: loud", "10:1: logLevel: "],
+    ["path: backups }", "path: backups }\nrepositories: []", "10:1: "],
+  ])("says where %j became %j and what is wrong", (old, changed, expected) => {
+    expect(LEAST).toContain(old);
+    const problems = problemsOf(LEAST.replace(old, changed));
+    expect(
+      problems.some((problem) => problem.startsWith(`/etc/fleece/c.yaml:${expected}`)),
+      problems.join("\n"),
+    ).toBe(true);
+  });
+
+  it("names a required key that is missing, where its parent stands", () => {
+    expect(problemsOf(LEAST.replace("scratchDir: scratch\n", ""))).toEqual([
+      expect.stringMatching(/^\/etc\/fleece\/c\.yaml:1:1: scratchDir: /),
+    ]);
+  });
+
+  it("reports all problems at once", () => {
+    const text = LEAST.replace("stateDir: ./state", "stateDir: 7").replace("format: qcow2", "format: vmdk");
+    expect(problemsOf(text).length).toBe(2);
+  });
+
+  it.each([
+    ["domains", "  - { name: web01, qmp: /other }\n", "domains.1.name"],
+    ["repositories", "", "repositories.1.name"],
+  ])("refuses two %s of one name", (list, addition, key) => {
+    const text =
+      list === "domains"
+        ? LEAST.replace("repositories:", `${addition}repositories:`)
+        : `${LEAST}  - { name: default, path: other }\n`;
+    expect(problemsOf(text)).toEqual([
+      expect.stringMatching(new RegExp(`^/etc/fleece/c.yaml:\\d+:\\d+: ${key}: Expected different names`)),
+    ]);
+  });
+
+  it("refuses two disks of one target in a domain, and allows them in two domains", () => {
+    const twice = LEAST.replace(
+      "repositories:",
+      "      - { target: vda, file: b, format: raw }\nrepositories:",
+    );
+    expect(problemsOf(twice)).toEqual([
+      expect.stringMatching(
+        /:8:11: domains\.0\.disks\.1\.target: Expected different names, got "vda" twice$/,
+      ),
+    ]);
+    const apart = LEAST.replace(
+      "repositories:",
+      "  - name: b\n    disks: [{ target: vda, file: b, format: raw }]\nrepositories:",
+    );
+    expect(problemsOf(apart)).toEqual([]);
+  });
+
+  it("refuses a domain that could never be reached", () => {
+    const text = LEAST.replace("repositories:", "  - name: lost\nrepositories:");
+    expect(problemsOf(text)).toEqual([
+      expect.stringMatching(/^\/etc\/fleece\/c\.yaml:8:\d+: domains\.1: Expected `qmp`/),
+    ]);
+  });
+
+  it.each(["", "# nothing\n", "[]", "just words", "domains: [\n", "a: 1\na: 2\n", "\tx: 1\n"])(
+    "refuses %j with a place in the file",
+    (text) => {
+      const problems = problemsOf(text);
+      expect(problems.length).toBeGreaterThan(0);
+      for (const problem of problems) expect(problem).toMatch(/^\/etc\/fleece\/c\.yaml:\d+:\d+: ./);
+    },
+  );
+});

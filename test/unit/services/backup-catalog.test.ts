@@ -1,0 +1,99 @@
+import { describe, expect, it } from "vitest";
+import { deleteBackup, findBackup, findReadable, listBackups } from "../../../src/services/backup-catalog.js";
+import { runBackup } from "../../../src/services/backup-run.js";
+import type { ServiceContext } from "../../../src/services/context.js";
+import { FakeWorld } from "../../support/fake-agent.js";
+import { temporaryDirectory } from "../../support/lifetime.js";
+
+/** A domain with a full and two incrementals. */
+async function chain(): Promise<{ context: ServiceContext; world: FakeWorld; ids: readonly string[] }> {
+  const { path } = await temporaryDirectory();
+  const world = new FakeWorld(path, { disks: [{ target: "vda", sizeBytes: 3 * 65536 }] });
+  const { context } = world.process();
+  const ids: string[] = [];
+  for (let block = 0; block < 3; block++) {
+    world.domain.write("vda", block * 65536, 512, 1);
+    ids.push((await runBackup(context, { domain: "vm" })).id);
+  }
+  return { context, world, ids };
+}
+
+describe("runBackup", () => {
+  it("takes a full, then incrementals that read what changed alone", async () => {
+    const { context, ids } = await chain();
+    const found = await Promise.all(ids.map((id) => findReadable(context, id)));
+    expect(found.map(({ entry }) => entry.manifest.level)).toEqual(["full", "incremental", "incremental"]);
+    expect(found.map(({ entry }) => entry.manifest.parent)).toEqual([undefined, ids[0], ids[1]]);
+    expect(found.map(({ entry }) => entry.manifest.disks[0]?.readBytes)).toEqual([65536, 65536, 65536]);
+  });
+
+  it("refuses an incremental that is asked for and not possible, before anything is changed", async () => {
+    const { path } = await temporaryDirectory();
+    const world = new FakeWorld(path, { disks: [{ target: "vda", sizeBytes: 65536 }] });
+    const before = await world.traces();
+    const run = runBackup(world.process().context, { domain: "vm", level: "incremental" });
+    await expect(run).rejects.toMatchObject({ code: "CHECKPOINT_INVALID" });
+    expect(await world.traces()).toEqual(before);
+    expect(world.domain.disk("vda").bitmaps.size).toBe(0);
+  });
+
+  it("takes a full after a crash of QEMU, without the bitmaps that it has spoilt", async () => {
+    const { context, world, ids } = await chain();
+    world.domain.restart();
+    world.domain.crash();
+    world.domain.start();
+    const next = await runBackup(context, { domain: "vm" });
+    expect(next.manifest).toMatchObject({
+      level: "full",
+      reason: expect.stringContaining(`checkpoint ${ids[2] ?? ""} is inconsistent`) as unknown,
+    });
+    expect(world.domain.disk("vda").state(true).checkpoints).toMatchObject([
+      { name: next.id, inconsistent: false, recording: true },
+    ]);
+  });
+});
+
+describe("deleteBackup", () => {
+  it("refuses a backup that others are based on, and says which", async () => {
+    const { context, ids } = await chain();
+    for (const [index, id] of ids.slice(0, 2).entries()) {
+      await expect(deleteBackup(context, id)).rejects.toMatchObject({
+        code: "BACKUP_HAS_CHILDREN",
+        facts: { backup: id, children: [ids[index + 1]] },
+      });
+    }
+    expect(await listBackups(context)).toHaveLength(3);
+  });
+
+  it("removes the newest, and then the next backup is based on what is left or full", async () => {
+    const { context, world, ids } = await chain();
+    await deleteBackup(context, ids[2] ?? "");
+    expect((await listBackups(context, { domain: "vm" })).map(({ id }) => id)).toEqual(ids.slice(0, 2));
+    const next = await runBackup(context, { domain: "vm" });
+    expect(next.manifest).toMatchObject({ level: "incremental", parent: ids[1] });
+    expect(world.repository.content(next.id, "vda").equals(world.domain.disk("vda").content)).toBe(true);
+    await expect(findBackup(context, ids[2] ?? "")).rejects.toMatchObject({ code: "BACKUP_NOT_FOUND" });
+  });
+
+  it("refuses while a backup of the domain is being written", async () => {
+    const { context, world, ids } = await chain();
+    const lock = await world.repository.lock("vm");
+    await expect(deleteBackup(context, ids[2] ?? "")).rejects.toMatchObject({ code: "REPOSITORY_BUSY" });
+    await lock.release();
+    await deleteBackup(context, ids[2] ?? "");
+  });
+
+  it("releases its lock after a refusal", async () => {
+    const { context, ids } = await chain();
+    await expect(deleteBackup(context, ids[0] ?? "")).rejects.toMatchObject({ code: "BACKUP_HAS_CHILDREN" });
+    await deleteBackup(context, ids[2] ?? "");
+  });
+
+  it.each([
+    ["20260101T000000Z-aaaaaa", "BACKUP_NOT_FOUND"],
+    ["../x", "INVALID_NAME"],
+  ])("fails for %s with %s", async (id, code) => {
+    const { context } = await chain();
+    await expect(deleteBackup(context, id)).rejects.toMatchObject({ code });
+  });
+});
