@@ -5,8 +5,9 @@ import { CHECKPOINT_GRANULARITY } from "../model/checkpoint.js";
 /** Offers nodes of any QEMU process with a QMP monitor and a running NBD server; the same for VMs and storage daemons. */
 
 export interface NodeExport {
-  readonly id: string;
   readonly planned: PlannedExport;
+  /** The node to offer. */
+  readonly node: string;
   /** The node that holds the bitmaps to merge. */
   readonly bitmapNode: string;
   readonly sizeBytes: number;
@@ -14,34 +15,34 @@ export interface NodeExport {
 
 /**
  * An export's map of changes must stand still and would keep its bitmaps busy, so that nothing could be done with the
- * checkpoints meanwhile: a merged copy on the access node serves instead, under the name of the checkpoint asked about.
+ * checkpoints meanwhile: a merged copy on the node that is offered serves instead, under the name of the checkpoint asked about.
  */
 export async function addExport(
   qmp: QmpSession,
-  { id, planned, bitmapNode, sizeBytes }: NodeExport,
+  { planned, node, bitmapNode, sizeBytes }: NodeExport,
   socketPath: string,
 ): Promise<ExportAddress> {
-  const { accessNode, exportName, changes, target } = planned;
+  const { exportName, changes, target } = planned;
   const merged = changes === undefined ? undefined : mergedBitmapName(changes.since);
   if (changes !== undefined && merged !== undefined) {
     // One of an export that has ended may be left on a node of ours; it would not know the bitmaps of today.
-    await removeBitmap(qmp, accessNode, merged);
+    await removeBitmap(qmp, node, merged);
     await qmp.execute("block-dirty-bitmap-add", {
-      node: accessNode,
+      node,
       name: merged,
       granularity: CHECKPOINT_GRANULARITY,
       disabled: true,
     });
     await qmp.execute("block-dirty-bitmap-merge", {
-      node: accessNode,
+      node,
       target: merged,
       bitmaps: changes.bitmaps.map((name) => ({ node: bitmapNode, name })),
     });
   }
   await qmp.execute("block-export-add", {
     type: "nbd",
-    id,
-    "node-name": accessNode,
+    id: exportId(node),
+    "node-name": node,
     name: exportName,
     ...(merged === undefined ? {} : { bitmaps: [merged] }),
   });
@@ -69,8 +70,8 @@ export async function removeBitmap(qmp: QmpSession, node: string, bitmap: string
 }
 
 /** Names may hold what QEMU does not allow in an id (`:`, `@`, `+`, `=`), and a frozen disk has one export. */
-export function exportId({ accessNode }: PlannedExport): string {
-  return `${accessNode}-export`;
+export function exportId(node: string): string {
+  return `${node}-export`;
 }
 
 /** Ends an export whether or not a client uses it, and waits until it is gone. Idempotent. */

@@ -26,6 +26,8 @@ export interface SnapshotJournal {
   readonly timeMs: number;
   readonly fingerprints: readonly FileFingerprint[];
   readonly exports: readonly OpenExport[];
+  /** Why content was lost, in words; found out while it could be, since exports that have ended cannot tell. */
+  readonly lost?: string;
 }
 
 export interface OpenExport extends ExportAddress {

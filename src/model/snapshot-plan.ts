@@ -56,8 +56,11 @@ export interface PlannedDisk {
 }
 
 export interface SnapshotNodes {
+  /** The scratch image over the disk: old content where the guest has written since, the disk elsewhere. */
   readonly scratch: string;
+  /** The copy-before-write filter between the device and its disk. */
   readonly filter: string;
+  /** The filter's view of the frozen moment; for an inactive domain the disk itself, read-only. */
   readonly access: string;
 }
 
@@ -78,7 +81,8 @@ export function isOurNode(node: string): boolean {
 export interface PlannedExport {
   readonly target: string;
   readonly exportName: string;
-  readonly accessNode: string;
+  /** Of the planned disk; which of them can be read is the driver's matter. */
+  readonly nodes: SnapshotNodes;
   /** Bitmaps of the disk whose union is the map of changes; left out to offer the content alone. */
   readonly changes?: { readonly since: string; readonly bitmaps: readonly string[] };
 }

@@ -196,10 +196,10 @@ class Attempt {
     const { decision, driver } = this.#parts;
     const exports = plan.disks.map(({ target, nodes }) => {
       const exportName = `${target}-${plan.id}`;
-      if (decision.level === "full") return { target, exportName, accessNode: nodes.access };
+      if (decision.level === "full") return { target, exportName, nodes };
       const bitmaps = decision.changes.get(target) ?? [];
       const since = decision.parent.manifest.checkpoint;
-      return { target, exportName, accessNode: nodes.access, changes: { since, bitmaps } };
+      return { target, exportName, nodes, changes: { since, bitmaps } };
     });
     return driver.startExports(plan, exports, operation, this.#request.signal);
   }

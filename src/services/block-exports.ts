@@ -2,6 +2,7 @@ import { changesSince } from "../model/checkpoint.js";
 import type { OpenExport, SnapshotJournal } from "../model/operation.js";
 import type { DomainState, PlannedDisk, PlannedExport } from "../model/snapshot-plan.js";
 import type { UndoEntry, UndoKind } from "../model/undo.js";
+import type { BlockDriver } from "../ports/block-driver.js";
 import { FleeceError } from "../shared/errors.js";
 import { findCheckpoint } from "./checkpoints.js";
 import type { ServiceContext } from "./context.js";
@@ -86,10 +87,18 @@ export function stopExports(
 ): Promise<readonly BlockExport[]> {
   return withSnapshot(context, domain, snapshot, "export stop", async (operation, session) => {
     const subject = snapshotSubject(operation);
+    if (subject.exports.length > 0) await rememberLoss(operation, await session.driver());
     await undoEntries(context, session, operation, ({ kind }) => EXPORT_KINDS.has(kind));
-    await operation.setSubject({ ...subject, exports: [] });
+    await operation.setSubject({ ...snapshotSubject(operation), exports: [] });
     return exportsOf(domain, subject);
   });
+}
+
+/** What was read so far counts only if nothing was lost by now. */
+async function rememberLoss(operation: Operation, driver: BlockDriver): Promise<void> {
+  const subject = snapshotSubject(operation);
+  const broken = await brokenBy(subject, driver);
+  if (broken !== undefined) await operation.setSubject({ ...subject, lost: broken.message });
 }
 
 const EXPORT_KINDS: ReadonlySet<UndoKind> = new Set([
@@ -152,7 +161,7 @@ function plannedExport(
   { target, nodes }: PlannedDisk,
   since: string | undefined,
 ): PlannedExport {
-  const base = { target, exportName: `${target}-${name}`, accessNode: nodes.access };
+  const base = { target, exportName: `${target}-${name}`, nodes };
   if (since === undefined) return base;
   const checkpoints = state.disks.find((disk) => disk.target === target)?.checkpoints ?? [];
   const changes = changesSince(checkpoints, since);

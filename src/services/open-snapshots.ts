@@ -81,9 +81,10 @@ export async function snapshotRecords(
  * that (the domain does not answer, for example) is thrown: the question may be asked again.
  */
 export async function brokenBy(
-  { plan, fingerprints, mode }: SnapshotJournal,
+  { plan, fingerprints, mode, lost }: SnapshotJournal,
   driver: BlockDriver,
 ): Promise<FleeceError | undefined> {
+  if (lost !== undefined) return new FleeceError("SNAPSHOT_BROKEN", lost);
   if (driver.mode !== mode) {
     const now = driver.mode === "running" ? "was started" : "was stopped";
     return new FleeceError(

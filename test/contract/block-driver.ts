@@ -264,6 +264,22 @@ export function describeBlockDriver(name: string, start: () => Promise<DriverHar
       await undoAll(harness, driver, frozen.log);
     });
 
+    it("reads and maps what the disk zeroes after the frozen moment as the data it was", async () => {
+      const { harness, driver } = await set();
+      if (driver.mode === "inactive") return;
+      const { target, sizeBytes } = must((await driver.inspect()).disks[0]);
+      await harness.write(target, 0, 16 * BLOCK_SIZE, 0x55);
+      const frozen = await freeze(harness, driver, "one");
+      await harness.zero(target, 2 * BLOCK_SIZE, BLOCK_SIZE);
+      await harness.zero(target, 5 * BLOCK_SIZE, 2 * BLOCK_SIZE);
+      const extents = await allExtents(harness, address(frozen, target));
+      expect(extents.filter(({ zero }) => !zero)).toMatchObject([{ offset: 0, length: 16 * BLOCK_SIZE }]);
+      const content = await readAll(harness, address(frozen, target));
+      expect(content.length).toBe(sizeBytes);
+      expect(content.subarray(0, 16 * BLOCK_SIZE).every((byte) => byte === 0x55)).toBe(true);
+      await undoAll(harness, driver, frozen.log);
+    });
+
     it("records what is written from the frozen moment on, also while the snapshot lives", async () => {
       const { harness, driver } = await set();
       const { target } = must((await driver.inspect()).disks[0]);
@@ -377,7 +393,7 @@ async function freeze(
   const snapshot = await plan(harness, driver, name);
   const { fingerprints } = await driver.freeze(snapshot, log);
   const exports = snapshot.disks.map(({ target, nodes }) => {
-    const base = { target, exportName: `${target}-${snapshot.id}`, accessNode: nodes.access };
+    const base = { target, exportName: `${target}-${snapshot.id}`, nodes };
     if (since === undefined) return base;
     const disk = must(before.disks.find((listed) => listed.target === target));
     const changes = changesSince(disk.checkpoints, since);

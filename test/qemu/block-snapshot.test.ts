@@ -3,10 +3,11 @@ import { readdir } from "node:fs/promises";
 import { setTimeout as delay } from "node:timers/promises";
 import { promisify } from "node:util";
 import { describe, expect, it } from "vitest";
-import { BoundProcess } from "../support/bound-process.js";
+import { connectNbd } from "nbd-client-ts";
 import type { FleeceProcess } from "../support/fleece.js";
 import { copyToRaw, fileDigest, imageInfo } from "../support/image-tool.js";
 import { untilTestEnds } from "../support/lifetime.js";
+import { mountTmpfs } from "../support/mount.js";
 import { startSite, type Site, type SiteOptions } from "../support/site.js";
 
 const exec = promisify(execFile);
@@ -141,7 +142,6 @@ describe("block-snapshot and export of a running domain", () => {
     await at.remove("night");
     await at.expectNothingLeft();
     expect(await at.checkpoints()).toEqual(["cp0", "cp1"]);
-    await at.remove("night2").catch(() => undefined);
     await at.json("checkpoint", "delete", "vm", "cp1");
     expect(await at.state()).toEqual(withCp0);
     await at.json("checkpoint", "delete", "vm", "cp0");
@@ -187,16 +187,15 @@ describe("block-snapshot and export of a running domain", () => {
     await at.create("night");
     const [vda] = await at.offer("night", "--disk", "vda");
     await at.offer("night", "--disk", "vdb", "--since", "cp0");
-    const reader = untilTestEnds(
-      await BoundProcess.start("nbdsh", [
-        ...["-u", vda?.uri ?? "", "-c", "print(len(h.pread(512, 0)), flush=True)"],
-        ...["-c", "import time", "-c", "time.sleep(600)"],
-      ]),
+    const socketPath = at.directory.file(
+      `run/${(await readdir(at.directory.file("run")))[0] ?? ""}/nbd.sock`,
     );
-    while (!reader.stdout.includes("512") && reader.running) await delay(5);
+    const client = untilTestEnds(await connectNbd({ socketPath, exportName: vda?.exportName ?? "" }));
+    expect((await client.read(0, 512)).length).toBe(512);
     const stopped = await at.json<Exports>("export", "stop", "vm", "--snapshot", "night");
     expect(stopped.exports.map(({ target }) => target)).toEqual(["vda", "vdb"]);
     expect((await at.vm.blockState()).exports).toEqual([]);
+    await expect(client.read(0, 512)).rejects.toThrow();
     const again = await at.run("export", "stop", "vm", "--snapshot", "night");
     expect(again).toMatchObject({ exitCode: 0, stderr: "" });
     expect((await at.json<Exports>("export", "list", "vm")).exports).toEqual([]);
@@ -255,6 +254,49 @@ describe("block-snapshot and export of a running domain", () => {
     await at.remove("night");
     await at.expectNothingLeft();
   });
+});
+
+describe("backup run", () => {
+  it("stores the frozen content of blocks that the guest discards or zeroes before they are read", async () => {
+    const disks = [{ target: "vda", format: "qcow2" as const, sizeBytes: 256 * MIB, filledBytes: 256 * MIB }];
+    const at = await startWorkplace({ disks });
+    const moment = await at.moment("vda");
+    const command = await at.start("backup", "run", "vm", "--json");
+    while (!(await at.vm.blockState()).exports.length && command.running) await delay(1);
+    process.kill(command.pid, "SIGSTOP");
+    for (let offset = 0; offset < 256 * MIB; offset += 8 * MIB) {
+      await at.vm.guestDiscard("vda", offset, MIB);
+      await at.vm.guestWriteZeroes("vda", offset + 3 * MIB, MIB, { unmap: true });
+    }
+    expect(command.running).toBe(true);
+    process.kill(command.pid, "SIGCONT");
+    const result = await command.result();
+    expect(result.stderr).toBe("");
+    const { id } = result.json() as { id: string };
+    const to = at.directory.file("restored");
+    await at.json("backup", "restore", id, "--to", to, "--format", "raw");
+    expect(await fileDigest(`${to}/vda.raw`)).toBe(moment);
+  });
+});
+
+describe("a block snapshot whose scratch space runs out", () => {
+  it.for(["while exported", "after `export stop`"])(
+    "lets the guest write, and is refused as a success %s (needs root for a mount)",
+    async (when, { skip }) => {
+      const at = await startWorkplace();
+      if (!(await mountTmpfs(at.directory.file("scratch"), "size=2m"))) skip("mount is not permitted here");
+      await at.create("night", "--checkpoint=cp1");
+      const [vda] = await at.offer("night");
+      await at.read(vda as never);
+      expect(await at.vm.guestWrite("vda", 0, 4 * MIB, 0xee)).toMatchObject({ ok: true });
+      expect(await at.vm.guestRead("vda", 0, 4 * MIB, 0xee)).toMatchObject({ ok: true });
+      if (when !== "while exported") await at.json("export", "stop", "vm", "--snapshot", "night");
+      const args = ["block-snapshot", "delete", "vm", "night"];
+      await expectRefusal(at, args, 1, /cp1 does not count.*scratch space ran out.*\(SNAPSHOT_BROKEN\)/);
+      expect(await at.checkpoints()).toEqual([]);
+      await at.expectNothingLeft();
+    },
+  );
 });
 
 describe("the lease of a block snapshot", () => {

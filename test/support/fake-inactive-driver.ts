@@ -93,7 +93,8 @@ export class FakeInactiveDriver implements BlockDriver {
     const directory = directoryOf(plan);
     const socketPath = `${directory}/nbd.sock`;
     const addresses: ExportAddress[] = [];
-    for (const { target, exportName, accessNode, changes } of exports) {
+    for (const { target, exportName, nodes, changes } of exports) {
+      const accessNode = nodes.access;
       const id = `${accessNode}-${exportName}`;
       await undo.register({ kind: "daemon-export", directory, id });
       const disk = this.#domain.disk(target);

@@ -201,7 +201,8 @@ export class FakeRunningDriver implements BlockDriver {
   }
 
   async #export(planned: PlannedExport, undo: UndoLog, signal?: AbortSignal): Promise<ExportAddress> {
-    const { target, exportName, accessNode: node, changes } = planned;
+    const { target, exportName, changes } = planned;
+    const node = planned.nodes.access;
     const id = `${node}-${exportName}`;
     const bitmap = changes === undefined ? undefined : `since-${changes.since}`;
     const disk = this.#domain.disk(target);

@@ -117,10 +117,10 @@ export class InactiveDriver implements BlockDriver {
           if (disk === undefined) {
             throw new FleeceError("DISK_NOT_FOUND", `The snapshot has no disk ${planned.target}`);
           }
-          const id = exportId(planned);
+          const node = planned.nodes.access;
+          const id = exportId(node);
           await undo.register({ kind: "daemon-export", directory, id });
-          const { accessNode } = planned;
-          const request = { id, planned, bitmapNode: accessNode, sizeBytes: disk.sizeBytes };
+          const request = { planned, node, bitmapNode: node, sizeBytes: disk.sizeBytes };
           addresses.push(await addExport(daemon.qmp, request, daemon.nbdSocketPath));
         }
         return addresses;

@@ -27,6 +27,7 @@ import type { LocatedDisk } from "./block-graph.js";
 import { locateDisks } from "./block-graph.js";
 import { bitmapTransaction } from "./bitmap-transaction.js";
 import { iothreadObstacle } from "./iothreads.js";
+import { addProbe, probeName, tryProbes } from "./loss-probe.js";
 import { assignTargets } from "./targets.js";
 import { undoInQemu } from "./undo.js";
 
@@ -82,7 +83,9 @@ export class RunningDriver implements BlockDriver {
   freeze(plan: SnapshotPlan, undo: UndoLog, signal?: AbortSignal): Promise<FreezeResult> {
     return this.#guarded(async () => {
       const located = await this.#locate(signal);
-      for (const disk of plan.disks) await this.#prepareScratch(disk, undo, signal);
+      for (const disk of plan.disks) {
+        await this.#prepareScratch(disk, this.#disk(located, disk.target).diskNode, undo, signal);
+      }
       await undo.register(...this.#momentEntries(plan));
       const { heldMs, timeMs } = await this.#held(plan.disks.length > 1, undo, () =>
         this.#moment(plan, located),
@@ -99,6 +102,12 @@ export class RunningDriver implements BlockDriver {
     });
   }
 
+  /**
+   * Offered is the scratch image over the disk as its backing node. The filter's own view would be the natural one to read,
+   * for its reads fail once content is lost. But before QEMU 8.0 it takes the block status of what it has preserved from the
+   * disk if the request reaches further (`hbitmap_status`, fixed upstream by a4d5224c2c): what the guest has zeroed or
+   * discarded since reads as zeroes, and an NBD server leaves it out. That view tells only whether content was lost.
+   */
   startExports(
     _plan: SnapshotPlan,
     exports: readonly PlannedExport[],
@@ -110,17 +119,16 @@ export class RunningDriver implements BlockDriver {
       await this.#startNbdServer(undo);
       const addresses: ExportAddress[] = [];
       for (const planned of exports) {
-        const disk = this.#disk(located, planned.target);
-        const id = exportId(planned);
-        if (planned.changes !== undefined) {
-          await undo.register({
-            kind: "vm-bitmap",
-            node: planned.accessNode,
-            bitmap: mergedBitmapName(planned.changes.since),
-          });
+        const { target, nodes, changes } = planned;
+        const { diskNode, sizeBytes } = this.#disk(located, target);
+        const node = nodes.scratch;
+        await undo.register({ kind: "vm-export", id: probeName(nodes) });
+        await addProbe(this.#qmp, nodes);
+        if (changes !== undefined) {
+          await undo.register({ kind: "vm-bitmap", node, bitmap: mergedBitmapName(changes.since) });
         }
-        await undo.register({ kind: "vm-export", id });
-        const request = { id, planned, bitmapNode: disk.diskNode, sizeBytes: disk.sizeBytes };
+        await undo.register({ kind: "vm-export", id: exportId(node) });
+        const request = { planned, node, bitmapNode: diskNode, sizeBytes };
         addresses.push(await addExport(this.#qmp, request, this.#nbdSocketPath));
       }
       signal?.throwIfAborted();
@@ -128,14 +136,19 @@ export class RunningDriver implements BlockDriver {
     });
   }
 
-  /** A break cannot be queried: the reader learns it from its reads. What is left to see is whether the filters are there. */
-  checkIntact(plan: SnapshotPlan): Promise<void> {
+  /**
+   * A break cannot be queried, but every read through the filter fails from then on: so one is tried on each disk that has
+   * been offered, after all others.
+   */
+  checkIntact(plan: SnapshotPlan, _fingerprints?: unknown, signal?: AbortSignal): Promise<void> {
     return this.#guarded(async () => {
       const nodes = await this.#qmp.execute("query-named-block-nodes", { flat: true });
       const names = new Set(nodes.map((node) => node["node-name"]));
       const missing = plan.disks.find((disk) => !names.has(disk.nodes.filter));
-      if (missing === undefined) return;
-      throw new FleeceError("SNAPSHOT_BROKEN", `The filter of disk ${missing.target} is gone from QEMU`);
+      if (missing !== undefined) {
+        throw new FleeceError("SNAPSHOT_BROKEN", `The filter of disk ${missing.target} is gone from QEMU`);
+      }
+      await tryProbes(this.#qmp, plan.disks, this.#nbdSocketPath, signal);
     });
   }
 
@@ -217,7 +230,13 @@ export class RunningDriver implements BlockDriver {
     return { code: "FOREIGN_FILTER", reason: `the domain is being migrated (${status})` };
   }
 
-  async #prepareScratch(disk: PlannedDisk, undo: UndoLog, signal?: AbortSignal): Promise<void> {
+  /** What the scratch image does not hold has not been overwritten: it is read from the disk, its backing node. */
+  async #prepareScratch(
+    disk: PlannedDisk,
+    diskNode: string,
+    undo: UndoLog,
+    signal?: AbortSignal,
+  ): Promise<void> {
     await undo.register(
       { kind: "file", path: disk.scratchPath },
       { kind: "vm-node", node: disk.nodes.scratch },
@@ -228,6 +247,7 @@ export class RunningDriver implements BlockDriver {
       "node-name": disk.nodes.scratch,
       discard: "unmap",
       file: { driver: "file", filename: disk.scratchPath, discard: "unmap" },
+      backing: diskNode,
     });
   }
 

@@ -14,11 +14,12 @@ const change: fc.Arbitrary<Change> = fc.record({
   length: fc.oneof(fc.integer({ min: 1, max: 5000 }), fc.integer({ min: 1, max: 400_000 })),
   pattern: fc.integer({ min: 1, max: 255 }),
 });
+const few = fc.array(change, { maxLength: 3 });
 const changes = fc.array(change, { minLength: 1, maxLength: 6 });
 
 type Step =
   | { do: "change"; changes: Change[] }
-  | { do: "backup"; level?: "full"; during: Change[] }
+  | { do: "backup"; level?: "full"; frozen: Change[]; during: Change[] }
   | { do: "cancelledBackup"; afterSteps: number }
   | { do: "killedBackup"; afterMs: number }
   | { do: "deleteCheckpoint" | "deleteBackup"; which: number }
@@ -28,14 +29,15 @@ const step: fc.Arbitrary<Step> = fc.oneof(
   { weight: 5, arbitrary: fc.record({ do: fc.constant("change" as const), changes }) },
   {
     weight: 6,
-    arbitrary: fc.record({ do: fc.constant("backup" as const), during: fc.array(change, { maxLength: 3 }) }),
+    arbitrary: fc.record({ do: fc.constant("backup" as const), frozen: few, during: few }),
   },
   {
     weight: 1,
     arbitrary: fc.record({
       do: fc.constant("backup" as const),
       level: fc.constant("full" as const),
-      during: fc.array(change, { maxLength: 3 }),
+      frozen: few,
+      during: few,
     }),
   },
   { weight: 2, arbitrary: fc.record({ do: fc.constant("cancelledBackup" as const), afterSteps: fc.nat(6) }) },
@@ -97,7 +99,7 @@ async function perform(world: World, next: Step): Promise<void> {
     case "change":
       return world.change(next.changes);
     case "backup":
-      return world.backup(next.level, next.during);
+      return world.backup(next.level, next);
     case "cancelledBackup":
       return world.cancelledBackup(next.afterSteps);
     case "killedBackup":

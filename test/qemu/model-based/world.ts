@@ -4,6 +4,7 @@ import { expect } from "vitest";
 import { loadConfig, startAgent } from "../../../src/agent.js";
 import type { BackupLevel } from "../../../src/model/backup.js";
 import { BLOCK_SIZE } from "../../../src/model/extents.js";
+import type { ReaderFactory } from "../../../src/ports/block-io.js";
 import { deleteBackup, listBackups } from "../../../src/services/backup-catalog.js";
 import { restoreBackup, verifyBackup } from "../../../src/services/backup-read.js";
 import { runBackup } from "../../../src/services/backup-run.js";
@@ -13,7 +14,7 @@ import { FleeceError, isFleeceError } from "../../../src/shared/errors.js";
 import type { BlockState } from "../../support/block-state.js";
 import { domainConfig, writeConfig } from "../../support/config-file.js";
 import { startFleece } from "../../support/fleece.js";
-import { createImage, fileDigest, qemuImg } from "../../support/image-tool.js";
+import { createImage, fileDigest, fillImage, qemuImg } from "../../support/image-tool.js";
 import { TemporaryDirectory } from "../../support/temporary-directory.js";
 import type { TestDisk } from "../../support/vm-arguments.js";
 import { TestVm } from "../../support/vm.js";
@@ -76,7 +77,10 @@ export class World implements AsyncDisposable {
     for (const [index, disk] of disks.entries()) {
       const size = sizes[index] ?? MIB;
       await createImage(disk.path, size, { format: disk.format });
-      contents.set(disk.target, Buffer.alloc(size));
+      // Half of each disk holds data, so that zeroing and discarding have something to take away.
+      const filled = { offset: 0, length: 512 * Math.floor(size / 1024), pattern: 0x11 + index };
+      await fillImage(disk.path, disk.format, filled);
+      contents.set(disk.target, Buffer.alloc(size).fill(filled.pattern, 0, filled.length));
     }
     for (const name of ["backups", "scratch"]) await mkdir(directory.file(name));
     const vm = await TestVm.start({ directory: directory.path, disks });
@@ -92,18 +96,34 @@ export class World implements AsyncDisposable {
     for (const change of changes) await this.#apply(change);
   }
 
-  /** A backup by the services in this process; `during` happens in the guest while the frozen moment is read. */
-  async backup(level: BackupLevel | undefined, during: readonly Change[]): Promise<void> {
+  /**
+   * A backup by the services in this process. `frozen` happens in the guest after the moment and before anything is read,
+   * so that the readers meet all of it; `during` happens while they read.
+   */
+  async backup(
+    level: BackupLevel | undefined,
+    { frozen, during }: { frozen: readonly Change[]; during: readonly Change[] },
+  ): Promise<void> {
     const moment = this.#digests();
+    let changed: Promise<void> | undefined;
     let concurrent: Promise<void> | undefined;
     const context = await this.#agent();
-    const entry = await runBackup(context, {
-      domain: DOMAIN,
-      ...(level === undefined ? {} : { level }),
-      onProgress: ({ step }) => {
-        if (step === "disk") concurrent ??= this.change(during);
+    const readers: ReaderFactory = {
+      open: async (address, signal) => {
+        await (changed ??= this.change(frozen));
+        return context.readers.open(address, signal);
       },
-    });
+    };
+    const entry = await runBackup(
+      { ...context, readers },
+      {
+        domain: DOMAIN,
+        ...(level === undefined ? {} : { level }),
+        onProgress: ({ step }) => {
+          if (step === "disk") concurrent ??= this.change(during);
+        },
+      },
+    );
     await concurrent;
     this.backups++;
     if (entry.manifest.level === "incremental") this.incrementals++;

@@ -1,5 +1,6 @@
 import type { IntactEntry } from "../../../src/model/backup.js";
 import type { DomainState } from "../../../src/model/snapshot-plan.js";
+import type { BlockSnapshot } from "../../../src/services/open-snapshots.js";
 import type { Checkpoint } from "../../../src/services/checkpoints.js";
 
 /** Values of the services with every optional field set. */
@@ -73,6 +74,43 @@ export const fullState: DomainState = {
       checkpoints: [bitmap],
       foreignBitmaps: ["theirs"],
       obstacle: { code: "UNSAFE_IOTHREAD", reason: "it runs in an iothread" },
+    },
+  ],
+};
+
+export const fullSnapshot: BlockSnapshot = {
+  kind: "block-snapshot",
+  domain: "web01",
+  name: "night",
+  phase: "open",
+  leaseMs: 1_800_000,
+  leaseUntilMs: 1_795_260_180_250,
+  mode: "running",
+  timeMs: 1_795_258_380_250,
+  fingerprints: [],
+  plan: {
+    id: "k3j9ab00",
+    domain: "web01",
+    checkpoint: { name: "c2", order: 2, timeMs: 1_795_258_380_250 },
+    disks: [
+      {
+        target: "vda",
+        format: "qcow2",
+        sizeBytes: 2 ** 30,
+        scratchPath: "/scratch/k3j9ab00-vda.qcow2",
+        nodes: { scratch: "s", filter: "f", access: "a" },
+        previousBitmaps: [],
+      },
+    ],
+  },
+  exports: [
+    {
+      target: "vda",
+      exportName: "vda-a:b@c+d=e",
+      socketPath: "/run/a b&c/it's (here)?#/nbd.sock",
+      sizeBytes: 2 ** 30,
+      since: "c1",
+      changesContext: "qemu:dirty-bitmap:since-c1",
     },
   ],
 };

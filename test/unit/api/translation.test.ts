@@ -1,12 +1,13 @@
 import protobuf from "protobufjs";
 import { describe, expect, it } from "vitest";
 import { backupMessage } from "../../../src/api/backups.js";
+import { blockSnapshotMessage } from "../../../src/api/block-snapshots.js";
 import { checkpointMessage } from "../../../src/api/checkpoints.js";
 import { domainMessage } from "../../../src/api/domains.js";
 import { toJson } from "../../../src/api/json.js";
 import { protoRoot } from "../../../src/api/proto.js";
 import { timestampFromMs, timestampToMs } from "../../../src/api/timestamp.js";
-import { fullCheckpoint, fullEntry, fullState } from "./samples.js";
+import { fullCheckpoint, fullEntry, fullSnapshot, fullState } from "./samples.js";
 
 const type = (name: string): protobuf.Type => protoRoot().lookupType(`fleece.v1.${name}`);
 
@@ -27,6 +28,7 @@ describe.each([
   ["Domain", domainMessage(fullState), ["Domain.trouble"]],
   ["Checkpoint", checkpointMessage("web01", fullCheckpoint), []],
   ["Backup", backupMessage(fullEntry), ["Backup.damage"]],
+  ["BlockSnapshot", blockSnapshotMessage(fullSnapshot), []],
 ] as const)("the translation to %s", (name, message, apart) => {
   it("fills every field of the definition", () => {
     expect(missing(type(name), message, name)).toEqual(apart);
@@ -58,6 +60,32 @@ describe("backupMessage", () => {
     const message = backupMessage({ ...fullEntry, manifest: { ...manifest, level: "full" } });
     expect(toJson("Backup", message)).toMatchObject({ level: "FULL" });
     expect(toJson("Backup", message)).not.toHaveProperty("parent");
+  });
+});
+
+describe("blockSnapshotMessage", () => {
+  it("names consistency and formats as the API does, and times as moments", () => {
+    expect(toJson("BlockSnapshot", blockSnapshotMessage(fullSnapshot))).toMatchObject({
+      time: "2026-11-21T10:53:00.250Z",
+      leaseEndTime: "2026-11-21T11:23:00.250Z",
+      leaseMs: "1800000",
+      consistency: "CRASH",
+      checkpoint: "c2",
+      disks: [{ target: "vda", format: "QCOW2", scratchFile: "/scratch/k3j9ab00-vda.qcow2" }],
+      exports: [{ domain: "web01", snapshot: "night", since: "c1" }],
+    });
+  });
+
+  it("has no scratch files for a domain that was inactive, whose content is clean", () => {
+    const message = blockSnapshotMessage({ ...fullSnapshot, mode: "inactive" });
+    expect(message).toMatchObject({ consistency: "CLEAN", disks: [{ scratchFile: undefined }] });
+  });
+
+  it("escapes in URIs whatever a URI or a shell could take for its own", () => {
+    const [open] = blockSnapshotMessage(fullSnapshot).exports;
+    expect(open?.uri).toBe(
+      "nbd+unix:///vda-a%3Ab%40c%2Bd%3De?socket=/run/a%20b%26c/it%27s%20%28here%29%3F%23/nbd.sock",
+    );
   });
 });
 

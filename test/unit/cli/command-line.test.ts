@@ -8,6 +8,8 @@ import { fleece, someConfig } from "./run-in-process.js";
 
 const VERBS = [
   ...["domain list", "domain show"],
+  ...["create", "list", "show", "renew", "delete"].map((verb) => `block-snapshot ${verb}`),
+  ...["export start", "export list", "export stop"],
   ...["checkpoint list", "checkpoint show", "checkpoint delete"],
   ...[
     "backup run",
@@ -34,15 +36,20 @@ describe("fleece --help", () => {
   it("lists the groups and the exit codes", async () => {
     const { exitCode, stdout } = await fleece(["-h"]);
     expect(exitCode).toBe(0);
-    expect(stdout).toMatch(/domain .*checkpoint .*backup .*Exit codes:.*6 verification found damage/s);
+    expect(stdout).toMatch(
+      /domain .*block-snapshot .*export .*checkpoint .*backup .*Exit codes:.*6 verification found damage/s,
+    );
   });
 
-  it.each([["domain"], ["checkpoint"], ["backup"]])("lists exactly the verbs of %s", async (group) => {
-    const { stdout } = await fleece([group, "--help"]);
-    const commands = stdout.split("Commands:\n")[1] ?? "";
-    const listed = [...commands.matchAll(/^ {2}(\w+)/gm)].map(([, verb]) => `${group} ${verb ?? ""}`);
-    expect(listed.toSorted()).toEqual(VERBS.filter((verb) => verb.startsWith(`${group} `)).toSorted());
-  });
+  it.each([["domain"], ["block-snapshot"], ["export"], ["checkpoint"], ["backup"]])(
+    "lists exactly the verbs of %s",
+    async (group) => {
+      const { stdout } = await fleece([group, "--help"]);
+      const commands = stdout.split("Commands:\n")[1] ?? "";
+      const listed = [...commands.matchAll(/^ {2}(\w+)/gm)].map(([, verb]) => `${group} ${verb ?? ""}`);
+      expect(listed.toSorted()).toEqual(VERBS.filter((verb) => verb.startsWith(`${group} `)).toSorted());
+    },
+  );
 
   it("prints the version", async () => {
     expect(await fleece(["--version"])).toEqual({
@@ -64,6 +71,12 @@ describe("wrong usage", () => {
     ["backup run vm --quiesce", /Unknown option '--quiesce'/],
     ["backup restore b", /Required option '--to <directory>'/],
     ["backup restore b --to d --format vmdk", /Allowed choices are qcow2, raw/],
+    ["block-snapshot create vm --quiesce", /Unknown option '--quiesce'/],
+    ["block-snapshot create vm --lease 30", /--lease.*Expected a number with a unit, s, m, h or d.*got "30"/],
+    ["block-snapshot create --checkpoint vm", /Missing required argument 'domain'/],
+    ["block-snapshot renew vm", /Missing required argument 'name'/],
+    ["export start vm", /Required option '--snapshot <name>'/],
+    ["export stop vm", /Required option '--snapshot <name>'/],
     ["domain list --log-level loud", /Allowed choices are trace/],
   ])("ends `fleece %s` with exit code 2 and says why", async (line, why) => {
     const { exitCode, stdout, stderr } = await fleece(line.split(" "));

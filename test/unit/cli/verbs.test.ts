@@ -106,6 +106,95 @@ describe("fleece checkpoint", () => {
   });
 });
 
+describe("fleece block-snapshot", () => {
+  it("creates, lists, shows, renews and deletes, and tells a person what came of it", async () => {
+    const run = await world();
+    expect((await run("block-snapshot", "list", "vm")).stdout).toBe("No block snapshots\n");
+    const created = await run(
+      "block-snapshot",
+      "create",
+      "vm",
+      "--name",
+      "night",
+      "--checkpoint",
+      "--lease=2h",
+    );
+    expect(created).toMatchObject({ exitCode: 0, stderr: "" });
+    expect(created.stdout).toMatch(
+      /^Block snapshot night of domain vm is open until it is deleted or its lease ends\n/,
+    );
+    expect(created.stdout).toMatch(/^Checkpoint +night$/m);
+    expect(created.stdout).toMatch(/^Lease +2 h 0 min, ends \d{4}-/m);
+    expect(created.stdout).toMatch(/^vdb +qcow2 +1 MiB +\/scratch\//m);
+    const shown = message(await run("block-snapshot", "show", "vm", "night", "--json"));
+    expect(shown).toMatchObject({ name: "night", leaseMs: "7200000", consistency: "CRASH", exports: [] });
+    expect(message(await run("block-snapshot", "list", "vm", "--json"))).toEqual({ snapshots: [shown] });
+    expect((await run("block-snapshot", "list", "vm")).stdout).toMatch(
+      /^night +\S+ +vda,vdb +night +0 +\S+$/m,
+    );
+    expect((await run("block-snapshot", "renew", "vm", "night", "--lease", "90s")).stdout).toMatch(
+      /^Renewed the lease of block snapshot night of domain vm; it ends \d{4}-/,
+    );
+    expect((await run("block-snapshot", "delete", "vm", "night")).stdout).toBe(
+      "Deleted block snapshot night of domain vm; its checkpoint night stays\n",
+    );
+    expect(await run("block-snapshot", "show", "vm", "night")).toMatchObject({ exitCode: 3, stdout: "" });
+  });
+
+  it("says that the checkpoint is gone after a failure", async () => {
+    const run = await world();
+    await run("block-snapshot", "create", "vm", "--name=a", "--checkpoint=c", "--disk", "vdb");
+    expect((await run("block-snapshot", "delete", "vm", "a", "--failed")).stdout).toBe(
+      "Deleted block snapshot a of domain vm as failed; its checkpoint c is gone, no change is lost\n",
+    );
+    expect(message(await run("checkpoint", "list", "vm", "--json"))).toEqual({ checkpoints: [] });
+    const unnamed = message(await run("block-snapshot", "create", "vm", "--json"));
+    expect(unnamed).toMatchObject({ leaseMs: "1800000" });
+    expect(unnamed).not.toHaveProperty("checkpoint");
+    expect((await run("block-snapshot", "delete", "vm", String(unnamed["name"]), "--failed")).stdout).toMatch(
+      /as failed\n$/,
+    );
+  });
+
+  it("refuses a lease out of range and a name that is taken", async () => {
+    const run = await world();
+    const create = ["block-snapshot", "create", "vm", "--name", "a"];
+    expect(await run(...create, "--lease", "0s")).toMatchObject({ exitCode: 2 });
+    expect((await run(...create)).exitCode).toBe(0);
+    const again = await run(...create);
+    expect(again).toMatchObject({ exitCode: 4 });
+    expect(again.stderr).toContain("(ALREADY_EXISTS)");
+  });
+});
+
+describe("fleece export", () => {
+  it("starts, lists and stops, twice without harm", async () => {
+    const run = await world();
+    expect((await run("export", "list")).stdout).toBe("No exports\n");
+    await run("block-snapshot", "create", "vm", "--name", "a", "--checkpoint");
+    await run("block-snapshot", "delete", "vm", "a");
+    await run("block-snapshot", "create", "vm", "--name", "b");
+    const start = ["export", "start", "vm", "--snapshot", "b", "--since", "a"];
+    const started = await run(...start, "--disk", "vda");
+    expect(started).toMatchObject({ exitCode: 0, stderr: "" });
+    expect(started.stdout).toMatch(/^Exporting 1 disk of block snapshot b read-only until /);
+    expect(started.stdout).toMatch(
+      /^vda +1 MiB +vda-b +qemu:dirty-bitmap:\S+ +nbd\+unix:\/\/\/vda-b\?socket=\//m,
+    );
+    const all = message(await run(...start, "--json"));
+    expect(all).toMatchObject({ exports: [{ target: "vda", since: "a" }, { target: "vdb" }] });
+    expect(message(await run("export", "list", "--json"))).toEqual(all);
+    expect((await run("export", "list", "vm")).stdout).toMatch(/^vm +b +vda +1 MiB/m);
+    expect((await run("block-snapshot", "show", "vm", "b")).stdout).toMatch(/^vdb +1 MiB +vdb-b/m);
+    const stop = ["export", "stop", "vm", "--snapshot", "b"];
+    expect((await run(...stop)).stdout).toBe("Stopped 2 exports of block snapshot b\n");
+    expect(await run(...stop)).toMatchObject({
+      exitCode: 0,
+      stdout: "There were no exports of block snapshot b\n",
+    });
+  });
+});
+
 describe("fleece domain", () => {
   it("lists and shows", async () => {
     const run = await world();

@@ -67,7 +67,7 @@ async function openSnapshot(
   const exports = plan.disks.map(({ target, nodes }) => ({
     target,
     exportName: target,
-    accessNode: nodes.access,
+    nodes,
   }));
   await driver.startExports(plan, exports, operation);
   await driver.close();
