@@ -21,7 +21,7 @@ const EXIT_CODES: Readonly<Record<ErrorCategory, number>> = {
 describe("src/README.md", () => {
   it("lists each error code with its exit code and meaning, and no other", async () => {
     const table = (await read("src/README.md")).split("## Error codes")[1] ?? "";
-    const rows = [...table.matchAll(/^\| `([A-Z_]+)` \| (\d) \| (.+) \|$/gm)].map(([, ...cells]) => cells);
+    const rows = [...table.matchAll(/^\| `([A-Z_]+)` +\| (\d) +\| (.+?) +\|$/gm)].map(([, ...cells]) => cells);
     const expected = Object.entries(ERROR_CODES).map(([code, [category, meaning]]) => [
       code,
       String(EXIT_CODES[category]),
@@ -34,7 +34,7 @@ describe("src/README.md", () => {
 describe("config/README.md", () => {
   it("documents every key that the configuration knows, and none that it does not", async () => {
     const table = await read("config/README.md");
-    const documented = [...table.matchAll(/^\| `([^`]+)` \|/gm)].map(([, key]) => key);
+    const documented = [...table.matchAll(/^\| `([^`]+)` +\|/gm)].map(([, key]) => key);
     const known = keysOf(z.toJSONSchema(configSchema, { unrepresentable: "any" }) as Schema);
     expect(documented.toSorted()).toEqual(known.toSorted());
   });
