@@ -21,7 +21,7 @@ import type { DomainConfig } from "../../model/config.js";
 import { addExport, exportId, mergedBitmapName } from "../node-exports.js";
 import { createImage } from "../qemu-tools.js";
 import { makeRuntimeDirectory } from "../runtime-directory.js";
-import { socketAnswers } from "../unix-socket.js";
+import { nbdServerAnswers } from "../nbd-server-probe.js";
 import { withQmpErrors } from "../qmp-errors.js";
 import type { LocatedDisk } from "./block-graph.js";
 import { locateDisks } from "./block-graph.js";
@@ -334,7 +334,7 @@ export class RunningDriver implements BlockDriver {
       await this.#qmp.execute("nbd-server-start", { addr: { type: "unix", data: { path: socketPath } } });
     } catch (error) {
       if (!isQmpError(error) || error.qemuText !== "NBD server already running") throw error;
-      if (await socketAnswers(socketPath)) return;
+      if (await nbdServerAnswers(socketPath)) return;
       throw new FleeceError(
         "NBD_SERVER_BUSY",
         `QEMU of domain ${this.#config.name} already runs an NBD server that another program started, and one process has only one`,

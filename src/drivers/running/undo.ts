@@ -3,7 +3,7 @@ import path from "node:path";
 import type { UndoEntry } from "../../model/undo.js";
 import type { QmpSession } from "../../qmp/index.js";
 import { removeBitmap, removeExport } from "../node-exports.js";
-import { socketAnswers } from "../unix-socket.js";
+import { nbdServerAnswers } from "../nbd-server-probe.js";
 import { filteredNode, locateDisks } from "./block-graph.js";
 
 /**
@@ -57,7 +57,7 @@ async function removeFilter(qmp: QmpSession, filter: string): Promise<void> {
 
 /** One server per QEMU process: it goes with the last export, and only if it listens where ours does. */
 async function stopNbdServer(qmp: QmpSession, socketPath: string): Promise<void> {
-  if (await socketAnswers(socketPath)) {
+  if (await nbdServerAnswers(socketPath)) {
     const exports = await qmp.execute("query-block-exports");
     if (exports.some(({ type }) => type === "nbd")) return;
     await qmp.execute("nbd-server-stop");
