@@ -24,6 +24,7 @@ const tools = [
   { command: "nbdkit", deb: "nbdkit", rpm: "nbdkit", purpose: "test" },
   { command: "nbdinfo", deb: "libnbd-bin", rpm: "libnbd", purpose: "test" },
   { command: "nbdcopy", deb: "libnbd-bin", rpm: "libnbd", purpose: "test" },
+  { command: "openssl", deb: "openssl", rpm: "openssl", purpose: "test" },
 ];
 
 /** Ends the setup with a reason for the user, without a stack trace. */

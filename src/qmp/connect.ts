@@ -57,6 +57,9 @@ export async function connectQmp(options: QmpConnectOptions): Promise<QmpSession
   }
 }
 
+/** A monitor that has greeted answers at once, unless its main loop is busy: then the last attempt waits for it. */
+const negotiationPatienceMs = 1_500;
+
 /** Connects, again if need be; holds what must be torn down if that is given up. */
 class Attempt {
   readonly #options: QmpConnectOptions;
@@ -72,15 +75,19 @@ class Attempt {
   }
 
   /**
-   * A QEMU that is just starting to listen may greet twice and so forget what was negotiated in between (seen on 7.2,
-   * rarely): what breaks the protocol after the greeting gets another chance, a peer that never greets does not.
+   * A QEMU that is just starting to listen may greet twice, and forget in between what was negotiated, or lose the command
+   * altogether (seen on 7.2, rarely). So what breaks the protocol or stays unanswered after the greeting gets another
+   * chance; a peer that never greets does not.
    */
   async run(): Promise<QmpSession> {
     for (let retriesLeft = 2; ; retriesLeft -= 1) {
       try {
-        return await this.#once();
+        return await this.#once(retriesLeft > 0 ? negotiationPatienceMs : undefined);
       } catch (error) {
-        if (retriesLeft === 0 || !isQmpError(error, "QMP_PROTOCOL")) throw error;
+        const maySucceed =
+          isQmpError(error) && (error.code === "QMP_PROTOCOL" || error.code === "QMP_TIMEOUT");
+        if (retriesLeft === 0 || !maySucceed) throw error;
+        this.abandon(error);
       }
     }
   }
@@ -90,7 +97,7 @@ class Attempt {
     this.#socket?.destroy();
   }
 
-  async #once(): Promise<QmpSession> {
+  async #once(patienceMs: number | undefined): Promise<QmpSession> {
     const { socketPath, maxLineBytes = defaultMaxLineBytes, commandTimeoutMs } = this.#options;
     this.#connection = undefined;
     this.#socket = createConnection({ path: socketPath });
@@ -98,7 +105,7 @@ class Attempt {
     const connection = new QmpConnection(this.#socket, maxLineBytes, this.#options);
     this.#connection = connection;
     const version = await connection.greeted;
-    await connection.negotiate();
+    await limitWait(connection.negotiate(), { timeoutMs: patienceMs }, "qmp_capabilities");
     return new QmpSession(connection, version, commandTimeoutMs ?? defaultCommandTimeoutMs);
   }
 }

@@ -10,10 +10,14 @@ export type Want = Uint8Array | number;
  */
 export type ByteParser<T> = Generator<Want, T, undefined>;
 
+/** Up to a header's length a loop is cheaper than the view that `set` needs. */
+const SMALL_BYTES = 32;
+
 /** Feeds received bytes, in chunks of any size, to a parser. */
 export class ByteFeeder<T> {
   readonly #parser: ByteParser<T>;
   #want: Want = 0;
+  #wantedBytes = 0;
   #filledBytes = 0;
   #result: { readonly value: T } | undefined;
 
@@ -30,18 +34,19 @@ export class ByteFeeder<T> {
   /** Memory that the next bytes belong in, if they are to be kept. */
   get target(): Uint8Array | undefined {
     if (this.#result !== undefined || typeof this.#want === "number") return undefined;
-    return this.#want.subarray(this.#filledBytes);
+    return this.#filledBytes === 0 ? this.#want : this.#want.subarray(this.#filledBytes);
   }
 
   /** Consumes a chunk; returns how many of its bytes were used, fewer only when the parser has returned. */
   push(chunk: Uint8Array): number {
     let used = 0;
     while (used < chunk.length && this.#result === undefined) {
-      const take = Math.min(chunk.length - used, wantedBytes(this.#want) - this.#filledBytes);
+      const missing = this.#wantedBytes - this.#filledBytes;
+      const take = Math.min(chunk.length - used, missing);
       if (typeof this.#want !== "number") this.#place(this.#want, chunk, used, take);
       used += take;
       this.#filledBytes += take;
-      if (this.#filledBytes === wantedBytes(this.#want)) this.#advance();
+      if (take === missing) this.#advance();
     }
     return used;
   }
@@ -53,7 +58,12 @@ export class ByteFeeder<T> {
   #place(want: Uint8Array, chunk: Uint8Array, from: number, count: number): void {
     const inPlace =
       chunk.buffer === want.buffer && chunk.byteOffset + from === want.byteOffset + this.#filledBytes;
-    if (!inPlace) want.set(chunk.subarray(from, from + count), this.#filledBytes);
+    if (inPlace) return;
+    if (count <= SMALL_BYTES) {
+      for (let at = 0; at < count; at += 1) want[this.#filledBytes + at] = chunk[from + at] ?? 0;
+    } else {
+      want.set(chunk.subarray(from, from + count), this.#filledBytes);
+    }
   }
 
   #advance(): void {
@@ -65,12 +75,9 @@ export class ByteFeeder<T> {
         return;
       }
       this.#want = step.value;
-    } while (wantedBytes(this.#want) === 0);
+      this.#wantedBytes = typeof step.value === "number" ? step.value : step.value.length;
+    } while (this.#wantedBytes === 0);
   }
-}
-
-function wantedBytes(want: Want): number {
-  return typeof want === "number" ? want : want.length;
 }
 
 /** Reads exactly `lengthBytes`. The caller has checked the length against a bound. */

@@ -8,6 +8,8 @@ export const OPTION_REPLY_MAGIC = { high: 0x0003e889, low: 0x045565a9 } as const
 export const REQUEST_MAGIC = 0x25609513;
 export const SIMPLE_REPLY_MAGIC = 0x67446698;
 export const STRUCTURED_REPLY_MAGIC = 0x668e33ef;
+export const EXTENDED_REQUEST_MAGIC = 0x21e41c71;
+export const EXTENDED_REPLY_MAGIC = 0x6e8a278c;
 
 /** Handshake flags (server) and client flags share the meaning of their low two bits. */
 export const HANDSHAKE_FLAG = { FIXED_NEWSTYLE: 1, NO_ZEROES: 2 } as const;
@@ -16,9 +18,13 @@ export const OPTION = {
   EXPORT_NAME: 1,
   ABORT: 2,
   LIST: 3,
+  STARTTLS: 5,
+  INFO: 6,
   GO: 7,
   STRUCTURED_REPLY: 8,
+  LIST_META_CONTEXT: 9,
   SET_META_CONTEXT: 10,
+  EXTENDED_HEADERS: 11,
 } as const;
 
 const ERROR_BIT = 0x80000000;
@@ -60,12 +66,21 @@ export const COMMAND = {
   DISC: 2,
   FLUSH: 3,
   TRIM: 4,
+  CACHE: 5,
   WRITE_ZEROES: 6,
   BLOCK_STATUS: 7,
 } as const;
 export type CommandName = keyof typeof COMMAND;
 
-export const COMMAND_FLAG = { FUA: 1, NO_HOLE: 2, DF: 4, REQ_ONE: 8, FAST_ZERO: 16 } as const;
+export const COMMAND_FLAG = {
+  FUA: 1,
+  NO_HOLE: 2,
+  DF: 4,
+  REQ_ONE: 8,
+  FAST_ZERO: 16,
+  /** With extended headers: the length of a request is that of its payload. */
+  PAYLOAD_LEN: 32,
+} as const;
 
 export const CHUNK_FLAG_DONE = 1;
 export const CHUNK = {
@@ -73,6 +88,7 @@ export const CHUNK = {
   OFFSET_DATA: 1,
   OFFSET_HOLE: 2,
   BLOCK_STATUS: 5,
+  BLOCK_STATUS_EXT: 6,
   ERROR: 0x8001,
   ERROR_OFFSET: 0x8002,
 } as const;
@@ -97,12 +113,23 @@ export const LIMIT = {
   payloadBytes: 1 << 20,
   /** Our own TRIM and WRITE_ZEROES requests: a server that must write the zeroes still answers in time. */
   zeroBytes: 128 << 20,
-  /** One BLOCK_STATUS request of a walk: at worst 262,144 extents where the granularity is 4 KiB. */
+  /** The first BLOCK_STATUS request of a walk, and any where the map is dense. */
   statusBytes: 1 << 30,
+  /** The largest of a walk through a sparse map: in 32 bits, and with extended headers. */
+  statusWideBytes: 2 ** 31,
+  statusExtendedBytes: 2 ** 44,
+  /** One TRIM or fast zero with extended headers: more than 32 bits hold, and only metadata for the server. */
+  fastExtendedBytes: 2 ** 35,
+  /** CACHE requests: QEMU accepts no more, although nothing travels. */
+  cacheBytes: 32 << 20,
+  /** Requests without a payload, once a server found larger ones too large. */
+  cautiousBytes: 32 << 20,
   /** Lengths on the wire have 32 bits. */
   wireLengthBytes: 0xffffffff,
   /** Requests on the wire at once: QEMU serves 16 per connection and leaves the rest unread. */
   inFlight: 16,
-  /** Pieces of one large call on the wire at once: enough to keep a local server busy, and other calls get their turn. */
+  /** Connections of one pool. */
+  connections: 16,
+  /** Pieces of one large call on the wire at once, per connection: enough to keep a local server busy, and other calls get their turn. */
   piecesInFlight: 8,
 } as const;

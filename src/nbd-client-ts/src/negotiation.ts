@@ -2,6 +2,9 @@ import { ByteFeeder, type ByteParser } from "./byte-feeder.js";
 import { asNbdError, NbdError } from "./errors.js";
 import { sendAbort } from "./handshake.js";
 import type { Send } from "./option.js";
+import { startTls, type TlsAnswer } from "./option-starttls.js";
+import type { TlsSettings } from "./tls-options.js";
+import { TlsTransport } from "./tls-transport.js";
 import { SocketTransport, type SocketAddress, type Transport, type TransportListener } from "./transport.js";
 
 /** How long a server may take to hang up after we ended the handshake, before we do. */
@@ -12,7 +15,9 @@ export interface Negotiable<T, R> {
   /** For connecting and the whole handshake. */
   readonly timeoutMs: number;
   readonly signal: AbortSignal | undefined;
-  readonly handshake: (send: Send) => ByteParser<T>;
+  readonly tls: TlsSettings | undefined;
+  /** `greeted` are the server's handshake flags when TLS came first. */
+  readonly handshake: (send: Send, greeted?: number) => ByteParser<T>;
   /** Takes the transport over, right after the last byte of the handshake. */
   readonly done: (result: T, transport: Transport) => R;
 }
@@ -39,11 +44,19 @@ export async function negotiate<T, R>(what: Negotiable<T, R>): Promise<R> {
   }
 }
 
+interface ClearPhase {
+  readonly feeder: ByteFeeder<TlsAnswer>;
+  readonly transport: TlsTransport;
+  readonly tls: TlsSettings;
+}
+
 class Negotiation<T, R> implements TransportListener {
   readonly result: Promise<R>;
   readonly #what: Negotiable<T, R>;
   readonly #transport: Transport;
-  readonly #feeder: ByteFeeder<T>;
+  /** What comes before TLS, if TLS is wanted. */
+  readonly #clear: ClearPhase | undefined;
+  #feeder: ByteFeeder<T> | undefined;
   #over = false;
   #resolve: (result: R) => void = () => undefined;
   #reject: (error: NbdError) => void = () => undefined;
@@ -54,9 +67,18 @@ class Negotiation<T, R> implements TransportListener {
       this.#resolve = resolve;
       this.#reject = reject;
     });
-    this.#feeder = new ByteFeeder(what.handshake((bytes) => void this.#transport.write(bytes)));
-    this.#transport = new SocketTransport(what.address, this);
+    const { tls, address } = what;
+    if (tls === undefined) {
+      this.#feeder = new ByteFeeder(what.handshake(this.#send));
+      this.#transport = new SocketTransport(address, this);
+      return;
+    }
+    const transport = new TlsTransport(address, this);
+    this.#transport = transport;
+    this.#clear = { feeder: new ByteFeeder(startTls(this.#send, tls.required)), transport, tls };
   }
+
+  readonly #send = (bytes: Uint8Array) => void this.#transport.write(bytes);
 
   /** Does nothing once the negotiation is over: the transport then has another owner. */
   fail(error: NbdError): void {
@@ -77,20 +99,40 @@ class Negotiation<T, R> implements TransportListener {
 
   received(chunk: Uint8Array): void {
     try {
-      const used = this.#feeder.push(chunk);
-      const { result } = this.#feeder;
-      if (result === undefined) return;
-      if (used < chunk.length) {
-        throw new NbdError(
-          "UNSOLICITED_DATA",
-          `The server sent ${chunk.length - used} bytes before any request`,
-        );
-      }
-      this.#over = true;
-      this.#resolve(this.#what.done(result.value, this.#transport));
+      if (this.#feeder !== undefined) this.#receive(this.#feeder, chunk);
+      else if (this.#clear !== undefined) this.#receiveInClear(this.#clear, chunk);
     } catch (error) {
       this.fail(asNbdError(error, "BAD_REPLY"));
     }
+  }
+
+  #receive(feeder: ByteFeeder<T>, chunk: Uint8Array): void {
+    const used = feeder.push(chunk);
+    if (feeder.result === undefined) return;
+    if (used < chunk.length) {
+      throw new NbdError(
+        "UNSOLICITED_DATA",
+        `The server sent ${chunk.length - used} bytes before any request`,
+      );
+    }
+    this.#over = true;
+    this.#resolve(this.#what.done(feeder.result.value, this.#transport));
+  }
+
+  #receiveInClear({ feeder, transport, tls }: ClearPhase, chunk: Uint8Array): void {
+    const used = feeder.push(chunk);
+    if (feeder.result === undefined) return;
+    if (used < chunk.length) {
+      // Whoever can write to the wire could have them taken for words of the verified server.
+      const extra = chunk.length - used;
+      throw new NbdError("TLS_INJECTION", `Expected TLS after STARTTLS, ${extra} bytes came in clear`);
+    }
+    const { granted, handshakeFlags } = feeder.result.value;
+    const begin = () => {
+      if (!this.#over) this.#feeder = new ByteFeeder(this.#what.handshake(this.#send, handshakeFlags));
+    };
+    if (granted) transport.upgrade(tls.connection, begin);
+    else begin();
   }
 
   drained(): void {
@@ -98,6 +140,10 @@ class Negotiation<T, R> implements TransportListener {
   }
 
   ended(cause: (Error & { readonly syscall?: string }) | undefined): void {
+    if (cause instanceof NbdError) {
+      this.fail(cause);
+      return;
+    }
     const where = describe(this.#what.address);
     if (cause?.syscall === "connect" || cause?.syscall === "getaddrinfo") {
       this.fail(new NbdError("CONNECT_FAILED", `Connecting to ${where} failed: ${cause.message}`, { cause }));
@@ -117,6 +163,7 @@ const HEALTHY_SERVER: ReadonlySet<string> = new Set([
   "EXPORT_NOT_FOUND",
   "CONTEXT_NOT_OFFERED",
   "TLS_REQUIRED",
+  "TLS_NOT_OFFERED",
   "OPTION_REFUSED",
   "SERVER_SHUTTING_DOWN",
 ]);

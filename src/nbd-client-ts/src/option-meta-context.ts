@@ -1,5 +1,5 @@
 import type { ByteParser } from "./byte-feeder.js";
-import { OPTION, OPTION_REPLY } from "./constants.js";
+import { LIMIT, OPTION, OPTION_REPLY } from "./constants.js";
 import {
   badOptionReply,
   optionRefused,
@@ -37,6 +37,36 @@ export function* setMetaContexts(
     throw optionRefused(OPTION.SET_META_CONTEXT, end, exportName);
   }
   return new Map();
+}
+
+/**
+ * Names of the contexts that match the queries: full names, or wildcards such as `qemu:`. None asks for all. The ids
+ * in the replies mean nothing here.
+ */
+export function* listMetaContexts(
+  send: Send,
+  exportName: string,
+  queries: readonly string[],
+): ByteParser<readonly string[]> {
+  const count = uint32(queries.length);
+  const data = Buffer.concat([lengthPrefixed(exportName), count, ...queries.map(lengthPrefixed)]);
+  sendOption(send, OPTION.LIST_META_CONTEXT, data);
+
+  const names = new Set<string>();
+  const end = yield* readOptionReplies(OPTION.LIST_META_CONTEXT, (reply) => {
+    if (reply.type !== OPTION_REPLY.META_CONTEXT) return false;
+    const length = reply.payload.length - 4;
+    if (length < 1 || length > LIMIT.stringBytes) {
+      throw badOptionReply(
+        OPTION.LIST_META_CONTEXT,
+        `a context's name has 1 to ${LIMIT.stringBytes} bytes, the server sent ${length}`,
+      );
+    }
+    names.add(reply.payload.toString("utf8", 4));
+    return true;
+  });
+  if (end !== true) throw optionRefused(OPTION.LIST_META_CONTEXT, end, exportName);
+  return [...names];
 }
 
 function addContext(contexts: Map<number, string>, names: readonly string[], reply: OptionReply): void {

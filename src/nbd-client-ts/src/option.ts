@@ -16,9 +16,13 @@ const OPTION_NAMES = new Map([
   [1, "NBD_OPT_EXPORT_NAME"],
   [2, "NBD_OPT_ABORT"],
   [3, "NBD_OPT_LIST"],
+  [5, "NBD_OPT_STARTTLS"],
+  [6, "NBD_OPT_INFO"],
   [7, "NBD_OPT_GO"],
   [8, "NBD_OPT_STRUCTURED_REPLY"],
+  [9, "NBD_OPT_LIST_META_CONTEXT"],
   [10, "NBD_OPT_SET_META_CONTEXT"],
+  [11, "NBD_OPT_EXTENDED_HEADERS"],
 ]);
 
 function optionName(option: number): string {

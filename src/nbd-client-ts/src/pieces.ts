@@ -1,19 +1,31 @@
+export interface PieceLimits {
+  readonly pieceBytes: number;
+  /** Where pieces meet, multiples of this: as many as possible are aligned. Not more than `pieceBytes`. */
+  readonly alignBytes: number;
+  readonly concurrency: number;
+}
+
 /**
  * Does a range in pieces, a few at a time, in ascending order. After a failure no piece is started, and the first
  * error is thrown once the others have settled, so that nothing still touches the caller's memory.
  */
 export async function inPieces(
   range: { readonly offset: number; readonly length: number },
-  limits: { readonly pieceBytes: number; readonly concurrency: number },
+  limits: PieceLimits,
   run: (offset: number, length: number) => Promise<void>,
 ): Promise<void> {
+  if (range.length <= limits.pieceBytes) {
+    // Most calls are one piece, and lanes cost more than all the rest of a small request.
+    if (range.length > 0) await run(range.offset, range.length);
+    return;
+  }
   const end = range.offset + range.length;
   let next = range.offset;
   let failure: { readonly error: unknown } | undefined;
   const lane = async (): Promise<void> => {
     while (next < end && failure === undefined) {
       const offset = next;
-      next = Math.min(end, offset + limits.pieceBytes);
+      next = pieceEnd(offset, end, limits);
       try {
         await run(offset, next - offset);
       } catch (error) {
@@ -21,9 +33,16 @@ export async function inPieces(
       }
     }
   };
-  const lanes = Math.min(limits.concurrency, Math.ceil(range.length / limits.pieceBytes));
+  const lanes = Math.min(limits.concurrency, Math.ceil(range.length / limits.pieceBytes) + 1);
   await Promise.all(Array.from({ length: lanes }, lane));
   throwFailure(failure);
+}
+
+function pieceEnd(offset: number, end: number, { pieceBytes, alignBytes }: PieceLimits): number {
+  const furthest = offset + pieceBytes;
+  if (furthest >= end) return end;
+  const aligned = furthest - (furthest % alignBytes);
+  return aligned > offset ? aligned : furthest;
 }
 
 function throwFailure(failure: { readonly error: unknown } | undefined): void {

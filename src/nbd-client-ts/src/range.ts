@@ -40,6 +40,19 @@ export function widen(
   return { offset: start, length: end - start };
 }
 
+/** The largest range of whole blocks within this one, perhaps empty. The end of the export counts as a boundary. */
+export function narrow(
+  shape: ExportShape,
+  offset: number,
+  length: number,
+): { offset: number; length: number } {
+  const { minimumBytes, sizeBytes } = shape;
+  const start = Math.ceil(offset / minimumBytes) * minimumBytes;
+  const unaligned = offset + length;
+  const end = unaligned === sizeBytes ? unaligned : unaligned - (unaligned % minimumBytes);
+  return { offset: start, length: Math.max(0, end - start) };
+}
+
 function isByteCount(value: number): boolean {
   return Number.isSafeInteger(value) && value >= 0;
 }

@@ -5,13 +5,16 @@ import { Receiver, type RequestRange } from "./receiver.js";
 export class ReadAssembler extends Receiver {
   readonly kind = "read";
   readonly #into: Uint8Array;
+  readonly #unfragmented: boolean;
+  #contentChunks = 0;
   /** Covered parts as disjoint [start, end) pairs, ascending, relative to the buffer, never touching. */
   readonly #covered: { start: number; end: number }[] = [];
 
-  /** `into` has exactly the length of the range. */
-  constructor(range: RequestRange, into: Uint8Array) {
+  /** `into` has exactly the length of the range. `unfragmented`: the request had the DF flag. */
+  constructor(range: RequestRange, into: Uint8Array, unfragmented = false) {
     super(range);
     this.#into = into;
+    this.#unfragmented = unfragmented;
   }
 
   /** Where the payload of a simple reply goes. */
@@ -42,6 +45,10 @@ export class ReadAssembler extends Receiver {
     const end = start + length;
     if (start < 0 || end > this.range.length) {
       throw this.violation("CHUNK_OUT_OF_RANGE", `${what} of ${length} bytes at ${offset}`);
+    }
+    this.#contentChunks += 1;
+    if (this.#unfragmented && this.#contentChunks > 1) {
+      throw this.violation("BAD_REPLY", `${what} in a second chunk where one was asked for`);
     }
     const at = this.#firstEndingAfter(start);
     const next = this.#covered[at];

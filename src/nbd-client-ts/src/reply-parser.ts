@@ -3,6 +3,7 @@ import {
   CHUNK,
   CHUNK_ERROR_BIT,
   CHUNK_FLAG_DONE,
+  EXTENDED_REPLY_MAGIC,
   LIMIT,
   SIMPLE_REPLY_MAGIC,
   STRUCTURED_REPLY_MAGIC,
@@ -18,6 +19,8 @@ export type ReplyReceiver = AckReceiver | ReadAssembler | StatusCollector;
 /** The requests that the server owes a reply. */
 export interface ReplyTable {
   readonly structuredReplies: boolean;
+  /** Every reply is then an extended one. */
+  readonly extendedHeaders: boolean;
   /** Throws if no such request is in flight. */
   find(cookie: number): ReplyReceiver;
   /** The reply is complete, or carried an error, which the receiver holds. */
@@ -29,6 +32,8 @@ interface Chunk {
   readonly type: number;
   readonly cookie: number;
   readonly lengthBytes: number;
+  /** The offset of the request, which only extended headers repeat. */
+  readonly requestOffset?: number;
 }
 
 /** 6 bytes of error and text length, the text, and 8 bytes of offset. */
@@ -36,16 +41,26 @@ const MAX_ERROR_BYTES = 6 + LIMIT.stringBytes + 8;
 
 /** Parses everything a server sends after the handshake. Throws an `NbdError` at the first violation. */
 export function* parseReplies(table: ReplyTable): ByteParser<never> {
-  const header = Buffer.alloc(20);
+  const header = Buffer.alloc(32);
   const magicPart = header.subarray(0, 4);
   const simplePart = header.subarray(4, 16);
   const structuredPart = header.subarray(4, 20);
+  const extendedPart = header.subarray(4, 32);
   for (;;) {
     yield magicPart;
     const magic = header.readUInt32BE(0);
     if (magic === SIMPLE_REPLY_MAGIC) {
       yield simplePart;
       yield* parseSimpleReply(table, readUint64(header, 8), header.readUInt32BE(4));
+    } else if (magic === EXTENDED_REPLY_MAGIC) {
+      yield extendedPart;
+      yield* parseChunk(table, {
+        flags: header.readUInt16BE(4),
+        type: header.readUInt16BE(6),
+        cookie: readUint64(header, 8),
+        requestOffset: readUint64(header, 16),
+        lengthBytes: readUint64(header, 24),
+      });
     } else if (magic === STRUCTURED_REPLY_MAGIC) {
       yield structuredPart;
       yield* parseChunk(table, {
@@ -65,6 +80,7 @@ export function* parseReplies(table: ReplyTable): ByteParser<never> {
 
 /** "Simple reply message": a payload follows only a successful READ. */
 function* parseSimpleReply(table: ReplyTable, cookie: number, error: number): ByteParser<void> {
+  if (table.extendedHeaders) throw unexpectedReply("an extended", "a simple");
   const receiver = table.find(cookie);
   const mustBeStructured =
     receiver.kind === "read" ? table.structuredReplies : receiver.kind === "status" && error === 0;
@@ -80,13 +96,15 @@ function* parseSimpleReply(table: ReplyTable, cookie: number, error: number): By
 }
 
 function* parseChunk(table: ReplyTable, chunk: Chunk): ByteParser<void> {
-  if (!table.structuredReplies) {
-    throw new NbdError(
-      "UNEXPECTED_REPLY",
-      "Expected a simple reply, the server sent a structured one unasked",
-    );
+  const sent = chunk.requestOffset === undefined ? "a structured" : "an extended";
+  if (table.extendedHeaders !== (chunk.requestOffset !== undefined)) {
+    throw unexpectedReply(table.extendedHeaders ? "an extended" : "no extended", sent);
   }
+  if (!table.structuredReplies) throw unexpectedReply("a simple", sent);
   const receiver = table.find(chunk.cookie);
+  if (chunk.requestOffset !== undefined && chunk.requestOffset !== receiver.range.offset) {
+    throw receiver.violation("BAD_REPLY", `a chunk for a request at offset ${chunk.requestOffset}`);
+  }
   yield* parseContent(receiver, chunk);
   if ((chunk.flags & CHUNK_FLAG_DONE) !== 0) finish(table, chunk.cookie, receiver);
 }
@@ -112,6 +130,14 @@ function* parseContent(receiver: ReplyReceiver, chunk: Chunk): ByteParser<void> 
       Number.isInteger(extents) && extents >= 1 && extents <= LIMIT.extentsPerChunk,
     );
     receiver.status(yield* takeBytes(chunk.lengthBytes));
+  } else if (chunk.type === CHUNK.BLOCK_STATUS_EXT && receiver.kind === "status" && isExtended(chunk)) {
+    const extents = (chunk.lengthBytes - 8) / 16;
+    checkLength(
+      receiver,
+      chunk,
+      Number.isInteger(extents) && extents >= 1 && extents <= LIMIT.extentsPerChunk,
+    );
+    receiver.extendedStatus(yield* takeBytes(chunk.lengthBytes));
   } else if ((chunk.type & CHUNK_ERROR_BIT) !== 0) {
     yield* parseError(receiver, chunk);
   } else {
@@ -134,6 +160,14 @@ function* parseError(receiver: ReplyReceiver, chunk: Chunk): ByteParser<void> {
     text: cleanText(content.subarray(6, textEnd)),
     ...(hasOffset ? { offset: readUint64(content, textEnd) } : {}),
   });
+}
+
+function isExtended(chunk: Chunk): boolean {
+  return chunk.requestOffset !== undefined;
+}
+
+function unexpectedReply(expected: string, sent: string): NbdError {
+  return new NbdError("UNEXPECTED_REPLY", `Expected ${expected} reply, the server sent ${sent} one`);
 }
 
 function checkLength(receiver: ReplyReceiver, chunk: Chunk, valid: boolean): void {

@@ -5,7 +5,7 @@ import { abortError, asNbdError, NbdError } from "./errors.js";
 import { Pending, type Submission } from "./pending.js";
 import { describeRange } from "./receiver.js";
 import { parseReplies, type ReplyReceiver, type ReplyTable } from "./reply-parser.js";
-import { encodeRequest } from "./request.js";
+import { encodeExtendedRequest, encodeRequest } from "./request.js";
 import type { Transport, TransportListener } from "./transport.js";
 
 /**
@@ -26,16 +26,24 @@ const LEGAL_MOVES: Readonly<Record<SessionState, readonly SessionState[]>> = {
 /** How long a server may take to hang up after DISC before we do. */
 const HANG_UP_MS = 2000;
 
+/** What both sides agreed to speak. */
+export interface HeaderKinds {
+  readonly structuredReplies: boolean;
+  readonly extendedHeaders: boolean;
+}
+
 /**
  * The transmission phase over one transport: numbers requests, keeps a bounded window of them on the wire, matches
  * replies in any order, and has one way to end, in which the first error wins.
  */
 export class Session implements TransportListener, ReplyTable {
   readonly structuredReplies: boolean;
+  readonly extendedHeaders: boolean;
   /** Settles when the session is over: undefined if it was closed from this side, else the first error. */
   readonly closed: Promise<NbdError | undefined>;
   readonly #transport: Transport;
   readonly #requestTimeoutMs: number;
+  readonly #encode: typeof encodeRequest;
   readonly #feeder: ByteFeeder<never>;
   readonly #aborts = new AbortHub();
   readonly #queue: Pending[] = [];
@@ -48,15 +56,22 @@ export class Session implements TransportListener, ReplyTable {
   #firstError: NbdError | undefined;
   #timer: NodeJS.Timeout | undefined;
 
-  constructor(transport: Transport, structuredReplies: boolean, requestTimeoutMs: number) {
+  constructor(transport: Transport, headers: HeaderKinds, requestTimeoutMs: number) {
     this.#transport = transport;
-    this.structuredReplies = structuredReplies;
+    this.structuredReplies = headers.structuredReplies;
+    this.extendedHeaders = headers.extendedHeaders;
+    this.#encode = headers.extendedHeaders ? encodeExtendedRequest : encodeRequest;
     this.#requestTimeoutMs = requestTimeoutMs;
     let resolveClosed: (error: NbdError | undefined) => void = () => undefined;
     this.closed = new Promise((resolve) => (resolveClosed = resolve));
     this.#resolveClosed = resolveClosed;
     this.#feeder = new ByteFeeder(parseReplies(this));
     transport.listener = this;
+  }
+
+  /** Requests that have been submitted and not been answered. */
+  get load(): number {
+    return this.#inFlight.size + this.#queue.length;
   }
 
   /** Resolves when the server has done it. Rejects at once when the signal aborts; the reply is then discarded. */
@@ -157,7 +172,7 @@ export class Session implements TransportListener, ReplyTable {
     this.#nextCookie += 1;
     pending.sentAtMs = performance.now();
     this.#inFlight.set(cookie, pending);
-    const header = encodeRequest(request, cookie);
+    const header = this.#encode(request, cookie);
     const more =
       payload === undefined ? this.#transport.write(header) : this.#transport.write(header, payload);
     // Back-pressure holds requests back, never replies: a client that stops reading while it writes can deadlock.
@@ -194,7 +209,7 @@ export class Session implements TransportListener, ReplyTable {
     this.#move("disconnecting");
     clearTimeout(this.#timer);
     this.#timer = setTimeout(() => this.#finish(undefined), HANG_UP_MS);
-    const disconnect = encodeRequest({ command: "DISC", flags: 0, offset: 0, length: 0 }, this.#nextCookie);
+    const disconnect = this.#encode({ command: "DISC", flags: 0, offset: 0, length: 0 }, this.#nextCookie);
     this.#transport.write(disconnect);
     this.#transport.end();
   }

@@ -1,5 +1,6 @@
 import type { Contexts } from "./option-meta-context.js";
 import { Receiver, type RequestRange } from "./receiver.js";
+import { readUint64 } from "./wire.js";
 
 /** A run of bytes with the same status in one metadata context. What `flags` means, the context defines. */
 export interface Extent {
@@ -13,7 +14,7 @@ export class StatusCollector extends Receiver {
   readonly kind = "status";
   readonly #contexts: Contexts;
   readonly #reqOne: boolean;
-  readonly #extents = new Map<string, readonly Extent[]>();
+  readonly #extents = new Map<string, ExtentList>();
 
   constructor(range: RequestRange, contexts: Contexts, reqOne: boolean) {
     super(range);
@@ -22,22 +23,27 @@ export class StatusCollector extends Receiver {
   }
 
   get result(): ReadonlyMap<string, readonly Extent[]> {
+    return new Map([...this.#extents].map(([name, extents]) => [name, [...extents]]));
+  }
+
+  /** The same, decoded only while it is looked at: a reply of a million extents stays as small as on the wire. */
+  get lists(): ReadonlyMap<string, ExtentList> {
     return this.#extents;
   }
 
   /** Payload of one chunk: context id, then pairs of length and flags, 32 bits each; its length was checked. */
   status(payload: Buffer): void {
-    const id = payload.readUInt32BE(0);
-    const name = this.#contexts.get(id);
-    if (name === undefined) {
-      throw this.violation("BAD_BLOCK_STATUS", `a context that was not negotiated (id ${id})`);
+    this.#add(payload, 4, 8);
+  }
+
+  /** The same in 64 bits, with the number of descriptors, which may be 0, after the context id. */
+  extendedStatus(payload: Buffer): void {
+    const count = payload.readUInt32BE(4);
+    const expected = (payload.length - 8) / 16;
+    if (count !== 0 && count !== expected) {
+      throw this.violation("BAD_BLOCK_STATUS", `${expected} extents, announced as ${count}`);
     }
-    if (this.#extents.has(name)) {
-      throw this.violation("BAD_BLOCK_STATUS", `context ${name} twice`);
-    }
-    const extents = this.#readExtents(payload, name);
-    if (this.#reqOne) this.#checkOnlyOne(extents, name);
-    this.#extents.set(name, extents);
+    this.#add(payload, 8, 16);
   }
 
   override complete(): void {
@@ -46,26 +52,67 @@ export class StatusCollector extends Receiver {
     }
   }
 
-  #readExtents(payload: Buffer, name: string): readonly Extent[] {
-    const extents: Extent[] = [];
-    let offset = this.range.offset;
-    for (let at = 4; at < payload.length; at += 8) {
-      const length = payload.readUInt32BE(at);
-      if (length === 0) {
-        throw this.violation("BAD_BLOCK_STATUS", `an extent of length 0 in context ${name}`);
-      }
-      extents.push({ offset, length, flags: payload.readUInt32BE(at + 4) });
-      offset += length;
+  #add(payload: Buffer, headerBytes: 4 | 8, extentBytes: 8 | 16): void {
+    const id = payload.readUInt32BE(0);
+    const name = this.#contexts.get(id);
+    if (name === undefined) {
+      throw this.violation("BAD_BLOCK_STATUS", `a context that was not negotiated (id ${id})`);
     }
-    return extents;
+    if (this.#extents.has(name)) {
+      throw this.violation("BAD_BLOCK_STATUS", `context ${name} twice`);
+    }
+    const extents = new ExtentList(this.range.offset, payload.subarray(headerBytes), extentBytes);
+    for (const extent of extents) this.#check(extent, name);
+    if (this.#reqOne) this.#checkOnlyOne(extents, name);
+    this.#extents.set(name, extents);
   }
 
-  #checkOnlyOne(extents: readonly Extent[], name: string): void {
-    const length = extents[0]?.length ?? 0;
-    if (extents.length === 1 && length <= this.range.length) return;
+  #check(extent: Extent, name: string): void {
+    if (extent.length === 0) {
+      throw this.violation("BAD_BLOCK_STATUS", `an extent of length 0 in context ${name}`);
+    }
+    const exact = Number.isSafeInteger(extent.offset + extent.length) && Number.isSafeInteger(extent.flags);
+    if (!exact) throw this.violation("BAD_BLOCK_STATUS", `an extent beyond 2^53 in context ${name}`);
+  }
+
+  #checkOnlyOne(extents: ExtentList, name: string): void {
+    const [first] = extents;
+    const length = first?.length ?? 0;
+    if (extents.count === 1 && length <= this.range.length) return;
     throw this.violation(
       "BAD_BLOCK_STATUS",
-      `${extents.length} extents, the first of ${length} bytes, in context ${name} where one within the request was asked for`,
+      `${extents.count} extents, the first of ${length} bytes, in context ${name} where one within the request was asked for`,
     );
+  }
+}
+
+/** Extents in the form of the wire, decoded one at a time. */
+export class ExtentList implements Iterable<Extent> {
+  readonly #start: number;
+  readonly #descriptors: Buffer;
+  readonly #extentBytes: 8 | 16;
+
+  constructor(start: number, descriptors: Buffer, extentBytes: 8 | 16) {
+    this.#start = start;
+    this.#descriptors = descriptors;
+    this.#extentBytes = extentBytes;
+  }
+
+  get count(): number {
+    return this.#descriptors.length / this.#extentBytes;
+  }
+
+  *[Symbol.iterator](): Generator<Extent, void, undefined> {
+    const half = this.#extentBytes / 2;
+    let offset = this.#start;
+    for (let at = 0; at < this.#descriptors.length; at += this.#extentBytes) {
+      const length = this.#read(at);
+      yield { offset, length, flags: this.#read(at + half) };
+      offset += length;
+    }
+  }
+
+  #read(at: number): number {
+    return this.#extentBytes === 8 ? this.#descriptors.readUInt32BE(at) : readUint64(this.#descriptors, at);
   }
 }

@@ -12,7 +12,7 @@ export interface TransportListener {
   ended(cause: Error | undefined): void;
 }
 
-/** A byte stream in both directions. A TLS one will feed the same listener with ordinary chunks. */
+/** A byte stream in both directions: `SocketTransport`, or `TlsTransport`, which brings ordinary chunks. */
 export interface Transport {
   listener: TransportListener;
   /** The parts are not copied. Returns false when the caller should wait for `drained`. */
@@ -48,15 +48,7 @@ export class SocketTransport implements Transport {
   }
 
   write(...parts: readonly Uint8Array[]): boolean {
-    if (this.#socket.destroyed) return false;
-    if (this.#socket.writableCorked === 0) {
-      // One system call for all that is written in this tick.
-      this.#socket.cork();
-      process.nextTick(() => this.#socket.uncork());
-    }
-    let more = true;
-    for (const part of parts) more = this.#socket.write(part);
-    return more;
+    return writeParts(this.#socket, parts);
   }
 
   end(): void {
@@ -77,7 +69,7 @@ export class SocketTransport implements Transport {
     const onread = {
       buffer: () => this.#nextBuffer(),
       callback: (bytes: number, buffer: Uint8Array) => {
-        this.listener.received(buffer.subarray(0, bytes));
+        this.listener.received(bytes === buffer.length ? buffer : buffer.subarray(0, bytes));
         return true;
       },
     };
@@ -90,4 +82,16 @@ export class SocketTransport implements Transport {
     const target = this.listener.receiveTarget();
     return target !== undefined && target.length >= STAGING_BYTES ? target : this.#staging;
   }
+}
+
+export function writeParts(socket: Socket, parts: readonly Uint8Array[]): boolean {
+  if (socket.destroyed) return false;
+  if (socket.writableCorked === 0) {
+    // One system call for all that is written in this tick.
+    socket.cork();
+    process.nextTick(() => socket.uncork());
+  }
+  let more = true;
+  for (const part of parts) more = socket.write(part);
+  return more;
 }

@@ -26,6 +26,12 @@ export function lengthPrefixed(text: string): Buffer {
   return Buffer.concat([length, bytes]);
 }
 
+export function uint16(value: number): Buffer {
+  const bytes = Buffer.alloc(2);
+  bytes.writeUInt16BE(value);
+  return bytes;
+}
+
 export function uint32(value: number): Buffer {
   const bytes = Buffer.alloc(4);
   bytes.writeUInt32BE(value);

@@ -21,7 +21,9 @@ const EXIT_CODES: Readonly<Record<ErrorCategory, number>> = {
 describe("src/README.md", () => {
   it("lists each error code with its exit code and meaning, and no other", async () => {
     const table = (await read("src/README.md")).split("## Error codes")[1] ?? "";
-    const rows = [...table.matchAll(/^\| `([A-Z_]+)` +\| (\d) +\| (.+?) +\|$/gm)].map(([, ...cells]) => cells);
+    const rows = [...table.matchAll(/^\| `([A-Z_]+)` +\| (\d) +\| (.+?) +\|$/gm)].map(
+      ([, ...cells]) => cells,
+    );
     const expected = Object.entries(ERROR_CODES).map(([code, [category, meaning]]) => [
       code,
       String(EXIT_CODES[category]),

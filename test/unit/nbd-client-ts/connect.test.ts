@@ -107,7 +107,8 @@ describe("connectNbd", () => {
       await peer.send(Buffer.concat([optionReply(OPT.GO, REP.INFO, exportInfo(512)), ack, simpleReply(1)]));
       await peer.hungUp();
     });
-    const failure = await failureWith({ socketPath: server.socketPath, exportName: "" });
+    const options = { socketPath: server.socketPath, exportName: "", extendedHeaders: false };
+    const failure = await failureWith(options);
     expect(failure).toMatchObject({ code: "UNSOLICITED_DATA" });
   });
 
@@ -123,7 +124,8 @@ describe("connectNbd", () => {
       last = (await peer.receiveOption()).option;
       await peer.hungUp();
     });
-    const failure = await failureWith({ socketPath: server.socketPath, exportName: "none" });
+    const options = { socketPath: server.socketPath, exportName: "none", extendedHeaders: false };
+    const failure = await failureWith(options);
     expect(failure).toMatchObject({ code: "EXPORT_NOT_FOUND" });
     await expect.poll(() => last).toBe(OPT.ABORT);
   });

@@ -1,7 +1,7 @@
 import fc from "fast-check";
 import { describe, expect, it } from "vitest";
 import { walkExtents, type MappedExtent, type StatusQuery } from "../../../src/nbd-client-ts/src/extents.js";
-import type { Extent } from "../../../src/nbd-client-ts/src/status-collector.js";
+import { ExtentList, type Extent } from "../../../src/nbd-client-ts/src/status-collector.js";
 
 type Run = { readonly length: number; readonly flags: number };
 type World = ReadonlyMap<string, readonly number[]>;
@@ -135,12 +135,38 @@ describe("walkExtents", () => {
   });
 });
 
+describe("walkExtents over a map of 10 million extents", () => {
+  it("keeps only the reply at hand in memory", async () => {
+    const perReply = 1 << 20;
+    const extentBytes = 512;
+    const descriptors = Buffer.alloc(perReply * 8);
+    for (let index = 0; index < perReply; index += 1) {
+      descriptors.writeUInt32BE(extentBytes, index * 8);
+      descriptors.writeUInt32BE(index % 2, index * 8 + 4);
+    }
+    const query: StatusQuery = (offset) =>
+      Promise.resolve(new Map([["a", new ExtentList(offset, descriptors, 8)]]));
+    const length = 10_000_000 * extentBytes;
+    const range = { offset: 0, length, alignmentBytes: 1, exportBytes: length, queryBytes: 1 << 30 };
+    const before = process.memoryUsage().heapUsed;
+    let count = 0;
+    let most = 0;
+    for await (const extent of walkExtents(query, range)) {
+      count += 1;
+      if (count % 100_000 === 0) most = Math.max(most, process.memoryUsage().heapUsed - before);
+      if (extent.length !== extentBytes) throw new Error(`An extent of ${extent.length} bytes`);
+    }
+    expect(count).toBe(10_000_000);
+    expect(most).toBeLessThan(128 << 20); // as objects, the map would take more than 700 MiB
+  });
+});
+
 /** A server must not answer with less than a block: as long as the first does, ask again. */
 async function answerPastAlignment(query: StatusQuery, at: number, count: number, alignment: number) {
   for (;;) {
     const reply = await query(at, count);
-    const reaches = [...reply.values()].map(
-      (extents) => (extents.at(-1)?.offset ?? 0) + (extents.at(-1)?.length ?? 0),
+    const reaches = [...reply.values()].map((extents) =>
+      [...extents].reduce((end, each) => Math.max(end, each.offset + each.length), 0),
     );
     if (reaches.every((end) => end - at >= Math.min(alignment, count))) return reply;
   }

@@ -74,6 +74,7 @@ describe("enterExport", () => {
         transmissionFlags: ALL_FLAGS,
         blockSize: { minimumBytes: 512, preferredBytes: 4096, maximumBytes: 1 << 20 },
         structuredReplies: true,
+        extendedHeaders: false,
         contexts: new Map([
           [1, "base:allocation"],
           [9, BITMAP],

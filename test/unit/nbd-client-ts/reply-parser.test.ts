@@ -20,11 +20,13 @@ type Reading = {
 /** A table of requests in flight that records what becomes of each. */
 class RecordingTable implements ReplyTable {
   readonly structuredReplies: boolean;
+  readonly extendedHeaders: boolean;
   readonly outcomes: string[] = [];
   readonly #inFlight = new Map<number, ReplyReceiver>();
   readonly #memory = new Map<number, Buffer>();
 
-  constructor(structuredReplies: boolean) {
+  constructor(structuredReplies: boolean, extendedHeaders = false) {
+    this.extendedHeaders = extendedHeaders;
     this.structuredReplies = structuredReplies;
   }
 

@@ -155,6 +155,18 @@ describe("connectQmp", () => {
     });
   });
 
+  it("connects again when the server loses the first command after its greeting", async () => {
+    let connections = 0;
+    const server = await FakeServer.start((peer) => {
+      connections += 1;
+      if (connections === 1) peer.sendRaw(`${greetingLine}\n`);
+      else void peer.handshake();
+    });
+    await using session = await connectQmp({ socketPath: server.socketPath, connectTimeoutMs: 20_000 });
+    expect(session.version.major).toBe(7);
+    expect(connections).toBe(2);
+  });
+
   it("bounds what it buffers from a peer that never ends its line", async () => {
     const flood = (peer: FakePeer): void => peer.sendRaw("x".repeat(5000));
     expect(await failureWith(flood, { maxLineBytes: 4096 })).toMatchObject({ code: "QMP_LINE_TOO_LONG" });

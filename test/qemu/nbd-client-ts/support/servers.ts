@@ -1,3 +1,4 @@
+import { connect, createServer, type NetConnectOpts } from "node:net";
 import { connectNbd, type NbdConnection, type NbdConnectOptions } from "nbd-client-ts";
 import { BoundProcess } from "../../../support/bound-process.js";
 import { untilTestEnds } from "../../../support/lifetime.js";
@@ -31,18 +32,36 @@ export async function nbdkit(socketPath: string, ...args: string[]): Promise<Ser
 }
 
 async function startServer(command: string, args: string[], socketPath: string): Promise<ServerProcess> {
+  return { process: await startListening(command, args, { path: socketPath }), socketPath };
+}
+
+/** Starts a server that stays until the end of the test; resolves when it accepts. */
+export async function startListening(
+  command: string,
+  args: string[],
+  address: { readonly path: string } | { readonly host: string; readonly port: number },
+): Promise<BoundProcess> {
   const process = untilTestEnds(await BoundProcess.start(command, args));
-  await untilListening(process, socketPath);
-  return { process, socketPath };
+  await untilListening(process, address);
+  return process;
+}
+
+/** A port of 127.0.0.1 that was free a moment ago. */
+export async function freePort(): Promise<number> {
+  const server = createServer();
+  await new Promise<void>((resolve) => server.listen(0, "127.0.0.1", resolve));
+  const address = server.address();
+  await new Promise((resolve) => server.close(resolve));
+  if (address === null || typeof address === "string") throw new Error("The server has no port");
+  return address.port;
 }
 
 /** Tries until a server accepts, or its process has ended. */
-async function untilListening(process: BoundProcess, socketPath: string): Promise<void> {
-  const { connect } = await import("node:net");
+async function untilListening(process: BoundProcess, address: NetConnectOpts): Promise<void> {
   const deadline = AbortSignal.timeout(START_MS);
   while (!deadline.aborted) {
     const accepted = await new Promise<boolean>((resolve) => {
-      const socket = connect(socketPath);
+      const socket = connect(address);
       socket.on("connect", () => socket.end(() => resolve(true)));
       socket.on("error", () => resolve(false));
     });
@@ -50,7 +69,7 @@ async function untilListening(process: BoundProcess, socketPath: string): Promis
     if (!process.running) break;
     await new Promise((resolve) => setTimeout(resolve, 20));
   }
-  throw new Error(`The server does not listen on ${socketPath}: ${process.stderr}`);
+  throw new Error(`The server does not listen on ${JSON.stringify(address)}: ${process.stderr}`);
 }
 
 /** A connection to the export `disk` that is closed at the end of the test. */

@@ -13,6 +13,7 @@ import {
 } from "./server-bytes.js";
 
 export interface ReceivedRequest {
+  readonly magic: number;
   readonly flags: number;
   readonly command: number;
   readonly cookie: number;
@@ -25,6 +26,8 @@ export interface ScriptedExport {
   readonly sizeBytes?: number;
   readonly transmissionFlags?: number;
   readonly structured?: boolean;
+  /** Knows extended headers, default false. */
+  readonly extended?: boolean;
   /** Context names by id. */
   readonly contexts?: Readonly<Record<number, string>>;
   readonly blockSize?: readonly [minimum: number, preferred: number, maximum: number];
@@ -35,6 +38,7 @@ export class Peer {
   readonly #socket: Socket;
   #buffered = Buffer.alloc(0);
   #ended = false;
+  #headerBytes = 28;
   #wake: () => void = () => undefined;
 
   constructor(socket: Socket) {
@@ -68,10 +72,11 @@ export class Peer {
   }
 
   async receiveRequest(): Promise<ReceivedRequest> {
-    const header = await this.receive(28);
+    const header = await this.receive(this.#headerBytes);
     const command = header.readUInt16BE(6);
-    const length = header.readUInt32BE(24);
+    const length = this.#headerBytes === 32 ? Number(header.readBigUInt64BE(24)) : header.readUInt32BE(24);
     return {
+      magic: header.readUInt32BE(0),
       flags: header.readUInt16BE(4),
       command,
       cookie: Number(header.readBigUInt64BE(8)),
@@ -110,6 +115,7 @@ export class Peer {
     for (;;) {
       const { option } = await this.receiveOption();
       await this.send(...optionReplies(option, offered));
+      if (option === OPT.EXTENDED_HEADERS && offered.extended === true) this.#headerBytes = 32;
       if (option === OPT.GO) return;
     }
   }
@@ -123,6 +129,7 @@ function optionReplies(option: number, offered: ScriptedExport): Buffer[] {
     return [...infos.map((info) => optionReply(option, REP.INFO, info)), ack];
   }
   if (option === OPT.STRUCTURED_REPLY && offered.structured !== false) return [ack];
+  if (option === OPT.EXTENDED_HEADERS && offered.extended === true) return [ack];
   if (option === OPT.SET_META_CONTEXT) {
     const contexts = Object.entries(offered.contexts ?? {});
     const replies = contexts.map(([id, name]) => Buffer.concat([u32(Number(id)), Buffer.from(name)]));

@@ -22,9 +22,13 @@ export const OPT = {
   EXPORT_NAME: 1,
   ABORT: 2,
   LIST: 3,
+  STARTTLS: 5,
+  INFO: 6,
   GO: 7,
   STRUCTURED_REPLY: 8,
+  LIST_META_CONTEXT: 9,
   SET_META_CONTEXT: 10,
+  EXTENDED_HEADERS: 11,
 } as const;
 export const REP = { ACK: 1, SERVER: 2, INFO: 3, META_CONTEXT: 4 } as const;
 export const REP_ERR = {
@@ -34,7 +38,15 @@ export const REP_ERR = {
   UNKNOWN: 0x80000006,
   SHUTDOWN: 0x80000007,
 } as const;
-export const CHUNK = { NONE: 0, DATA: 1, HOLE: 2, STATUS: 5, ERROR: 0x8001, ERROR_OFFSET: 0x8002 } as const;
+export const CHUNK = {
+  NONE: 0,
+  DATA: 1,
+  HOLE: 2,
+  STATUS: 5,
+  STATUS_EXT: 6,
+  ERROR: 0x8001,
+  ERROR_OFFSET: 0x8002,
+} as const;
 
 /** HAS_FLAGS and everything a writable QEMU export offers, except READ_ONLY. */
 export const ALL_FLAGS = 0b1101_1110_1101;
@@ -63,6 +75,29 @@ export function simpleReply(cookie: number | bigint, error = 0, payload: Buffer 
 export function chunk(cookie: number | bigint, type: number, payload: Buffer, done: boolean): Buffer {
   const header = [u32(0x668e33ef), u16(done ? 1 : 0), u16(type), u64(cookie), u32(payload.length)];
   return Buffer.concat([...header, payload]);
+}
+
+/** The same chunk under extended headers: with the offset of its request, and a length of 64 bits. */
+export function extended(structured: Buffer, requestOffset: number | bigint): Buffer {
+  return Buffer.concat([
+    u32(0x6e8a278c),
+    structured.subarray(4, 16),
+    u64(requestOffset),
+    u64(structured.readUInt32BE(16)),
+    structured.subarray(20),
+  ]);
+}
+
+/** Extents in 64 bits. To be wrapped in `extended`. */
+export function statusExtChunk(
+  cookie: number,
+  contextId: number,
+  extents: readonly (readonly [length: number | bigint, flags: number | bigint])[],
+  done = false,
+  count = extents.length,
+): Buffer {
+  const descriptors = extents.flatMap(([length, flags]) => [u64(length), u64(flags)]);
+  return chunk(cookie, CHUNK.STATUS_EXT, Buffer.concat([u32(contextId), u32(count), ...descriptors]), done);
 }
 
 export function dataChunk(cookie: number, offset: number, data: Buffer, done = false): Buffer {

@@ -1,0 +1,318 @@
+import { readCapabilities, type Capabilities } from "./capabilities.js";
+import { COMMAND_FLAG, LIMIT, type CommandName } from "./constants.js";
+import { NbdError } from "./errors.js";
+import { walkExtents, type MappedExtent } from "./extents.js";
+import { LANES, leastBusy, untilAllClosed, type Lane } from "./lane.js";
+import type { BlockSize } from "./option-go.js";
+import type {
+  BlockStatusOptions,
+  ExtentsOptions,
+  ReadOptions,
+  RequestOptions,
+  WriteOptions,
+  WriteZeroesOptions,
+} from "./options.js";
+import { inPieces } from "./pieces.js";
+import { checkAligned, checkRange, narrow, widen, type ExportShape } from "./range.js";
+import { ReadAssembler } from "./read-assembler.js";
+import { AckReceiver } from "./receiver.js";
+import { mayBeTooLong, requestSizes, type RequestSizes } from "./request-sizes.js";
+import type { Request } from "./request.js";
+import { StatusCollector, type Extent } from "./status-collector.js";
+
+type Range = Pick<Request, "offset" | "length">;
+
+/**
+ * An export, over one connection (`NbdConnection`) or several (`NbdPool`). Calls may overlap: their requests are
+ * pipelined. Offsets and lengths are in bytes. All methods reject with an `NbdError`; those of scope `connection`
+ * mean that it is dead.
+ */
+export abstract class NbdExport implements Capabilities, AsyncDisposable {
+  readonly exportName: string;
+  readonly sizeBytes: number;
+  readonly blockSize: BlockSize;
+  /** Names of the metadata contexts that the server selected. */
+  readonly contexts: readonly string[];
+  readonly readOnly: boolean;
+  readonly canFlush: boolean;
+  readonly canFua: boolean;
+  readonly canTrim: boolean;
+  readonly canWriteZeroes: boolean;
+  readonly canFastZero: boolean;
+  readonly canDf: boolean;
+  readonly canCache: boolean;
+  readonly canMultiConn: boolean;
+  readonly structuredReplies: boolean;
+  readonly extendedHeaders: boolean;
+  /** Settles when it is over: with undefined after `close`, else with the error that ended it. */
+  readonly closed: Promise<NbdError | undefined>;
+  readonly [LANES]: readonly [Lane, ...Lane[]];
+  readonly #shape: ExportShape;
+  readonly #sizes: RequestSizes;
+  /** Commands of which the server refused a long request. */
+  readonly #cautious = new Set<CommandName>();
+
+  constructor(exportName: string, lanes: readonly [Lane, ...Lane[]]) {
+    const { negotiated } = lanes[0];
+    const capabilities = readCapabilities(negotiated.transmissionFlags);
+    this[LANES] = lanes;
+    this.closed = lanes.length === 1 ? lanes[0].session.closed : untilAllClosed(lanes);
+    this.exportName = exportName;
+    this.sizeBytes = negotiated.sizeBytes;
+    this.blockSize = negotiated.blockSize;
+    this.contexts = [...negotiated.contexts.values()];
+    this.readOnly = capabilities.readOnly;
+    this.canFlush = capabilities.canFlush;
+    this.canFua = capabilities.canFua;
+    this.canTrim = capabilities.canTrim;
+    this.canWriteZeroes = capabilities.canWriteZeroes;
+    this.canFastZero = capabilities.canFastZero;
+    this.canDf = capabilities.canDf;
+    this.canCache = capabilities.canCache;
+    this.canMultiConn = capabilities.canMultiConn;
+    this.structuredReplies = negotiated.structuredReplies;
+    this.extendedHeaders = negotiated.extendedHeaders;
+    this.#shape = { sizeBytes: this.sizeBytes, minimumBytes: this.blockSize.minimumBytes };
+    this.#sizes = requestSizes(this.blockSize);
+  }
+
+  /** Reads any range within the export. Either all of its bytes are what the server sent, or it rejects. */
+  async read(offset: number, length: number, options: ReadOptions = {}): Promise<Uint8Array> {
+    const { into, ...others } = options;
+    checkRange("READ", this.#shape, offset, length);
+    if (into !== undefined && into.length !== length) {
+      throw new NbdError(
+        "INVALID_ARGUMENT",
+        `Expected a buffer of ${length} bytes to read into, got ${into.length}`,
+      );
+    }
+    const wide = widen(this.#shape, offset, length);
+    if (wide.length !== length) {
+      const all = await this.read(wide.offset, wide.length, others);
+      const part = all.subarray(offset - wide.offset, offset - wide.offset + length);
+      into?.set(part);
+      return into ?? part;
+    }
+    const target = into ?? Buffer.allocUnsafeSlow(length);
+    await this.#inPieces({ offset, length }, this.#sizes.payloadBytes, async (at, count) => {
+      const memory = target.subarray(at - offset, at - offset + count);
+      await this.#readPiece({ offset: at, length: count }, memory, options);
+    });
+    return target;
+  }
+
+  /** Writes all of `data`, which must not change until the promise settles. Safe to repeat. */
+  async write(offset: number, data: Uint8Array, options: WriteOptions = {}): Promise<void> {
+    const fua = this.#checkWritable("WRITE", options);
+    this.#checkAlignedRange("WRITE", offset, data.length);
+    await this.#inPieces({ offset, length: data.length }, this.#sizes.payloadBytes, async (at, count) => {
+      const payload = data.subarray(at - offset, at - offset + count);
+      await this.#acknowledged("WRITE", { offset: at, length: count }, fua.flags, options.signal, payload);
+    });
+    if (fua.byFlush) await this.flush(options);
+  }
+
+  /** Makes a range read as zeroes, of any length. Safe to repeat. */
+  async writeZeroes(offset: number, length: number, options: WriteZeroesOptions = {}): Promise<void> {
+    const fua = this.#checkWritable("WRITE_ZEROES", options);
+    this.#checkSupport(this.canWriteZeroes, "WRITE_ZEROES");
+    if (options.fastZero === true) this.#checkSupport(this.canFastZero, "FAST_ZERO");
+    this.#checkAlignedRange("WRITE_ZEROES", offset, length);
+    const flags =
+      fua.flags |
+      (options.noHole === true ? COMMAND_FLAG.NO_HOLE : 0) |
+      (options.fastZero === true ? COMMAND_FLAG.FAST_ZERO : 0);
+    const fast = options.fastZero === true;
+    await this.#affect("WRITE_ZEROES", { offset, length }, { flags, fast, signal: options.signal });
+    if (fua.byFlush) await this.flush(options);
+  }
+
+  /**
+   * Tells the server that a range's content is no longer needed. What it reads as afterwards is undefined. Of a range
+   * that does not fit the minimum block size, only the whole blocks are trimmed.
+   */
+  async trim(offset: number, length: number, options: WriteOptions = {}): Promise<void> {
+    const fua = this.#checkWritable("TRIM", options);
+    this.#checkSupport(this.canTrim, "TRIM");
+    checkRange("TRIM", this.#shape, offset, length);
+    const range = narrow(this.#shape, offset, length);
+    await this.#affect("TRIM", range, { flags: fua.flags, fast: true, signal: options.signal });
+    if (fua.byFlush) await this.flush(options);
+  }
+
+  /** Tells the server that a range will be read soon. It may do nothing. */
+  async cache(offset: number, length: number, options: RequestOptions = {}): Promise<void> {
+    this.#checkSupport(this.canCache, "CACHE");
+    checkRange("CACHE", this.#shape, offset, length);
+    await this.#inPieces(widen(this.#shape, offset, length), this.#sizes.cacheBytes, async (at, count) => {
+      await this.#acknowledged("CACHE", { offset: at, length: count }, 0, options.signal);
+    });
+  }
+
+  /** Puts every write that was acknowledged before this call on stable storage, over whichever connection it went. */
+  async flush(options: RequestOptions = {}): Promise<void> {
+    this.#checkSupport(this.canFlush, "FLUSH");
+    await this.#acknowledged("FLUSH", { offset: 0, length: 0 }, 0, options.signal);
+  }
+
+  /**
+   * One BLOCK_STATUS request: extents from `offset` on for each context, as the server sent them. They may cover
+   * less than the range, and the last may reach beyond it. `extents` puts that right.
+   */
+  async blockStatus(
+    offset: number,
+    length: number,
+    options: BlockStatusOptions = {},
+  ): Promise<ReadonlyMap<string, readonly Extent[]>> {
+    this.#checkSupport(this.contexts.length > 0, "BLOCK_STATUS without a metadata context");
+    this.#checkAlignedRange("BLOCK_STATUS", offset, length);
+    if (length === 0 || (length > LIMIT.wireLengthBytes && !this.extendedHeaders)) {
+      throw new NbdError(
+        "OUT_OF_RANGE",
+        `Expected a length between 1 and 2^32 - 1 for BLOCK_STATUS, got ${length}`,
+      );
+    }
+    const collector = await this.#status({ offset, length }, options);
+    return collector.result;
+  }
+
+  /** The status of a range in all contexts together: in order, without gaps, neighbours always different. */
+  async *extents(options: ExtentsOptions = {}): AsyncGenerator<MappedExtent, void, undefined> {
+    const offset = options.offset ?? 0;
+    const length = options.length ?? this.sizeBytes - offset;
+    checkRange("BLOCK_STATUS", this.#shape, offset, length);
+    this.#checkSupport(this.contexts.length > 0, "BLOCK_STATUS without a metadata context");
+    const { signal } = options;
+    const query = (at: number, count: number) => this.#walkStatus(at, count, signal);
+    yield* walkExtents(query, {
+      offset,
+      length,
+      alignmentBytes: this.blockSize.minimumBytes,
+      exportBytes: this.sizeBytes,
+      queryBytes: LIMIT.statusBytes,
+      widestQueryBytes: this.extendedHeaders ? LIMIT.statusExtendedBytes : LIMIT.statusWideBytes,
+    });
+  }
+
+  /** Waits for the replies that the server owes, then disconnects in good order. Idempotent, never rejects. */
+  async close(): Promise<void> {
+    await Promise.all(this[LANES].map(({ session }) => session.close()));
+  }
+
+  /** Ends it at once; calls in flight fail with `CLOSED`. Idempotent. */
+  destroy(): void {
+    const error = new NbdError("CLOSED", "The connection was destroyed");
+    for (const { session } of this[LANES]) session.destroy(error);
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.close();
+  }
+
+  async #readPiece(range: Range, memory: Uint8Array, { df, signal }: ReadOptions): Promise<void> {
+    const unfragmented = df === true && this.canDf;
+    const request = { command: "READ", ...range, flags: unfragmented ? COMMAND_FLAG.DF : 0 } as const;
+    const receiver = new ReadAssembler({ command: "READ", ...range }, memory, unfragmented);
+    try {
+      await leastBusy(this[LANES]).session.submit({ request, receiver, signal });
+    } catch (error) {
+      const tooLong = error instanceof NbdError && error.errno === "EOVERFLOW";
+      if (!unfragmented || !tooLong) throw error;
+      await this.#readPiece(range, memory, { ...(signal === undefined ? {} : { signal }) });
+    }
+  }
+
+  /** A command without a payload, in pieces that a server which has to write them answers in time. */
+  async #affect(
+    command: "TRIM" | "WRITE_ZEROES",
+    range: Range,
+    how: { readonly flags: number; readonly fast: boolean; readonly signal: AbortSignal | undefined },
+  ): Promise<void> {
+    const { flags, fast, signal } = how;
+    const pieceBytes = this.extendedHeaders && fast ? LIMIT.fastExtendedBytes : LIMIT.zeroBytes;
+    const { cautiousBytes } = this.#sizes;
+    const send = (offset: number, length: number) =>
+      this.#acknowledged(command, { offset, length }, flags, signal);
+    await this.#inPieces(range, pieceBytes, async (offset, length) => {
+      if (length <= cautiousBytes) {
+        await send(offset, length);
+        return;
+      }
+      if (!this.#cautious.has(command)) {
+        try {
+          await send(offset, length);
+          return;
+        } catch (error) {
+          if (!mayBeTooLong(error)) throw error;
+          this.#cautious.add(command);
+        }
+      }
+      await this.#inPieces({ offset, length }, cautiousBytes, send);
+    });
+  }
+
+  /** Asks for less where the server finds a request too long: a walk takes short answers anyway. */
+  async #walkStatus(offset: number, length: number, signal: AbortSignal | undefined) {
+    const cautious = Math.min(length, this.#sizes.cautiousBytes);
+    const options = signal === undefined ? {} : { signal };
+    if (length > cautious && !this.#cautious.has("BLOCK_STATUS")) {
+      try {
+        return (await this.#status({ offset, length }, options)).lists;
+      } catch (error) {
+        if (!mayBeTooLong(error)) throw error;
+        this.#cautious.add("BLOCK_STATUS");
+      }
+    }
+    return (await this.#status({ offset, length: cautious }, options)).lists;
+  }
+
+  async #status(range: Range, { reqOne = false, signal }: BlockStatusOptions): Promise<StatusCollector> {
+    const { session, negotiated } = leastBusy(this[LANES]);
+    const named = { command: "BLOCK_STATUS", ...range } as const;
+    const receiver = new StatusCollector(named, negotiated.contexts, reqOne);
+    const request = { ...named, flags: reqOne ? COMMAND_FLAG.REQ_ONE : 0 };
+    await session.submit({ request, receiver, signal });
+    return receiver;
+  }
+
+  async #acknowledged(
+    command: CommandName,
+    range: Range,
+    flags: number,
+    signal: AbortSignal | undefined,
+    payload?: Uint8Array,
+  ): Promise<void> {
+    const receiver = new AckReceiver({ command, ...range });
+    const submission = { request: { command, ...range, flags }, receiver, signal };
+    const { session } = leastBusy(this[LANES]);
+    await session.submit(payload === undefined ? submission : { ...submission, payload });
+  }
+
+  async #inPieces(
+    range: Range,
+    pieceBytes: number,
+    run: (offset: number, length: number) => Promise<void>,
+  ): Promise<void> {
+    const concurrency = LIMIT.piecesInFlight * this[LANES].length;
+    await inPieces(range, { pieceBytes, alignBytes: this.#sizes.alignBytes, concurrency }, run);
+  }
+
+  /** How to make a write durable at once, if that is asked for: by its flag, or else by a flush after it. */
+  #checkWritable(command: string, { fua }: WriteOptions): { flags: number; byFlush: boolean } {
+    if (this.readOnly) {
+      throw new NbdError("READ_ONLY", `Expected a writable export for ${command}, it is read-only`);
+    }
+    if (fua !== true) return { flags: 0, byFlush: false };
+    this.#checkSupport(this.canFua || this.canFlush, "FUA, nor FLUSH in its place,");
+    return { flags: this.canFua ? COMMAND_FLAG.FUA : 0, byFlush: !this.canFua };
+  }
+
+  #checkSupport(supported: boolean, what: string): void {
+    if (!supported) throw new NbdError("NOT_SUPPORTED", `The server does not offer ${what} for this export`);
+  }
+
+  #checkAlignedRange(command: string, offset: number, length: number): void {
+    checkRange(command, this.#shape, offset, length);
+    checkAligned(command, this.#shape, offset, length);
+  }
+}
