@@ -1,4 +1,3 @@
-import path from "node:path";
 import type { BitmapStep } from "../../model/checkpoint.js";
 import { bitmapName, byOrder, CHECKPOINT_GRANULARITY, parseBitmapName } from "../../model/checkpoint.js";
 import type {
@@ -15,19 +14,17 @@ import type { UndoEntry } from "../../model/undo.js";
 import type { BlockDriver, UndoLog } from "../../ports/block-driver.js";
 import type { Clock } from "../../ports/clock.js";
 import type { QmpSession } from "../../qmp/index.js";
-import { isQmpError } from "../../qmp/index.js";
-import { FleeceError, isFleeceError } from "../../shared/errors.js";
+import { FleeceError } from "../../shared/errors.js";
 import type { DomainConfig } from "../../model/config.js";
 import { addExport, exportId, mergedBitmapName } from "../node-exports.js";
 import { createImage } from "../qemu-tools.js";
-import { makeRuntimeDirectory } from "../runtime-directory.js";
-import { nbdServerAnswers } from "../nbd-server-probe.js";
 import { withQmpErrors } from "../qmp-errors.js";
 import type { LocatedDisk } from "./block-graph.js";
 import { locateDisks } from "./block-graph.js";
 import { bitmapTransaction } from "./bitmap-transaction.js";
 import { iothreadObstacle } from "./iothreads.js";
 import { addProbe, probeName, tryProbes } from "./loss-probe.js";
+import { startNbdServer } from "./nbd-server.js";
 import { assignTargets } from "./targets.js";
 import { undoInQemu } from "./undo.js";
 
@@ -116,7 +113,7 @@ export class RunningDriver implements BlockDriver {
   ): Promise<readonly ExportAddress[]> {
     return this.#guarded(async () => {
       const located = await this.#locate(signal);
-      await this.#startNbdServer(undo);
+      await startNbdServer(this.#qmp, this.#nbdSocketPath, undo, this.#config.name);
       const addresses: ExportAddress[] = [];
       for (const planned of exports) {
         const { target, nodes, changes } = planned;
@@ -320,27 +317,6 @@ export class RunningDriver implements BlockDriver {
     }
     await undo.settle(entry);
     return { timeMs, heldMs };
-  }
-
-  async #startNbdServer(undo: UndoLog): Promise<void> {
-    const socketPath = this.#nbdSocketPath;
-    await undo.register({ kind: "vm-nbd-server", socketPath });
-    try {
-      await makeRuntimeDirectory(path.dirname(socketPath));
-    } catch (error) {
-      if (!isFleeceError(error, "ALREADY_EXISTS")) throw error;
-    }
-    try {
-      await this.#qmp.execute("nbd-server-start", { addr: { type: "unix", data: { path: socketPath } } });
-    } catch (error) {
-      if (!isQmpError(error) || error.qemuText !== "NBD server already running") throw error;
-      if (await nbdServerAnswers(socketPath)) return;
-      throw new FleeceError(
-        "NBD_SERVER_BUSY",
-        `QEMU of domain ${this.#config.name} already runs an NBD server that another program started, and one process has only one`,
-        { cause: error },
-      );
-    }
   }
 }
 

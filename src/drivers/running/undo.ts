@@ -1,10 +1,8 @@
-import { rm } from "node:fs/promises";
-import path from "node:path";
 import type { UndoEntry } from "../../model/undo.js";
 import type { QmpSession } from "../../qmp/index.js";
 import { removeBitmap, removeExport } from "../node-exports.js";
-import { nbdServerAnswers } from "../nbd-server-probe.js";
 import { filteredNode, locateDisks } from "./block-graph.js";
+import { stopNbdServer } from "./nbd-server.js";
 
 /**
  * Undoes one entry inside QEMU, after asking it what exists: the entry may have been written for something that was never
@@ -53,16 +51,6 @@ async function removeFilter(qmp: QmpSession, filter: string): Promise<void> {
   for (const { qomPath } of users) {
     await qmp.execute("qom-set", { path: qomPath, property: "drive", value: diskNode });
   }
-}
-
-/** One server per QEMU process: it goes with the last export, and only if it listens where ours does. */
-async function stopNbdServer(qmp: QmpSession, socketPath: string): Promise<void> {
-  if (await nbdServerAnswers(socketPath)) {
-    const exports = await qmp.execute("query-block-exports");
-    if (exports.some(({ type }) => type === "nbd")) return;
-    await qmp.execute("nbd-server-stop");
-  }
-  await rm(path.dirname(socketPath), { recursive: true, force: true });
 }
 
 async function continueGuest(qmp: QmpSession): Promise<void> {
