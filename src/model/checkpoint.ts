@@ -47,6 +47,24 @@ export function parseBitmapName(bitmap: string): CheckpointId | undefined {
   return { name, order: Number(order), timeMs: Number(time) };
 }
 
+/** What a reporter says of a bitmap, before it is known whose it is. */
+export type ReportedBitmap = Omit<CheckpointBitmap, keyof CheckpointId>;
+
+/** Tells our bitmaps, oldest first, from the names of those that others made. */
+export function sortOutBitmaps(reported: readonly ReportedBitmap[]): {
+  readonly checkpoints: readonly CheckpointBitmap[];
+  readonly foreignBitmaps: readonly string[];
+} {
+  const checkpoints: CheckpointBitmap[] = [];
+  const foreignBitmaps: string[] = [];
+  for (const bitmap of reported) {
+    const checkpoint = parseBitmapName(bitmap.bitmap);
+    if (checkpoint === undefined) foreignBitmaps.push(bitmap.bitmap);
+    else checkpoints.push({ ...checkpoint, ...bitmap });
+  }
+  return { checkpoints: checkpoints.toSorted(byOrder), foreignBitmaps };
+}
+
 export function byOrder(a: CheckpointId, b: CheckpointId): number {
   return a.order - b.order;
 }

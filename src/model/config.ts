@@ -68,7 +68,6 @@ export const configSchema = z
 export type Config = z.infer<typeof configSchema>;
 export type DomainConfig = Config["domains"][number];
 export type DiskConfig = NonNullable<DomainConfig["disks"]>[number];
-export type RepositoryConfig = Config["repositories"][number];
 
 function reportRepeats(
   context: z.RefinementCtx,

@@ -13,15 +13,17 @@ export interface BlockSnapshot extends SnapshotJournal {
   readonly domain: string;
 }
 
+interface SnapshotRecord {
+  readonly subject: SnapshotJournal;
+  readonly record: OperationRecord;
+}
+
 /** Open snapshots of a domain, oldest first. */
 export async function listBlockSnapshots(
   context: ServiceContext,
   domain: string,
 ): Promise<readonly BlockSnapshot[]> {
-  const records = await snapshotRecords(context, requireDomain(context, domain));
-  return records
-    .filter(({ subject }) => subject.phase === "open")
-    .map(({ subject, record }) => ({ ...subject, domain: record.domain }));
+  return (await openRecords(context, domain)).map(({ subject }) => ({ ...subject, domain }));
 }
 
 /** Fails with SNAPSHOT_NOT_FOUND. */
@@ -30,16 +32,8 @@ export async function getBlockSnapshot(
   domain: string,
   name: string,
 ): Promise<BlockSnapshot> {
-  checkName("block snapshot", name);
-  const all = await listBlockSnapshots(context, domain);
-  const found = all.find((snapshot) => snapshot.name === name);
-  if (found !== undefined) return found;
-  const known = all.map((snapshot) => snapshot.name).join(", ") || "none";
-  throw new FleeceError(
-    "SNAPSHOT_NOT_FOUND",
-    `Domain ${domain} has no block snapshot ${name}; it has ${known}`,
-    { facts: { domain, snapshot: name } },
-  );
+  const { subject } = await findOpen(context, domain, name);
+  return { ...subject, domain };
 }
 
 /** Runs an operation on an open snapshot, alone on its domain. Fails with SNAPSHOT_NOT_FOUND. */
@@ -52,13 +46,27 @@ export async function withSnapshot<T>(
 ): Promise<T> {
   requireDomain(context, domain);
   return withDomain(context, domain, `${verb} of block snapshot ${name} of ${domain}`, async (session) => {
-    await getBlockSnapshot(context, domain, name);
-    const records = await snapshotRecords(context, domain);
-    const found = records.find(({ subject }) => subject.name === name);
-    if (found === undefined)
-      throw new FleeceError("INTERNAL", `The record of block snapshot ${name} is gone`);
-    return action(new Operation(context.store, found.record), session);
+    const { record } = await findOpen(context, domain, name);
+    return action(new Operation(context.store, record), session);
   });
+}
+
+async function findOpen(context: ServiceContext, domain: string, name: string): Promise<SnapshotRecord> {
+  checkName("block snapshot", name);
+  const all = await openRecords(context, domain);
+  const found = all.find(({ subject }) => subject.name === name);
+  if (found !== undefined) return found;
+  const known = all.map(({ subject }) => subject.name).join(", ") || "none";
+  throw new FleeceError(
+    "SNAPSHOT_NOT_FOUND",
+    `Domain ${domain} has no block snapshot ${name}; it has ${known}`,
+    { facts: { domain, snapshot: name } },
+  );
+}
+
+async function openRecords(context: ServiceContext, domain: string): Promise<readonly SnapshotRecord[]> {
+  const records = await snapshotRecords(context, requireDomain(context, domain));
+  return records.filter(({ subject }) => subject.phase === "open");
 }
 
 export function snapshotSubject({ record }: Operation): SnapshotJournal {
@@ -69,7 +77,7 @@ export function snapshotSubject({ record }: Operation): SnapshotJournal {
 export async function snapshotRecords(
   context: ServiceContext,
   domain: string,
-): Promise<readonly { readonly subject: SnapshotJournal; readonly record: OperationRecord }[]> {
+): Promise<readonly SnapshotRecord[]> {
   const records = await context.store.operations(domain);
   return records.flatMap((record) =>
     record.subject.kind === "block-snapshot" ? [{ subject: record.subject, record }] : [],

@@ -1,7 +1,7 @@
 import { rm, stat } from "node:fs/promises";
 import path from "node:path";
-import type { BitmapStep, CheckpointBitmap } from "../../model/checkpoint.js";
-import { bitmapName, byOrder, CHECKPOINT_GRANULARITY, parseBitmapName } from "../../model/checkpoint.js";
+import type { BitmapStep } from "../../model/checkpoint.js";
+import { bitmapName, CHECKPOINT_GRANULARITY, sortOutBitmaps } from "../../model/checkpoint.js";
 import type { DiskConfig, DomainConfig } from "../../model/config.js";
 import type {
   DiskState,
@@ -213,30 +213,16 @@ export class InactiveDriver implements BlockDriver {
 
 async function describe(disk: DiskConfig, signal?: AbortSignal): Promise<DiskState> {
   const info = await imageInfo(disk.file, disk.format, { signal });
-  const checkpoints: CheckpointBitmap[] = info.bitmaps.flatMap((bitmap) => {
-    const checkpoint = parseBitmapName(bitmap.name);
-    if (checkpoint === undefined) return [];
-    return [
-      {
-        ...checkpoint,
-        bitmap: bitmap.name,
-        recording: bitmap.recording,
-        inconsistent: bitmap.inUse,
-        busy: false,
-        persistent: true,
-        granularityBytes: bitmap.granularityBytes,
-      },
-    ];
+  const reported = info.bitmaps.map(({ name, recording, inUse, granularityBytes }) => {
+    const state = { recording, inconsistent: inUse, busy: false, persistent: true };
+    return { bitmap: name, ...state, granularityBytes };
   });
   return {
     target: disk.target,
     format: disk.format,
     file: disk.file,
     sizeBytes: info.sizeBytes,
-    checkpoints: checkpoints.toSorted(byOrder),
-    foreignBitmaps: info.bitmaps
-      .map(({ name }) => name)
-      .filter((name) => parseBitmapName(name) === undefined),
+    ...sortOutBitmaps(reported),
   };
 }
 

@@ -1,5 +1,5 @@
 import type { BitmapStep } from "../../model/checkpoint.js";
-import { bitmapName, byOrder, CHECKPOINT_GRANULARITY, parseBitmapName } from "../../model/checkpoint.js";
+import { bitmapName, CHECKPOINT_GRANULARITY, sortOutBitmaps } from "../../model/checkpoint.js";
 import type {
   DiskState,
   DomainState,
@@ -185,33 +185,20 @@ export class RunningDriver implements BlockDriver {
 
   async #describe(target: string, disk: LocatedDisk, jobs: Obstacle | undefined): Promise<DiskState> {
     const obstacle = disk.obstacle ?? jobs ?? (await iothreadObstacle(this.#qmp, disk.qomPath));
-    const named = disk.bitmaps.flatMap((bitmap) =>
-      bitmap.name === undefined ? [] : [{ ...bitmap, name: bitmap.name }],
+    const reported = disk.bitmaps.flatMap(
+      ({ name, recording, busy, persistent, inconsistent, granularity, count }) => {
+        // QEMU lists unnamed ones too, while filters or jobs are at work.
+        if (name === undefined) return [];
+        const state = { recording, busy, persistent, inconsistent: inconsistent ?? false };
+        return [{ bitmap: name, ...state, granularityBytes: granularity, dirtyBytes: count }];
+      },
     );
-    const checkpoints = named.flatMap((bitmap) => {
-      const checkpoint = parseBitmapName(bitmap.name);
-      if (checkpoint === undefined) return [];
-      const { recording, busy, persistent, granularity, count } = bitmap;
-      return [
-        {
-          ...checkpoint,
-          bitmap: bitmap.name,
-          recording,
-          busy,
-          persistent,
-          inconsistent: bitmap.inconsistent ?? false,
-          granularityBytes: granularity,
-          dirtyBytes: count,
-        },
-      ];
-    });
     return {
       target,
       format: disk.format,
       file: disk.file,
       sizeBytes: disk.sizeBytes,
-      checkpoints: checkpoints.toSorted(byOrder),
-      foreignBitmaps: named.map(({ name }) => name).filter((name) => parseBitmapName(name) === undefined),
+      ...sortOutBitmaps(reported),
       ...(obstacle === undefined ? {} : { obstacle }),
     };
   }
