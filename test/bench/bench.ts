@@ -59,9 +59,9 @@ async function pullClients(source: BenchExport): Promise<Client[]> {
   });
   return [
     { name: "nbdcopy", run: () => measureProcess(sizeBytes, "nbdcopy", source.uri, "null:") },
+    ours(1 << 21, 2),
+    ours(1 << 21, 4),
     ours(1 << 20, 3),
-    ours(1 << 20, 4),
-    ours(1 << 20, 8),
     ours(1 << 18, 8),
     {
       name: "qemu-img bench 1 MiB × 16",

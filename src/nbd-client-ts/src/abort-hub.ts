@@ -1,3 +1,7 @@
+export interface Abortable {
+  abort(): void;
+}
+
 /**
  * Shares one listener per signal among all requests that carry it: Node warns of a leak at more than ten, and one
  * large read alone has eight on the wire.
@@ -5,29 +9,29 @@
 export class AbortHub {
   readonly #signals = new Map<
     AbortSignal,
-    { readonly actions: Set<() => void>; readonly listener: () => void }
+    { readonly targets: Set<Abortable>; readonly listener: () => void }
   >();
 
-  add(signal: AbortSignal, action: () => void): void {
+  add(signal: AbortSignal, target: Abortable): void {
     const known = this.#signals.get(signal);
     if (known !== undefined) {
-      known.actions.add(action);
+      known.targets.add(target);
       return;
     }
-    const actions = new Set([action]);
+    const targets = new Set([target]);
     const listener = () => {
       this.#signals.delete(signal);
-      for (const each of actions) each();
+      for (const each of targets) each.abort();
     };
-    this.#signals.set(signal, { actions, listener });
+    this.#signals.set(signal, { targets, listener });
     signal.addEventListener("abort", listener, { once: true });
   }
 
-  remove(signal: AbortSignal, action: () => void): void {
+  remove(signal: AbortSignal, target: Abortable): void {
     const known = this.#signals.get(signal);
     if (known === undefined) return;
-    known.actions.delete(action);
-    if (known.actions.size > 0) return;
+    known.targets.delete(target);
+    if (known.targets.size > 0) return;
     this.#signals.delete(signal);
     signal.removeEventListener("abort", known.listener);
   }

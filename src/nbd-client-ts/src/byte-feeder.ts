@@ -34,15 +34,23 @@ export class ByteFeeder<T> {
   /** Memory that the next bytes belong in, if they are to be kept. */
   get target(): Uint8Array | undefined {
     if (this.#result !== undefined || typeof this.#want === "number") return undefined;
-    return this.#filledBytes === 0 ? this.#want : this.#want.subarray(this.#filledBytes);
+    const filled = this.#filledBytes;
+    // Not `subarray`: on a Buffer it makes another Buffer, which takes several times as long.
+    const { buffer, byteOffset } = this.#want;
+    return filled === 0
+      ? this.#want
+      : new Uint8Array(buffer, byteOffset + filled, this.#wantedBytes - filled);
   }
 
-  /** Consumes a chunk; returns how many of its bytes were used, fewer only when the parser has returned. */
-  push(chunk: Uint8Array): number {
+  /**
+   * Consumes the first `length` bytes of a chunk, by default all; returns how many of them were used, fewer only when
+   * the parser has returned.
+   */
+  push(chunk: Uint8Array, length = chunk.length): number {
     let used = 0;
-    while (used < chunk.length && this.#result === undefined) {
+    while (used < length && this.#result === undefined) {
       const missing = this.#wantedBytes - this.#filledBytes;
-      const take = Math.min(chunk.length - used, missing);
+      const take = Math.min(length - used, missing);
       if (typeof this.#want !== "number") this.#place(this.#want, chunk, used, take);
       used += take;
       this.#filledBytes += take;

@@ -109,8 +109,12 @@ export const LIMIT = {
   extentsPerChunk: 1 << 20,
   /** READ and WRITE without an agreed maximum ("Size constraints"). */
   defaultMaximumBytes: 32 << 20,
-  /** Our own READ and WRITE requests: QEMU's allocator becomes slow at 2 MiB and more. */
-  payloadBytes: 1 << 20,
+  /** Our own READ and WRITE requests: half of the work per byte that 1 MiB costs, if the server is warm (`warmUp`). */
+  payloadBytes: 2 << 20,
+  /** glibc keeps mapped what it frees up to twice this size: all that a connection's requests need at once. Its limit is 32 MiB. */
+  warmUpBytes: 16 << 20,
+  /** A copy of less is over before a warm-up pays. */
+  worthWarmUpBytes: 256 << 20,
   /** Our own TRIM and WRITE_ZEROES requests: a server that must write the zeroes still answers in time. */
   zeroBytes: 128 << 20,
   /** The first BLOCK_STATUS request of a walk, and any where the map is dense. */
@@ -131,5 +135,5 @@ export const LIMIT = {
   /** Connections of one pool. */
   connections: 16,
   /** Pieces of one large call on the wire at once, per connection: enough to keep a local server busy, and other calls get their turn. */
-  piecesInFlight: 8,
+  piecesInFlight: 4,
 } as const;

@@ -5,7 +5,7 @@ import { NbdError } from "./errors.js";
 /** What alignment costs nothing: most file systems and images know no smaller blocks. */
 export const COPY_BLOCK_BYTES = 4096;
 /** More than 8 MiB in flight fall out of the processor's cache. */
-const DEFAULT_BUFFERS = 8;
+const DEFAULT_BUFFERS = 4;
 const MAXIMUM_BUFFER_BYTES = 32 << 20;
 
 export interface CopyOptions {
@@ -14,9 +14,9 @@ export interface CopyOptions {
   readonly length?: number;
   /** The destination reads as zeroes already, such as a new image: zeroes are left out. Default false. */
   readonly destinationIsZero?: boolean;
-  /** Size of one buffer and of the largest request; a power of two from 4 KiB to 32 MiB, default 1 MiB. */
+  /** Size of one buffer and of the largest request; a power of two from 4 KiB to 32 MiB, default 2 MiB. */
   readonly bufferBytes?: number;
-  /** How many buffers, and thereby requests at once, there are: 1 to 16, default 8. */
+  /** How many buffers, and thereby requests at once, there are: 1 to 16, default 4. */
   readonly buffers?: number;
   /** Flush the destination at the end where it can be, default true. */
   readonly flush?: boolean;

@@ -55,6 +55,12 @@ class Copy {
   }
 
   async run(): Promise<CopyProgress> {
+    if (this.#plan.length >= LIMIT.worthWarmUpBytes) {
+      const warmUp = (side: CopySide, end: NbdConnection) => this.#at(side, end.warmUp(this.#abortable()));
+      await this.#attempt(async () => {
+        await Promise.all([warmUp("source", this.#source), warmUp("destination", this.#destination)]);
+      });
+    }
     const pieces = this.#pieces();
     await Promise.all(Array.from({ length: this.#plan.buffers }, () => this.#lane(pieces)));
     if (this.#failure === undefined && this.#options.flush !== false && this.#destination.canFlush) {

@@ -12,6 +12,7 @@ export interface Lane {
 export const LANES = Symbol("lanes");
 
 export function leastBusy(lanes: readonly [Lane, ...Lane[]]): Lane {
+  if (lanes.length === 1) return lanes[0];
   return lanes.reduce((best, lane) => (lane.session.load < best.session.load ? lane : best));
 }
 

@@ -94,20 +94,35 @@ export abstract class NbdExport implements Capabilities, AsyncDisposable {
       return into ?? part;
     }
     const target = into ?? Buffer.allocUnsafeSlow(length);
-    await this.#inPieces({ offset, length }, this.#sizes.payloadBytes, async (at, count) => {
-      const memory = target.subarray(at - offset, at - offset + count);
-      await this.#readPiece({ offset: at, length: count }, memory, options);
+    await this.#inPieces({ offset, length }, this.#sizes.payloadBytes, (at, count) => {
+      const memory = count === length ? target : target.subarray(at - offset, at - offset + count);
+      return this.#readPiece(at, memory, options);
     });
     return target;
+  }
+
+  /**
+   * Reads 16 MiB in one request and drops them. Worth it before moving hundreds of MiB: a server that uses glibc maps
+   * and unmaps memory for every long request until it has freed a still longer one ("Speed" in the README). Does
+   * nothing for a small export or a server with a small maximum; a server that cannot read is no error here.
+   */
+  async warmUp({ signal }: RequestOptions = {}): Promise<void> {
+    const { warmUpBytes } = this.#sizes;
+    if (warmUpBytes > this.sizeBytes || warmUpBytes <= this.#sizes.payloadBytes) return;
+    try {
+      await this.#submitRead(0, Buffer.allocUnsafeSlow(warmUpBytes), 0, signal);
+    } catch (error) {
+      if (!(error instanceof NbdError) || error.code !== "REQUEST_FAILED") throw error;
+    }
   }
 
   /** Writes all of `data`, which must not change until the promise settles. Safe to repeat. */
   async write(offset: number, data: Uint8Array, options: WriteOptions = {}): Promise<void> {
     const fua = this.#checkWritable("WRITE", options);
     this.#checkAlignedRange("WRITE", offset, data.length);
-    await this.#inPieces({ offset, length: data.length }, this.#sizes.payloadBytes, async (at, count) => {
-      const payload = data.subarray(at - offset, at - offset + count);
-      await this.#acknowledged("WRITE", { offset: at, length: count }, fua.flags, options.signal, payload);
+    await this.#inPieces({ offset, length: data.length }, this.#sizes.payloadBytes, (at, count) => {
+      const payload = count === data.length ? data : data.subarray(at - offset, at - offset + count);
+      return this.#acknowledged("WRITE", { offset: at, length: count }, fua.flags, options.signal, payload);
     });
     if (fua.byFlush) await this.flush(options);
   }
@@ -144,9 +159,9 @@ export abstract class NbdExport implements Capabilities, AsyncDisposable {
   async cache(offset: number, length: number, options: RequestOptions = {}): Promise<void> {
     this.#checkSupport(this.canCache, "CACHE");
     checkRange("CACHE", this.#shape, offset, length);
-    await this.#inPieces(widen(this.#shape, offset, length), this.#sizes.cacheBytes, async (at, count) => {
-      await this.#acknowledged("CACHE", { offset: at, length: count }, 0, options.signal);
-    });
+    await this.#inPieces(widen(this.#shape, offset, length), this.#sizes.cacheBytes, (at, count) =>
+      this.#acknowledged("CACHE", { offset: at, length: count }, 0, options.signal),
+    );
   }
 
   /** Puts every write that was acknowledged before this call on stable storage, over whichever connection it went. */
@@ -209,17 +224,36 @@ export abstract class NbdExport implements Capabilities, AsyncDisposable {
     await this.close();
   }
 
-  async #readPiece(range: Range, memory: Uint8Array, { df, signal }: ReadOptions): Promise<void> {
-    const unfragmented = df === true && this.canDf;
-    const request = { command: "READ", ...range, flags: unfragmented ? COMMAND_FLAG.DF : 0 } as const;
-    const receiver = new ReadAssembler({ command: "READ", ...range }, memory, unfragmented);
+  /** Not `async`: of a request's costs on this side, promises are the largest part. */
+  #readPiece(offset: number, memory: Uint8Array, { df, signal }: ReadOptions): Promise<void> {
+    return df === true && this.canDf
+      ? this.#readUnfragmented(offset, memory, signal)
+      : this.#submitRead(offset, memory, 0, signal);
+  }
+
+  async #readUnfragmented(
+    offset: number,
+    memory: Uint8Array,
+    signal: AbortSignal | undefined,
+  ): Promise<void> {
     try {
-      await leastBusy(this[LANES]).session.submit({ request, receiver, signal });
+      await this.#submitRead(offset, memory, COMMAND_FLAG.DF, signal);
     } catch (error) {
       const tooLong = error instanceof NbdError && error.errno === "EOVERFLOW";
-      if (!unfragmented || !tooLong) throw error;
-      await this.#readPiece(range, memory, { ...(signal === undefined ? {} : { signal }) });
+      if (!tooLong) throw error;
+      await this.#submitRead(offset, memory, 0, signal);
     }
+  }
+
+  #submitRead(
+    offset: number,
+    memory: Uint8Array,
+    flags: number,
+    signal: AbortSignal | undefined,
+  ): Promise<void> {
+    const request = { command: "READ", flags, offset, length: memory.length } as const;
+    const receiver = new ReadAssembler(request, memory, flags === COMMAND_FLAG.DF);
+    return leastBusy(this[LANES]).session.submit({ request, receiver, signal });
   }
 
   /** A command without a payload, in pieces that a server which has to write them answers in time. */
@@ -275,26 +309,27 @@ export abstract class NbdExport implements Capabilities, AsyncDisposable {
     return receiver;
   }
 
-  async #acknowledged(
+  #acknowledged(
     command: CommandName,
-    range: Range,
+    { offset, length }: Range,
     flags: number,
     signal: AbortSignal | undefined,
     payload?: Uint8Array,
   ): Promise<void> {
-    const receiver = new AckReceiver({ command, ...range });
-    const submission = { request: { command, ...range, flags }, receiver, signal };
-    const { session } = leastBusy(this[LANES]);
-    await session.submit(payload === undefined ? submission : { ...submission, payload });
+    const request = { command, flags, offset, length };
+    const receiver = new AckReceiver(request);
+    return leastBusy(this[LANES]).session.submit({ request, receiver, payload, signal });
   }
 
-  async #inPieces(
+  #inPieces(
     range: Range,
     pieceBytes: number,
     run: (offset: number, length: number) => Promise<void>,
   ): Promise<void> {
+    // Most calls are one piece, and lanes cost more than all the rest of a small request.
+    if (range.length > 0 && range.length <= pieceBytes) return run(range.offset, range.length);
     const concurrency = LIMIT.piecesInFlight * this[LANES].length;
-    await inPieces(range, { pieceBytes, alignBytes: this.#sizes.alignBytes, concurrency }, run);
+    return inPieces(range, { pieceBytes, alignBytes: this.#sizes.alignBytes, concurrency }, run);
   }
 
   /** How to make a write durable at once, if that is asked for: by its flag, or else by a flush after it. */

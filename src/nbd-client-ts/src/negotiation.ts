@@ -97,7 +97,8 @@ class Negotiation<T, R> implements TransportListener {
     return undefined; // everything in a handshake is small
   }
 
-  received(chunk: Uint8Array): void {
+  received(memory: Uint8Array, length: number): void {
+    const chunk = memory.subarray(0, length);
     try {
       if (this.#feeder !== undefined) this.#receive(this.#feeder, chunk);
       else if (this.#clear !== undefined) this.#receiveInClear(this.#clear, chunk);

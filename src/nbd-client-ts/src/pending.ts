@@ -9,7 +9,7 @@ export interface Submission {
   readonly request: Request;
   readonly receiver: ReplyReceiver;
   /** Data of a WRITE. Not copied: it must stay as it is until the promise settles. */
-  readonly payload?: Uint8Array;
+  readonly payload?: Uint8Array | undefined;
   readonly signal?: AbortSignal | undefined;
 }
 
@@ -21,27 +21,30 @@ export class Pending {
   #resolve: (() => void) | undefined;
   #reject: ((error: NbdError) => void) | undefined;
   readonly #aborts: AbortHub;
-  readonly #onAbort: () => void;
+  readonly #aborted: (pending: Pending) => void;
 
   /** `aborted` is called after the promise has been rejected because of the signal. */
   constructor(submission: Submission, aborts: AbortHub, aborted: (pending: Pending) => void) {
     this.submission = submission;
     this.#aborts = aborts;
-    this.#onAbort = () => {
-      const { signal, receiver } = submission;
-      receiver.abandoned = true;
-      if (signal !== undefined) this.#settle(abortError(signal, describeRange(receiver.range)));
-      aborted(this);
-    };
+    this.#aborted = aborted;
   }
 
   start(): Promise<void> {
+    const { signal } = this.submission;
+    if (signal !== undefined) this.#aborts.add(signal, this);
     return new Promise((resolve, reject) => {
       this.#resolve = resolve;
       this.#reject = reject;
-      const { signal } = this.submission;
-      if (signal !== undefined) this.#aborts.add(signal, this.#onAbort);
     });
+  }
+
+  /** The signal aborted. */
+  abort(): void {
+    const { signal, receiver } = this.submission;
+    receiver.abandoned = true;
+    if (signal !== undefined) this.#settle(abortError(signal, describeRange(receiver.range)));
+    this.#aborted(this);
   }
 
   /** The reply has come completely. */
@@ -61,7 +64,7 @@ export class Pending {
   /** The first to settle wins: an aborted request is settled long before its reply comes. */
   #settle(error: NbdError | undefined): void {
     const { signal } = this.submission;
-    if (signal !== undefined) this.#aborts.remove(signal, this.#onAbort);
+    if (signal !== undefined) this.#aborts.remove(signal, this);
     const [resolve, reject] = [this.#resolve, this.#reject];
     this.#resolve = this.#reject = undefined;
     if (error === undefined) resolve?.();

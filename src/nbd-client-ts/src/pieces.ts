@@ -14,11 +14,6 @@ export async function inPieces(
   limits: PieceLimits,
   run: (offset: number, length: number) => Promise<void>,
 ): Promise<void> {
-  if (range.length <= limits.pieceBytes) {
-    // Most calls are one piece, and lanes cost more than all the rest of a small request.
-    if (range.length > 0) await run(range.offset, range.length);
-    return;
-  }
   const end = range.offset + range.length;
   let next = range.offset;
   let failure: { readonly error: unknown } | undefined;

@@ -12,7 +12,7 @@ import { cleanText, errnoName, NbdError } from "./errors.js";
 import { describeRange, type AckReceiver } from "./receiver.js";
 import type { ReadAssembler } from "./read-assembler.js";
 import type { StatusCollector } from "./status-collector.js";
-import { readUint64 } from "./wire.js";
+import { getUint64, readUint64 } from "./wire.js";
 
 export type ReplyReceiver = AckReceiver | ReadAssembler | StatusCollector;
 
@@ -36,39 +36,61 @@ interface Chunk {
   readonly requestOffset?: number;
 }
 
+/** Where the numbers of a chunk of data or of a hole are received, always the same memory: they are read at once. */
+interface SmallContent {
+  readonly view: DataView;
+  readonly offset: Uint8Array;
+  readonly hole: Uint8Array;
+}
+
+function smallContent(): SmallContent {
+  const memory = new ArrayBuffer(12);
+  return { view: new DataView(memory), offset: new Uint8Array(memory, 0, 8), hole: new Uint8Array(memory) };
+}
+
 /** 6 bytes of error and text length, the text, and 8 bytes of offset. */
 const MAX_ERROR_BYTES = 6 + LIMIT.stringBytes + 8;
 
 /** Parses everything a server sends after the handshake. Throws an `NbdError` at the first violation. */
 export function* parseReplies(table: ReplyTable): ByteParser<never> {
-  const header = Buffer.alloc(32);
-  const magicPart = header.subarray(0, 4);
-  const simplePart = header.subarray(4, 16);
-  const structuredPart = header.subarray(4, 20);
-  const extendedPart = header.subarray(4, 32);
+  const memory = new ArrayBuffer(32);
+  const header = new DataView(memory);
+  const magicPart = new Uint8Array(memory, 0, 4);
+  const simplePart = new Uint8Array(memory, 4, 12);
+  const structuredPart = new Uint8Array(memory, 4, 16);
+  const extendedPart = new Uint8Array(memory, 4, 28);
+  const content = smallContent();
   for (;;) {
     yield magicPart;
-    const magic = header.readUInt32BE(0);
+    const magic = header.getUint32(0);
     if (magic === SIMPLE_REPLY_MAGIC) {
       yield simplePart;
-      yield* parseSimpleReply(table, readUint64(header, 8), header.readUInt32BE(4));
+      yield* parseSimpleReply(table, getUint64(header, 8), header.getUint32(4));
     } else if (magic === EXTENDED_REPLY_MAGIC) {
       yield extendedPart;
-      yield* parseChunk(table, {
-        flags: header.readUInt16BE(4),
-        type: header.readUInt16BE(6),
-        cookie: readUint64(header, 8),
-        requestOffset: readUint64(header, 16),
-        lengthBytes: readUint64(header, 24),
-      });
+      yield* parseChunk(
+        table,
+        {
+          flags: header.getUint16(4),
+          type: header.getUint16(6),
+          cookie: getUint64(header, 8),
+          requestOffset: getUint64(header, 16),
+          lengthBytes: getUint64(header, 24),
+        },
+        content,
+      );
     } else if (magic === STRUCTURED_REPLY_MAGIC) {
       yield structuredPart;
-      yield* parseChunk(table, {
-        flags: header.readUInt16BE(4),
-        type: header.readUInt16BE(6),
-        cookie: readUint64(header, 8),
-        lengthBytes: header.readUInt32BE(16),
-      });
+      yield* parseChunk(
+        table,
+        {
+          flags: header.getUint16(4),
+          type: header.getUint16(6),
+          cookie: getUint64(header, 8),
+          lengthBytes: header.getUint32(16),
+        },
+        content,
+      );
     } else {
       throw new NbdError(
         "BAD_MAGIC",
@@ -95,7 +117,7 @@ function* parseSimpleReply(table: ReplyTable, cookie: number, error: number): By
   finish(table, cookie, receiver);
 }
 
-function* parseChunk(table: ReplyTable, chunk: Chunk): ByteParser<void> {
+function* parseChunk(table: ReplyTable, chunk: Chunk, content: SmallContent): ByteParser<void> {
   const sent = chunk.requestOffset === undefined ? "a structured" : "an extended";
   if (table.extendedHeaders !== (chunk.requestOffset !== undefined)) {
     throw unexpectedReply(table.extendedHeaders ? "an extended" : "no extended", sent);
@@ -105,23 +127,23 @@ function* parseChunk(table: ReplyTable, chunk: Chunk): ByteParser<void> {
   if (chunk.requestOffset !== undefined && chunk.requestOffset !== receiver.range.offset) {
     throw receiver.violation("BAD_REPLY", `a chunk for a request at offset ${chunk.requestOffset}`);
   }
-  yield* parseContent(receiver, chunk);
+  yield* parseContent(receiver, chunk, content);
   if ((chunk.flags & CHUNK_FLAG_DONE) !== 0) finish(table, chunk.cookie, receiver);
 }
 
-function* parseContent(receiver: ReplyReceiver, chunk: Chunk): ByteParser<void> {
+function* parseContent(receiver: ReplyReceiver, chunk: Chunk, content: SmallContent): ByteParser<void> {
   if (chunk.type === CHUNK.NONE) {
     checkLength(receiver, chunk, chunk.lengthBytes === 0 && (chunk.flags & CHUNK_FLAG_DONE) !== 0);
   } else if (chunk.type === CHUNK.OFFSET_DATA && receiver.kind === "read") {
     checkLength(receiver, chunk, chunk.lengthBytes >= 9);
-    const offset = readUint64(yield* takeBytes(8), 0);
-    yield receiver.data(offset, chunk.lengthBytes - 8);
+    yield content.offset;
+    yield receiver.data(getUint64(content.view, 0), chunk.lengthBytes - 8);
   } else if (chunk.type === CHUNK.OFFSET_HOLE && receiver.kind === "read") {
     checkLength(receiver, chunk, chunk.lengthBytes === 12);
-    const content = yield* takeBytes(12);
-    const length = content.readUInt32BE(8);
+    yield content.hole;
+    const length = content.view.getUint32(8);
     if (length === 0) throw receiver.violation("BAD_REPLY", "a hole of length 0");
-    receiver.hole(readUint64(content, 0), length);
+    receiver.hole(getUint64(content.view, 0), length);
   } else if (chunk.type === CHUNK.BLOCK_STATUS && receiver.kind === "status") {
     const extents = (chunk.lengthBytes - 4) / 8;
     checkLength(

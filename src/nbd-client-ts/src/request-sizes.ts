@@ -7,6 +7,8 @@ export interface RequestSizes {
   /** READ and WRITE. */
   readonly payloadBytes: number;
   readonly cacheBytes: number;
+  /** The one READ of a warm-up. */
+  readonly warmUpBytes: number;
   /** Commands without a payload, for a server that refused a longer one ("Size constraints" lets it). */
   readonly cautiousBytes: number;
   /** Pieces meet at multiples of this: the preferred size where a piece is that long. */
@@ -22,6 +24,7 @@ export function requestSizes({ minimumBytes, preferredBytes, maximumBytes }: Blo
   return {
     payloadBytes,
     cacheBytes: atMost(LIMIT.cacheBytes),
+    warmUpBytes: atMost(LIMIT.warmUpBytes),
     cautiousBytes: atMost(LIMIT.cautiousBytes),
     alignBytes: preferredBytes <= payloadBytes ? preferredBytes : minimumBytes,
   };

@@ -5,7 +5,7 @@ import {
   REQUEST_MAGIC,
   type CommandName,
 } from "./constants.js";
-import { writeUint64 } from "./wire.js";
+import { setUint64 } from "./wire.js";
 
 export interface Request {
   readonly command: CommandName;
@@ -19,28 +19,28 @@ const HEADER_BYTES = 28;
 const EXTENDED_HEADER_BYTES = 32;
 
 /** "Request message" */
-export function encodeRequest(request: Request, cookie: number): Buffer {
-  const header = Buffer.allocUnsafe(HEADER_BYTES);
-  header.writeUInt32BE(REQUEST_MAGIC, 0);
-  header.writeUInt16BE(request.flags, 4);
-  writeMiddle(header, request, cookie);
-  header.writeUInt32BE(request.length, 24);
-  return header;
+export function encodeRequest(request: Request, cookie: number): Uint8Array {
+  const header = new DataView(new ArrayBuffer(HEADER_BYTES));
+  header.setUint32(0, REQUEST_MAGIC);
+  header.setUint16(4, request.flags);
+  setMiddle(header, request, cookie);
+  header.setUint32(24, request.length);
+  return new Uint8Array(header.buffer);
 }
 
 /** "Extended request message": 64 bits of length, which say by a flag whether they count a payload or an effect. */
-export function encodeExtendedRequest(request: Request, cookie: number): Buffer {
-  const header = Buffer.allocUnsafe(EXTENDED_HEADER_BYTES);
+export function encodeExtendedRequest(request: Request, cookie: number): Uint8Array {
+  const header = new DataView(new ArrayBuffer(EXTENDED_HEADER_BYTES));
   const payloadFlag = request.command === "WRITE" ? COMMAND_FLAG.PAYLOAD_LEN : 0;
-  header.writeUInt32BE(EXTENDED_REQUEST_MAGIC, 0);
-  header.writeUInt16BE(request.flags | payloadFlag, 4);
-  writeMiddle(header, request, cookie);
-  writeUint64(header, request.length, 24);
-  return header;
+  header.setUint32(0, EXTENDED_REQUEST_MAGIC);
+  header.setUint16(4, request.flags | payloadFlag);
+  setMiddle(header, request, cookie);
+  setUint64(header, 24, request.length);
+  return new Uint8Array(header.buffer);
 }
 
-function writeMiddle(header: Buffer, request: Request, cookie: number): void {
-  header.writeUInt16BE(COMMAND[request.command], 6);
-  writeUint64(header, cookie, 8);
-  writeUint64(header, request.offset, 16);
+function setMiddle(header: DataView, request: Request, cookie: number): void {
+  header.setUint16(6, COMMAND[request.command]);
+  setUint64(header, 8, cookie);
+  setUint64(header, 16, request.offset);
 }

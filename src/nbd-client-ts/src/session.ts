@@ -75,15 +75,15 @@ export class Session implements TransportListener, ReplyTable {
   }
 
   /** Resolves when the server has done it. Rejects at once when the signal aborts; the reply is then discarded. */
-  async submit(submission: Submission): Promise<void> {
+  submit(submission: Submission): Promise<void> {
     const { signal, receiver } = submission;
-    if (signal?.aborted === true) throw abortError(signal, describeRange(receiver.range));
-    if (this.#state !== "open") throw this.#notOpen();
-    const pending = new Pending(submission, this.#aborts, (aborted) => this.#dequeue(aborted));
+    if (signal?.aborted === true) return Promise.reject(abortError(signal, describeRange(receiver.range)));
+    if (this.#state !== "open") return Promise.reject(this.#notOpen());
+    const pending = new Pending(submission, this.#aborts, this.#dequeue);
     const answer = pending.start();
     this.#queue.push(pending);
     this.#pump();
-    await answer;
+    return answer;
   }
 
   /** Soft disconnect: no new requests, waits for the replies owed, sends DISC. Idempotent, never rejects. */
@@ -130,10 +130,10 @@ export class Session implements TransportListener, ReplyTable {
     return this.#feeder.target;
   }
 
-  received(chunk: Uint8Array): void {
+  received(memory: Uint8Array, length: number): void {
     if (this.#state === "closed") return;
     try {
-      this.#feeder.push(chunk);
+      this.#feeder.push(memory, length);
     } catch (error) {
       this.#finish(asNbdError(error, "BAD_REPLY"));
     }
@@ -198,11 +198,11 @@ export class Session implements TransportListener, ReplyTable {
   }
 
   /** A request that has not been sent can be taken back; one that has keeps its cookie until its reply. */
-  #dequeue(pending: Pending): void {
+  readonly #dequeue = (pending: Pending): void => {
     const at = this.#queue.indexOf(pending);
     if (at >= 0) this.#queue.splice(at, 1);
     this.#disconnectIfIdle();
-  }
+  };
 
   #disconnectIfIdle(): void {
     if (this.#state !== "closing" || this.#inFlight.size > 0 || this.#queue.length > 0) return;

@@ -1,7 +1,7 @@
 import { connect, type Socket } from "node:net";
 import { connect as connectTls, type ConnectionOptions, type TLSSocket } from "node:tls";
 import { NbdError } from "./errors.js";
-import { writeParts, type SocketAddress, type Transport, type TransportListener } from "./transport.js";
+import { Outbox, type SocketAddress, type Transport, type TransportListener } from "./transport.js";
 
 /**
  * A socket that starts in clear and can be upgraded once. Node's TLS ignores `onread`, and the clear socket must not
@@ -10,21 +10,24 @@ import { writeParts, type SocketAddress, type Transport, type TransportListener 
 export class TlsTransport implements Transport {
   listener: TransportListener;
   #socket: Socket;
+  #outbox: Outbox;
   #error: Error | undefined;
   #ended = false;
 
   constructor(address: SocketAddress, listener: TransportListener) {
     this.listener = listener;
     this.#socket = connect("path" in address ? { path: address.path } : { ...address, noDelay: true });
+    this.#outbox = new Outbox(this.#socket);
     this.#listen(this.#socket);
     this.#socket.on("error", (error) => (this.#error = error));
   }
 
   write(...parts: readonly Uint8Array[]): boolean {
-    return writeParts(this.#socket, parts);
+    return this.#outbox.write(parts);
   }
 
   end(): void {
+    this.#outbox.flush();
     this.#socket.end();
   }
 
@@ -42,6 +45,7 @@ export class TlsTransport implements Transport {
     clear.on("error", () => undefined); // it comes to the TLS socket as well
     const tls = connectTls({ ...options, socket: clear });
     this.#socket = tls;
+    this.#outbox = new Outbox(tls);
     let isSecure = false;
     tls.once("secureConnect", () => {
       isSecure = true;
@@ -54,7 +58,7 @@ export class TlsTransport implements Transport {
   }
 
   #listen(socket: Socket): void {
-    socket.on("data", (chunk: Uint8Array) => this.listener.received(chunk));
+    socket.on("data", (chunk: Uint8Array) => this.listener.received(chunk, chunk.length));
     socket.on("drain", () => this.listener.drained());
     socket.on("end", () => this.#end());
     socket.on("close", () => this.#end());

@@ -3,10 +3,15 @@ export function readUint64(bytes: Buffer, at: number): number {
   return bytes.readUInt32BE(at) * 0x100000000 + bytes.readUInt32BE(at + 4);
 }
 
+/** The same through a view. The transmission phase uses views: V8 compiles them to much less code than a Buffer's methods. */
+export function getUint64(view: DataView, at: number): number {
+  return view.getUint32(at) * 0x100000000 + view.getUint32(at + 4);
+}
+
 /** Writes a safe integer as 64 bits. */
-export function writeUint64(bytes: Buffer, value: number, at: number): void {
-  bytes.writeUInt32BE(Math.floor(value / 0x100000000), at);
-  bytes.writeUInt32BE(value % 0x100000000, at + 4);
+export function setUint64(view: DataView, at: number, value: number): void {
+  view.setUint32(at, value / 0x100000000);
+  view.setUint32(at + 4, value);
 }
 
 export interface Magic {

@@ -3,7 +3,7 @@ import { parseAddress } from "../support/address.js";
 import { measureHere } from "../support/child.js";
 
 /** Copies an export to another: `SOURCE DESTINATION [BUFFER_BYTES [BUFFERS]]`. Prints a run as JSON. */
-const [from = "", to = "", bufferText = String(1 << 20), buffersText = "8"] = process.argv.slice(2);
+const [from = "", to = "", bufferText = String(1 << 21), buffersText = "4"] = process.argv.slice(2);
 
 const run = await measureHere(async () => {
   const metaContexts = ["base:allocation"];

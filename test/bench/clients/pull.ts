@@ -3,12 +3,13 @@ import { parseAddress } from "../support/address.js";
 import { measureHere } from "../support/child.js";
 
 /** Reads a whole export into a few buffers: `URI|SOCKET [REQUEST_BYTES [IN_FLIGHT]]`. Prints a run as JSON. */
-const [address = "", requestText = String(1 << 20), inFlightText = "4"] = process.argv.slice(2);
+const [address = "", requestText = String(1 << 21), inFlightText = "2"] = process.argv.slice(2);
 const requestBytes = Number(requestText);
 
 const run = await measureHere(async () => {
   await using connection = await connectNbd(parseAddress(address));
   if (!connection.structuredReplies) process.stderr.write("The server has no structured replies\n");
+  await connection.warmUp();
   let next = 0;
   const lane = async (): Promise<void> => {
     const buffer = Buffer.allocUnsafeSlow(requestBytes);
