@@ -4,7 +4,7 @@
  */
 import { spawnSync } from "node:child_process";
 import { createHash } from "node:crypto";
-import { accessSync, chmodSync, constants, existsSync, readFileSync, statSync, writeFileSync } from "node:fs";
+import { accessSync, constants, existsSync, readFileSync, statSync, writeFileSync } from "node:fs";
 import { delimiter, join } from "node:path";
 import { fileURLToPath } from "node:url";
 
@@ -102,11 +102,10 @@ function isInstalledByHand() {
 }
 
 function build() {
-  const tsc = join(root, "node_modules", "typescript", "bin", "tsc");
-  const { status } = spawnSync(process.execPath, [tsc, "-b"], { cwd: root, stdio: "inherit" });
-  if (status !== 0) throw new SetupProblem("The build failed, see above");
-  // As `npm run build` does: the compiler does not know that this one is a command.
-  chmodSync(join(root, "dist", "cli", "main.js"), 0o755);
+  const npm = process.env["npm_execpath"];
+  const args = ["run", "--silent", "build"];
+  if (npm?.endsWith(".js")) run(process.execPath, [npm, ...args]);
+  else run("npm", args);
 }
 
 /** Runs quietly; when the command fails, its output is what the user needs to see. */

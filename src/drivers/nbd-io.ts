@@ -3,12 +3,16 @@ import type { Extent } from "../model/extents.js";
 import type { ExportAddress } from "../model/snapshot-plan.js";
 import type { BlockReader, BlockWriter, ReaderFactory } from "../ports/block-io.js";
 import { FleeceError } from "../shared/errors.js";
+import { MIB } from "../shared/units.js";
 
 const ALLOCATION = "base:allocation";
 /** Of `base:allocation` (NBD's proto.md): reads as zeroes. */
 const STATE_ZERO = 2;
 /** Of `qemu:dirty-bitmap:…` (QEMU's interop/nbd.rst): the bitmap has it marked. */
 const STATE_DIRTY = 1;
+
+/** Whoever has read as much will read more, and QEMU's allocator is worth a warm-up. */
+const WORTH_WARM_UP_BYTES = 64 * MIB;
 
 /** Reads what a QEMU process offers on a private socket. */
 export class NbdReaderFactory implements ReaderFactory {
@@ -31,6 +35,8 @@ class NbdReader implements BlockReader {
   readonly sizeBytes: number;
   readonly #connection: NbdConnection;
   readonly #address: ExportAddress;
+  #readBytes = 0;
+  #warm = false;
 
   constructor(connection: NbdConnection, address: ExportAddress) {
     this.#connection = connection;
@@ -50,9 +56,20 @@ class NbdReader implements BlockReader {
     }
   }
 
-  async read(offset: number, length: number, signal?: AbortSignal): Promise<Uint8Array> {
+  async read(
+    offset: number,
+    length: number,
+    signal?: AbortSignal,
+    into?: Uint8Array,
+  ): Promise<Uint8Array> {
     try {
-      return await this.#connection.read(offset, length, withSignal(signal));
+      this.#readBytes += length;
+      if (this.#readBytes > WORTH_WARM_UP_BYTES && !this.#warm) {
+        this.#warm = true;
+        await this.#connection.warmUp(withSignal(signal));
+      }
+      const memory = into === undefined ? {} : { into };
+      return await this.#connection.read(offset, length, { ...withSignal(signal), ...memory });
     } catch (error) {
       throw brokenSnapshot(error, this.#address.target) ?? nbdFailure(error, this.#address.target, signal);
     }

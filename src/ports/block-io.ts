@@ -6,8 +6,11 @@ export interface BlockReader extends AsyncDisposable {
   readonly sizeBytes: number;
   /** All extents in order, without gaps. `changed` is true throughout if the export offers no changes. */
   extents(signal?: AbortSignal): AsyncIterable<Extent>;
-  /** Exactly `length` bytes, or an error: SNAPSHOT_BROKEN when the frozen content is gone, else NBD_FAILED. */
-  read(offset: number, length: number, signal?: AbortSignal): Promise<Uint8Array>;
+  /**
+   * Exactly `length` bytes, or an error: SNAPSHOT_BROKEN when the frozen content is gone, else NBD_FAILED. They come in
+   * `into`, if the caller has memory of that length; after an error it must not be used again.
+   */
+  read(offset: number, length: number, signal?: AbortSignal, into?: Uint8Array): Promise<Uint8Array>;
   close(): Promise<void>;
 }
 

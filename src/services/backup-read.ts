@@ -12,7 +12,7 @@ import { GIB } from "../shared/units.js";
 import { findReadable } from "./backup-catalog.js";
 import type { ServiceContext } from "./context.js";
 import { Operation } from "./operation.js";
-import { READ_BYTES, READS_IN_FLIGHT } from "./pull.js";
+import { READ_BYTES, ReadBuffers, READS_IN_FLIGHT } from "./pull.js";
 
 export interface ReadProgress {
   readonly target: string;
@@ -165,14 +165,18 @@ async function checkDisk(
   const { target, sizeBytes } = address;
   await using expected = await backup.expectations(target);
   await using reader = await context.readers.open(address, signal);
+  const buffers = new ReadBuffers();
   let checkedBytes = 0;
   await forEachLimited(
     requests(reader, signal),
     READS_IN_FLIGHT,
     async (run, stop) => {
-      const data = run.kind === "zero" ? undefined : await readStored(reader, run, stop);
+      const memory = run.kind === "zero" ? undefined : buffers.take();
+      const into = memory?.subarray(0, run.length);
+      const data = into === undefined ? undefined : await readStored(reader, run, into, stop);
       await compare(expected, run, data, target);
       if (data !== undefined) await writer?.write(run.offset, data, stop);
+      if (memory !== undefined) buffers.give(memory);
       checkedBytes += data?.length ?? 0;
       onProgress?.({ target, positionBytes: run.offset + run.length, sizeBytes });
     },
@@ -187,10 +191,11 @@ async function checkDisk(
 async function readStored(
   reader: BlockReader,
   { offset, length }: BlockRun,
+  into: Uint8Array,
   signal: AbortSignal,
 ): Promise<Uint8Array> {
   try {
-    return await reader.read(offset, length, signal);
+    return await reader.read(offset, length, signal, into);
   } catch (error) {
     if (!isFleeceError(error, "NBD_FAILED") || error.facts["errno"] !== "EIO") throw error;
     throw new FleeceError("DAMAGED", `The backup cannot be read: ${error.message}`, { cause: error });

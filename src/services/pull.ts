@@ -5,12 +5,27 @@ import type { DiskSink } from "../ports/repository.js";
 import { forEachLimited } from "../shared/async.js";
 import { GIB, MIB } from "../shared/units.js";
 
-/** Measured best against QEMU's server: 256 KiB to 1 MiB; from 2 MiB on its allocator slows everything down. */
-export const READ_BYTES = MIB;
-/** More than 8 MiB in flight fall out of the processor's cache, and QEMU serves at most 16 requests per connection. */
+/** The largest request of the NBD client: each costs the same work here, whatever its length. */
+export const READ_BYTES = 2 * MIB;
+/** Enough that small pieces do not wait for each other; more 2 MiB pieces would fall out of the processor's cache. */
 export const READS_IN_FLIGHT = 8;
 /** A range of zeroes costs the same whatever its length; the limit is that of a 32-bit request. */
 const ZERO_BYTES = GIB;
+
+/** Memory to read into, used again and again: the kernel takes longer to find fresh memory than to fill it. */
+export class ReadBuffers {
+  readonly #free: Uint8Array[] = [];
+
+  /** Of `READ_BYTES`. There are as many as are taken at once. */
+  take(): Uint8Array {
+    return this.#free.pop() ?? Buffer.allocUnsafeSlow(READ_BYTES);
+  }
+
+  /** Not after an error: a late reply may still arrive in it. */
+  give(memory: Uint8Array): void {
+    this.#free.push(memory);
+  }
+}
 
 export interface PullOptions {
   readonly reader: BlockReader;
@@ -25,6 +40,7 @@ export interface PullOptions {
 /** Moves what has to be moved of one disk. Resolves with the bytes read once all of it is in the sink. */
 export async function pull({ reader, sink, level, signal, onProgress }: PullOptions): Promise<number> {
   let readBytes = 0;
+  const buffers = new ReadBuffers();
   const requests = async function* (): AsyncGenerator<BlockRun> {
     for await (const run of blockRuns(reader.extents(signal), reader.sizeBytes, BLOCK_SIZE)) {
       if (run.kind === "zero" && level === "full") continue;
@@ -41,7 +57,9 @@ export async function pull({ reader, sink, level, signal, onProgress }: PullOpti
       if (kind === "zero") {
         await sink.writeZeroes(offset, length, stop);
       } else {
-        await sink.write(offset, await reader.read(offset, length, stop), stop);
+        const memory = buffers.take();
+        await sink.write(offset, await reader.read(offset, length, stop, memory.subarray(0, length)), stop);
+        buffers.give(memory);
         readBytes += length;
       }
       onProgress?.(offset + length, readBytes);

@@ -24,7 +24,7 @@ const { values } = parseArgs({
 });
 const MIB = 2 ** 20;
 const BLOCK_BYTES = 64 * 1024;
-const mainPath = fileURLToPath(new URL("../../dist/cli/main.js", import.meta.url));
+const mainPath = fileURLToPath(new URL("../../dist/bin/fleece.js", import.meta.url));
 const sizeBytes = Number(values.mib) * MIB;
 
 await mkdir(values.directory, { recursive: true });

@@ -3,7 +3,7 @@ import { type FleeceResult, startFleece } from "../support/fleece.js";
 import type { Scene } from "./scene.js";
 
 /** The built command. */
-export const mainPath = fileURLToPath(new URL("../../dist/cli/main.js", import.meta.url));
+export const mainPath = fileURLToPath(new URL("../../dist/bin/fleece.js", import.meta.url));
 /** Ends a command that hangs. */
 const commandTimeoutMs = 120_000;
 

@@ -44,13 +44,20 @@ export class FakeReader implements BlockReader {
     if (pending !== undefined) yield pending;
   }
 
-  async read(offset: number, length: number, signal?: AbortSignal): Promise<Uint8Array> {
+  async read(
+    offset: number,
+    length: number,
+    signal?: AbortSignal,
+    into?: Uint8Array,
+  ): Promise<Uint8Array> {
     await Promise.resolve();
     this.#check(signal);
     if (offset < 0 || offset + length > this.sizeBytes) {
       throw new FleeceError("NBD_FAILED", `Expected a read within ${this.sizeBytes} bytes`);
     }
-    return Uint8Array.from(this.#source.content.subarray(offset, offset + length));
+    const content = this.#source.content.subarray(offset, offset + length);
+    into?.set(content);
+    return into ?? Uint8Array.from(content);
   }
 
   close(): Promise<void> {

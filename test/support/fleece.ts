@@ -2,7 +2,7 @@ import { fileURLToPath } from "node:url";
 import { BoundProcess, type ProcessEnd } from "./bound-process.js";
 
 /** The built command: what users run, not the sources. */
-const mainPath = fileURLToPath(new URL("../../dist/cli/main.js", import.meta.url));
+const mainPath = fileURLToPath(new URL("../../dist/bin/fleece.js", import.meta.url));
 
 export interface FleeceOptions {
   /** Given as `--config`, before the arguments. */

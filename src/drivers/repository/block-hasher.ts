@@ -2,9 +2,9 @@ import { Worker } from "node:worker_threads";
 import { BLOCK_SIZE } from "../../model/extents.js";
 import { blocksIn, blocksOf, DIGEST_BYTES, digestBlock, isZero } from "./block-digest.js";
 
-/** As much as a pull reads at once. */
+/** What is handed over at once: two threads share what a pull reads at once. */
 const SLOT_BYTES = 1024 * 1024;
-/** As many as there are requests in flight. */
+/** As many as a pull has in flight. */
 const SLOTS = 8;
 const DIGESTS_BYTES = (SLOT_BYTES / BLOCK_SIZE) * DIGEST_BYTES;
 /** Below this, handing it over takes longer than hashing it. */

@@ -58,7 +58,7 @@ export async function replay(
       .then(() => [...collector.result].sort(([a], [b]) => a.localeCompare(b))),
   );
   const settled = Promise.allSettled(calls);
-  for (const chunk of cut(bytes, cuts)) transport.listener.received(Buffer.from(chunk));
+  for (const chunk of cut(bytes, cuts)) transport.listener.received(chunk, chunk.length);
   transport.listener.ended(undefined);
   // No timer of the session may be what ends this: by now everything is settled, or never will be.
   const results = await Promise.race([settled, new Promise<"hang">((r) => setImmediate(r, "hang"))]);
