@@ -21,6 +21,7 @@ export interface RunBackupRequest {
 
 const LEVELS = { full: "FULL", incremental: "INCREMENTAL" } as const;
 const LEVELS_BY_NAME = { FULL: "full", INCREMENTAL: "incremental" } as const;
+const MODES = { changes: "CHANGES", compare: "COMPARE", whole: "WHOLE" } as const;
 const CONSISTENCIES = { clean: "CLEAN", filesystem: "FILESYSTEM", crash: "CRASH" } as const;
 
 export async function runBackupHandler(
@@ -91,7 +92,8 @@ function soundBackupMessage({ id, repository, domain, manifest }: IntactEntry): 
 }
 
 function backupDiskMessage(disk: ManifestDisk): BackupDisk {
-  const { target, sourceFormat, sizeBytes, readBytes, storedBytes, zeroBytes, durationMs } = disk;
+  const { target, sourceFormat, sizeBytes, readBytes, storedBytes, zeroBytes, durationMs, mode, reason } =
+    disk;
   return {
     target,
     sourceFormat: formatName(sourceFormat),
@@ -100,6 +102,8 @@ function backupDiskMessage(disk: ManifestDisk): BackupDisk {
     storedBytes,
     zeroBytes,
     durationMs,
+    mode: MODES[mode],
+    reason,
   };
 }
 

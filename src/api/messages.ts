@@ -56,6 +56,8 @@ export interface ListCheckpointsResponse {
 export type Level = "FULL" | "INCREMENTAL";
 export type ConsistencyName = "CLEAN" | "FILESYSTEM" | "CRASH";
 
+export type DiskModeName = "CHANGES" | "COMPARE" | "WHOLE";
+
 export interface BackupDisk {
   readonly target: string;
   readonly sourceFormat: DiskFormatName;
@@ -64,6 +66,8 @@ export interface BackupDisk {
   readonly storedBytes: number;
   readonly zeroBytes: number;
   readonly durationMs: number;
+  readonly mode: DiskModeName;
+  readonly reason: string;
 }
 
 /** What is known of any listed backup, also of a damaged one. */

@@ -28,9 +28,10 @@ export function backupList({ backups }: ListBackupsResponse, terminal: boolean):
     ],
     terminal,
   );
-  const notes = backups.flatMap(({ id, damage }) =>
-    damage === undefined ? [] : [`${printable(id)}: ${printable(damage)}\n`],
-  );
+  const notes = backups.flatMap((backup) => {
+    const note = backup.damage ?? (isByChangesAlone(backup) ? undefined : backup.reason);
+    return note === undefined ? [] : [`${printable(backup.id)}: ${printable(note)}\n`];
+  });
   return notes.length === 0 ? overview : `${overview}\n${notes.join("")}`;
 }
 
@@ -107,6 +108,11 @@ function levelOf({ level }: SoundBackup): string {
   return level.toLowerCase();
 }
 
+/** So is what nobody needs to be told about. */
+function isByChangesAlone({ level, disks }: SoundBackup): boolean {
+  return level === "FULL" || disks.every(({ mode }) => mode === "CHANGES");
+}
+
 function storedBytes({ disks }: SoundBackup): number {
   return disks.reduce((sum, disk) => sum + disk.storedBytes, 0);
 }
@@ -117,6 +123,7 @@ function diskTable({ disks }: SoundBackup, terminal: boolean): string {
     [
       { head: "DISK", cell: ({ target }) => target },
       { head: "SIZE", cell: ({ sizeBytes }) => formatBytes(sizeBytes), align: "right" },
+      { head: "MODE", cell: ({ mode }) => mode.toLowerCase() },
       { head: "READ", cell: ({ readBytes }) => formatBytes(readBytes), align: "right" },
       { head: "STORED", cell: (disk) => formatBytes(disk.storedBytes), align: "right" },
       { head: "ZEROES", cell: ({ zeroBytes }) => formatBytes(zeroBytes), align: "right" },

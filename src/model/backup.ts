@@ -1,12 +1,18 @@
 import type { DiskFormat } from "./snapshot-plan.js";
 
 export type BackupLevel = "full" | "incremental";
+/**
+ * How a disk was read. `changes`: what its bitmaps say; `compare`: all of it, and stored is what differs from the parent;
+ * `whole`: all of it, and nothing older is needed for it. In a full, every disk is `whole`.
+ */
+export type DiskMode = "changes" | "compare" | "whole";
 /** `clean`: the domain was inactive. `filesystem`: quiesced. `crash`: as after a power cut. */
 export type Consistency = "clean" | "filesystem" | "crash";
 
 /** What a repository knows of a finished backup: the content of its manifest.json. Times are RFC 3339 in UTC. */
 export interface Manifest {
-  readonly schemaVersion: 1;
+  /** 1: before a disk had a mode of its own; read as if it had. */
+  readonly schemaVersion: 1 | 2;
   readonly id: string;
   readonly domain: string;
   readonly level: BackupLevel;
@@ -30,7 +36,12 @@ export interface ManifestDisk {
   readonly target: string;
   /** Format of the disk in the domain; here it is always qcow2. */
   readonly sourceFormat: DiskFormat;
+  /** The image in the domain, as its driver named it; unknown in manifests of schema 1. */
+  readonly sourceFile?: string | undefined;
   readonly sizeBytes: number;
+  readonly mode: DiskMode;
+  /** Why this mode was taken, in words. */
+  readonly reason: string;
   /** File names within the backup's directory. */
   readonly image: string;
   readonly digests: string;
@@ -90,6 +101,13 @@ export function chainOf(entries: readonly BackupEntry[], id: string): Chain {
     next = entry.manifest.parent;
   }
   return { complete: true, entries: chain };
+}
+
+/** The part of a chain that one disk needs: from where it was stored whole. */
+export function chainOfDisk(chain: readonly IntactEntry[], target: string): readonly IntactEntry[] {
+  const isWhole = ({ manifest }: IntactEntry): boolean =>
+    manifest.disks.some((disk) => disk.target === target && disk.mode === "whole");
+  return chain.slice(Math.max(0, chain.findLastIndex(isWhole)));
 }
 
 export function childrenOf(entries: readonly BackupEntry[], id: string): readonly IntactEntry[] {

@@ -4,34 +4,52 @@ import { changesSince } from "./checkpoint.js";
 import type { DiskState } from "./snapshot-plan.js";
 
 export type LevelDecision =
-  | { readonly level: "full"; readonly reason: string }
+  | { readonly level: "full"; readonly reason: string; readonly disks: DiskDecisions }
   | {
       readonly level: "incremental";
       readonly reason: string;
       readonly parent: IntactEntry;
-      /** For each target, the bitmaps whose union is what changed since the parent. */
-      readonly changes: ReadonlyMap<string, readonly string[]>;
+      readonly disks: DiskDecisions;
     };
 
+/** By target. */
+export type DiskDecisions = ReadonlyMap<string, DiskDecision>;
+
+export type DiskDecision =
+  /** The union of these bitmaps is what changed since the parent. */
+  | { readonly mode: "changes"; readonly reason: string; readonly bitmaps: readonly string[] }
+  | { readonly mode: "compare" | "whole"; readonly reason: string };
+
 /**
- * Which backup in the repository the next one can be based on: the newest whose chain is complete and for which every
- * disk's changes since its checkpoint are known without a gap. Decided by facts, per disk. If there is none, what is in
- * the way of the newest is the reason for a full.
+ * Which backup in the repository the next one is based on, and how each disk is read, by facts, per disk. A lost
+ * checkpoint costs reading that disk, and no more: what is stored is what differs.
+ *
+ * Of several possible parents the one wins that has the fewest bytes to read beyond what bitmaps tell, for that is what
+ * the guest feels; then the one with the fewest to store whole; then the newest. So if disk A is sound since backup 5 and
+ * disk B since backup 3 only, it is backup 3 if A's bitmaps reach so far (A stores again what 4 and 5 have, B is not
+ * read), else backup 5. A parent from which no disk takes anything is none: a full depends on nothing.
  */
 export function decideLevel(
   disks: readonly DiskState[],
   entries: readonly BackupEntry[],
   requested?: BackupLevel,
 ): LevelDecision {
-  if (requested === "full") return { level: "full", reason: "a full was asked for" };
+  if (requested === "full") return full(disks, "a full was asked for");
   let reason: string | undefined;
+  let best: Candidate | undefined;
   for (const parent of entries.filter(isIntact).toSorted(byTime).toReversed()) {
-    const base = asBase(disks, entries, parent);
-    if (base.fits)
-      return { level: "incremental", reason: `based on backup ${parent.id}`, parent, changes: base.changes };
-    reason ??= base.reason;
+    const candidate = asParent(disks, entries, parent);
+    if (typeof candidate === "string") reason ??= candidate;
+    else if (best === undefined || isCheaper(candidate, best)) best = candidate;
   }
-  return { level: "full", reason: reason ?? nothingIntact(entries) };
+  if (best === undefined) return full(disks, reason ?? nothingIntact(entries));
+  const { parent, decisions } = best;
+  return { level: "incremental", reason: explain(parent, decisions), parent, disks: decisions };
+}
+
+function full(disks: readonly DiskState[], reason: string): LevelDecision {
+  const decisions = disks.map(({ target }) => [target, { mode: "whole", reason }] as const);
+  return { level: "full", reason, disks: new Map(decisions) };
 }
 
 function nothingIntact(entries: readonly BackupEntry[]): string {
@@ -40,26 +58,72 @@ function nothingIntact(entries: readonly BackupEntry[]): string {
     : "no backup of the domain in the repository is intact";
 }
 
-type Base =
-  | { readonly fits: true; readonly changes: ReadonlyMap<string, readonly string[]> }
-  | { readonly fits: false; readonly reason: string };
+interface Candidate {
+  readonly parent: IntactEntry;
+  readonly decisions: DiskDecisions;
+  /** Of the disks that must be read from end to end. */
+  readonly readBytes: number;
+  /** Of those among them that are stored whole. */
+  readonly wholeBytes: number;
+}
 
-function asBase(disks: readonly DiskState[], entries: readonly BackupEntry[], parent: IntactEntry): Base {
+function isCheaper(a: Candidate, b: Candidate): boolean {
+  return a.readBytes < b.readBytes || (a.readBytes === b.readBytes && a.wholeBytes < b.wholeBytes);
+}
+
+/** What a backup on this parent would be, or why it cannot be one. */
+function asParent(
+  disks: readonly DiskState[],
+  entries: readonly BackupEntry[],
+  parent: IntactEntry,
+): Candidate | string {
   const chain = chainOf(entries, parent.id);
-  if (!chain.complete) return { fits: false, reason: `the chain is broken: ${chain.reason}` };
-  const changes = new Map<string, readonly string[]>();
+  if (!chain.complete) return `the chain is broken: ${chain.reason}`;
+  const decisions = new Map<string, DiskDecision>();
+  let readBytes = 0;
+  let wholeBytes = 0;
   for (const disk of disks) {
-    const before = parent.manifest.disks.find(({ target }) => target === disk.target);
-    if (before === undefined) {
-      return { fits: false, reason: `backup ${parent.id} does not hold disk ${disk.target}` };
-    }
-    if (before.sizeBytes !== disk.sizeBytes) {
-      const reason = `disk ${disk.target} has ${disk.sizeBytes} bytes and had ${before.sizeBytes} in backup ${parent.id}`;
-      return { fits: false, reason };
-    }
-    const since = changesSince(disk.checkpoints, parent.manifest.checkpoint);
-    if (!since.valid) return { fits: false, reason: `disk ${disk.target}: ${since.reason}` };
-    changes.set(disk.target, since.bitmaps);
+    const decision = decideDisk(disk, parent);
+    decisions.set(disk.target, decision);
+    if (decision.mode !== "changes") readBytes += disk.sizeBytes;
+    if (decision.mode === "whole") wholeBytes += disk.sizeBytes;
   }
-  return { fits: true, changes };
+  const based = [...decisions.values()].some(({ mode }) => mode !== "whole");
+  if (!based) return [...decisions].map(([target, { reason }]) => `disk ${target}: ${reason}`).join("; ");
+  return { parent, decisions, readBytes, wholeBytes };
+}
+
+/**
+ * Bitmaps tell what changed in an image, so they count only for the image that was backed up: disks that have changed
+ * places carry each other's. Comparing is right whatever became of the disk, and reads no more than storing it whole.
+ */
+function decideDisk(disk: DiskState, { id, manifest }: IntactEntry): DiskDecision {
+  const before = manifest.disks.find(({ target }) => target === disk.target);
+  if (before === undefined) return { mode: "whole", reason: `backup ${id} does not hold it` };
+  if (before.sizeBytes !== disk.sizeBytes) {
+    const reason = `it has ${disk.sizeBytes} bytes and had ${before.sizeBytes} in backup ${id}`;
+    return { mode: "whole", reason };
+  }
+  if (before.sourceFile !== undefined && before.sourceFile !== disk.file) {
+    return {
+      mode: "compare",
+      reason: `its image is ${disk.file} and was ${before.sourceFile} in backup ${id}`,
+    };
+  }
+  const since = changesSince(disk.checkpoints, manifest.checkpoint);
+  if (!since.valid) return { mode: "compare", reason: since.reason };
+  return {
+    mode: "changes",
+    reason: `its changes since backup ${id} are known without a gap`,
+    bitmaps: since.bitmaps,
+  };
+}
+
+function explain(parent: IntactEntry, decisions: DiskDecisions): string {
+  const exceptions = [...decisions].flatMap(([target, { mode, reason }]) => {
+    if (mode === "changes") return [];
+    const how = mode === "compare" ? "is read whole and compared with it" : "is stored whole";
+    return [`; disk ${target} ${how}: ${reason}`];
+  });
+  return `based on backup ${parent.id}${exceptions.join("")}`;
 }

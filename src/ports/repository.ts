@@ -1,4 +1,4 @@
-import type { BackupEntry, BackupLevel, Consistency, IntactEntry } from "../model/backup.js";
+import type { BackupEntry, BackupLevel, Consistency, DiskMode, IntactEntry } from "../model/backup.js";
 import type { BlockRun } from "../model/extents.js";
 import type { DiskFormat, ExportAddress } from "../model/snapshot-plan.js";
 import type { UndoLog } from "./block-driver.js";
@@ -22,7 +22,10 @@ export interface BackupRepository {
    */
   lock(domain: string): Promise<RepositoryLock>;
 
-  /** Starts a backup under a temporary name. The caller holds the lock. */
+  /**
+   * Starts a backup under a temporary name. The caller holds the lock. Fails with DAMAGED if the parent's images, or the
+   * digests to compare with, are not what was stored.
+   */
   begin(request: DraftRequest, undo: UndoLog, signal?: AbortSignal): Promise<BackupDraft>;
 
   /** Serves the disks of a backup read-only on a private socket until closed. Fails with DAMAGED if files are missing. */
@@ -47,13 +50,23 @@ export interface OpenOptions {
 export interface DraftRequest {
   readonly id: string;
   readonly domain: string;
-  readonly disks: readonly {
-    readonly target: string;
-    readonly sourceFormat: DiskFormat;
-    readonly sizeBytes: number;
-  }[];
+  readonly disks: readonly DraftDisk[];
   /** The backup to base the images on; left out for a full. */
   readonly parent?: IntactEntry;
+}
+
+/**
+ * The sink of a disk in mode `compare` gets all content and stores the blocks that differ from the parent's, by digest.
+ * The parent must hold a disk in mode `changes` or `compare` with the same size.
+ */
+export interface DraftDisk {
+  readonly target: string;
+  readonly sourceFormat: DiskFormat;
+  readonly sourceFile: string;
+  readonly sizeBytes: number;
+  readonly mode: DiskMode;
+  /** Why this mode, for the manifest. */
+  readonly reason: string;
 }
 
 export interface BackupDraft {

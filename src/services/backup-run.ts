@@ -1,6 +1,6 @@
 import type { BackupLevel, IntactEntry } from "../model/backup.js";
 import type { BackupJournal } from "../model/operation.js";
-import type { LevelDecision } from "../model/level.js";
+import type { DiskDecision, LevelDecision } from "../model/level.js";
 import { decideLevel } from "../model/level.js";
 import type { DiskState, DomainState, ExportAddress, SnapshotPlan } from "../model/snapshot-plan.js";
 import { planSnapshot } from "../model/snapshot-plan.js";
@@ -22,7 +22,7 @@ import { unwind } from "./unwind.js";
 
 export interface BackupRequest {
   readonly domain: string;
-  /** Left out: incremental where the chain allows it, else full. `incremental` fails where it does not. */
+  /** Left out: incremental where any disk can be based on an earlier backup, else full. `incremental` fails there. */
   readonly level?: BackupLevel;
   /** Targets; left out: all disks. */
   readonly disks?: readonly string[];
@@ -81,6 +81,9 @@ async function backUp(
     throw new FleeceError("CHECKPOINT_INVALID", `An incremental backup is not possible: ${decision.reason}`, {
       facts: { domain: session.domain },
     });
+  }
+  for (const [disk, { mode, reason }] of decision.disks) {
+    context.log.info({ domain: session.domain, level: decision.level, disk, mode }, reason);
   }
   request.onProgress?.({ step: "started", level: decision.level, reason: decision.reason, disks });
   const startedAtMs = context.clock.now();
@@ -155,7 +158,10 @@ class Attempt {
       {
         id: this.#backupId,
         domain: session.domain,
-        disks: disks.map(({ target, format, sizeBytes }) => ({ target, sourceFormat: format, sizeBytes })),
+        disks: disks.map(({ target, format, file, sizeBytes }) => {
+          const { mode, reason } = this.#decision(target);
+          return { target, sourceFormat: format, sourceFile: file, sizeBytes, mode, reason };
+        }),
         ...(decision.level === "incremental" ? { parent: decision.parent } : {}),
       },
       operation,
@@ -196,12 +202,18 @@ class Attempt {
     const { decision, driver } = this.#parts;
     const exports = plan.disks.map(({ target, nodes }) => {
       const exportName = `${target}-${plan.id}`;
-      if (decision.level === "full") return { target, exportName, nodes };
-      const bitmaps = decision.changes.get(target) ?? [];
+      const disk = this.#decision(target);
+      if (decision.level === "full" || disk.mode !== "changes") return { target, exportName, nodes };
       const since = decision.parent.manifest.checkpoint;
-      return { target, exportName, nodes, changes: { since, bitmaps } };
+      return { target, exportName, nodes, changes: { since, bitmaps: disk.bitmaps } };
     });
     return driver.startExports(plan, exports, operation, this.#request.signal);
+  }
+
+  #decision(target: string): DiskDecision {
+    const decision = this.#parts.decision.disks.get(target);
+    if (decision !== undefined) return decision;
+    throw new FleeceError("INTERNAL", `Expected a disk of the backup, got ${target}`, { facts: { target } });
   }
 
   async #pullDisk(address: ExportAddress, draft: BackupDraft, signal: AbortSignal): Promise<void> {
@@ -212,7 +224,7 @@ class Attempt {
     const readBytes = await pull({
       reader,
       sink,
-      level: this.#parts.decision.level,
+      mode: this.#decision(address.target).mode,
       signal,
       onProgress: (positionBytes, read) =>
         this.#request.onProgress?.({

@@ -1,3 +1,4 @@
+import type { DiskMode } from "../model/backup.js";
 import type { BlockRun } from "../model/extents.js";
 import { BLOCK_SIZE, blockRuns, pieces } from "../model/extents.js";
 import type { BlockReader } from "../ports/block-io.js";
@@ -30,20 +31,20 @@ export class ReadBuffers {
 export interface PullOptions {
   readonly reader: BlockReader;
   readonly sink: DiskSink;
-  /** A full starts from an image that reads as zeroes, an incremental from one that shows its parent. */
-  readonly level: "full" | "incremental";
+  /** `whole` starts from an image that reads as zeroes; the others from one that shows its parent. */
+  readonly mode: DiskMode;
   readonly signal?: AbortSignal | undefined;
   /** How far into the disk the pull has come, and what it has read so far, in bytes. */
   readonly onProgress?: (positionBytes: number, readBytes: number) => void;
 }
 
 /** Moves what has to be moved of one disk. Resolves with the bytes read once all of it is in the sink. */
-export async function pull({ reader, sink, level, signal, onProgress }: PullOptions): Promise<number> {
+export async function pull({ reader, sink, mode, signal, onProgress }: PullOptions): Promise<number> {
   let readBytes = 0;
   const buffers = new ReadBuffers();
   const requests = async function* (): AsyncGenerator<BlockRun> {
     for await (const run of blockRuns(reader.extents(signal), reader.sizeBytes, BLOCK_SIZE)) {
-      if (run.kind === "zero" && level === "full") continue;
+      if (run.kind === "zero" && mode === "whole") continue;
       for (const piece of pieces(run, run.kind === "zero" ? ZERO_BYTES : READ_BYTES)) {
         sink.expect(piece);
         yield piece;

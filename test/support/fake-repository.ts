@@ -1,5 +1,5 @@
 import type { BackupEntry, IntactEntry, Manifest } from "../../src/model/backup.js";
-import { chainOf } from "../../src/model/backup.js";
+import { chainOf, chainOfDisk } from "../../src/model/backup.js";
 import { BLOCK_SIZE } from "../../src/model/extents.js";
 import type { UndoLog } from "../../src/ports/block-driver.js";
 import type {
@@ -76,7 +76,11 @@ export class FakeRepository implements BackupRepository {
     const { directories } = this.#domain.host;
     directories.add(path);
     const sinks = new Map(
-      request.disks.map(({ target, sizeBytes }) => [target, new FakeSink(target, sizeBytes)]),
+      request.disks.map(({ target, sizeBytes, mode }) => {
+        const parent =
+          mode === "compare" ? this.content(request.parent?.id ?? "no parent", target) : undefined;
+        return [target, new FakeSink(target, sizeBytes, parent)];
+      }),
     );
     return {
       disk: (target) => {
@@ -140,7 +144,8 @@ export class FakeRepository implements BackupRepository {
     if (!chain.complete) throw new Error(chain.reason);
     const sizeBytes = chain.entries.at(-1)?.manifest.disks.find((disk) => disk.target === target)?.sizeBytes;
     const content = Buffer.alloc(sizeBytes ?? 0);
-    for (const entry of chain.entries) this.#stored.get(entry.id)?.sinks.get(target)?.applyTo(content);
+    for (const entry of chainOfDisk(chain.entries, target))
+      this.#stored.get(entry.id)?.sinks.get(target)?.applyTo(content);
     return content;
   }
 
@@ -161,7 +166,7 @@ function manifestOf(
   const { timeMs, startedAtMs, finishedAtMs, ...rest } = summary;
   const time = (ms: number): string => new Date(ms).toISOString();
   return {
-    schemaVersion: 1,
+    schemaVersion: 2,
     id,
     domain,
     ...(parent === undefined ? {} : { parent: parent.id }),

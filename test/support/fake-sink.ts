@@ -6,6 +6,7 @@ import type { DiskSink, SinkResult } from "../../src/ports/repository.js";
 export class FakeSink implements DiskSink {
   readonly #target: string;
   readonly #sizeBytes: number;
+  readonly #parent: Buffer | undefined;
   readonly #blocks = new Map<number, Uint8Array>();
   readonly #awaited = new Set<number>();
   #announcedTo = 0;
@@ -14,9 +15,11 @@ export class FakeSink implements DiskSink {
   storedBytes = 0;
   zeroBytes = 0;
 
-  constructor(target: string, sizeBytes: number) {
+  /** With a parent's content, blocks that do not differ from it are not stored. */
+  constructor(target: string, sizeBytes: number, parent?: Buffer) {
     this.#target = target;
     this.#sizeBytes = sizeBytes;
+    this.#parent = parent;
   }
 
   expect({ offset, length }: BlockRun): void {
@@ -30,10 +33,7 @@ export class FakeSink implements DiskSink {
   write(offset: number, data: Uint8Array, signal?: AbortSignal): Promise<void> {
     signal?.throwIfAborted();
     for (let at = 0; at < data.length; at += BLOCK_SIZE) {
-      const block = Uint8Array.from(data.subarray(at, at + BLOCK_SIZE));
-      this.#take(offset + at, block);
-      if (block.some((byte) => byte !== 0)) this.storedBytes += block.length;
-      else this.zeroBytes += block.length;
+      this.#take(offset + at, Uint8Array.from(data.subarray(at, at + BLOCK_SIZE)));
     }
     return Promise.resolve();
   }
@@ -43,7 +43,6 @@ export class FakeSink implements DiskSink {
     for (let at = offset; at < offset + length; at += BLOCK_SIZE) {
       this.#take(at, new Uint8Array(Math.min(BLOCK_SIZE, offset + length - at)));
     }
-    this.zeroBytes += length;
     return Promise.resolve();
   }
 
@@ -67,7 +66,10 @@ export class FakeSink implements DiskSink {
     if (!this.#awaited.delete(offset) || block.length !== whole) {
       throw this.#defect(`got ${block.length} bytes at ${offset} that were not announced`);
     }
+    if (this.#parent?.subarray(offset, offset + whole).equals(block) === true) return;
     this.#blocks.set(offset, block);
+    if (block.some((byte) => byte !== 0)) this.storedBytes += block.length;
+    else this.zeroBytes += block.length;
   }
 
   #defect(what: string): Error {

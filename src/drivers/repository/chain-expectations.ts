@@ -1,18 +1,26 @@
 import { BLOCK_SIZE } from "../../model/extents.js";
 import { FleeceError } from "../../shared/errors.js";
 import type { BlockExpectations } from "../../ports/repository.js";
-import { blocksOf, DIGEST_BYTES, isZero } from "./block-digest.js";
+import { blocksOf, DIGEST_BYTES } from "./block-digest.js";
 import { BlockHasher } from "./block-hasher.js";
-import type { DigestFile } from "./digest-file.js";
+import type { ChainLink } from "./chain-images.js";
+import { DigestFile } from "./digest-file.js";
 
 /** At most so many digests are in memory at once: 64 KiB of them cover 128 MiB of a disk. */
 const MAX_SLOTS = 2048;
+const ZERO_DIGEST = new Uint8Array(DIGEST_BYTES);
 
 /** Consecutive blocks whose digests stand together in one file, or that must be zero. */
 interface Segment {
   readonly firstBlock: number;
   readonly blockCount: number;
   readonly stored: { readonly file: DigestFile; readonly firstSlot: number } | undefined;
+}
+
+/** In bytes, of whole blocks; the disk's end may cut the last. */
+export interface ByteRange {
+  readonly offset: number;
+  readonly length: number;
 }
 
 /** What the blocks of a disk must hold according to the digest files of a chain. */
@@ -27,27 +35,71 @@ export class ChainExpectations implements BlockExpectations {
     this.#diskBytes = diskBytes;
   }
 
+  /** Of a disk with these links, the oldest first. Fails with DAMAGED unless each file is what its manifest says. */
+  static async open(links: readonly ChainLink[]): Promise<ChainExpectations> {
+    const files: DigestFile[] = [];
+    try {
+      for (const { digestsPath, disk } of links.toReversed()) {
+        const facts = { path: digestsPath, diskBytes: disk.sizeBytes, sha256: disk.digestsSha256 };
+        files.push(await DigestFile.open(facts));
+      }
+    } catch (error) {
+      for (const file of files) await file.close();
+      throw error;
+    }
+    return new ChainExpectations(files, links.at(-1)?.disk.sizeBytes ?? 0);
+  }
+
   async firstMismatch(offset: number, data: Uint8Array): Promise<number | undefined> {
-    this.#checkRange(offset, data.length);
-    const found = await this.#hasher.digests(data);
-    const foundAt = (block: number): Uint8Array => {
-      const at = (block - offset / BLOCK_SIZE) * DIGEST_BYTES;
-      return found.subarray(at, at + DIGEST_BYTES);
-    };
-    return await this.#firstBlock(offset, data.length, {
-      whereStored: (block, digest) => Buffer.compare(foundAt(block), digest) !== 0,
-      whereZero: (block) => !isZero(foundAt(block)),
-    });
+    return await firstOffset(this.#differing(offset, data.length, await this.#hasher.digests(data)));
   }
 
   async firstNonZero(offset: number, length: number): Promise<number | undefined> {
-    this.#checkRange(offset, length);
-    return await this.#firstBlock(offset, length, { whereStored: (_block, digest) => !isZero(digest) });
+    return await firstOffset(this.#differing(offset, length));
+  }
+
+  /** Where a range does not hold what has these digests, one a block; without any, where it is not zero. */
+  async differences(offset: number, length: number, found?: Uint8Array): Promise<readonly ByteRange[]> {
+    const ranges: ByteRange[] = [];
+    for await (const block of this.#differing(offset, length, found)) {
+      const last = ranges.at(-1);
+      if (last !== undefined && last.offset + last.length === block.offset) {
+        ranges[ranges.length - 1] = { offset: last.offset, length: last.length + block.length };
+      } else {
+        ranges.push(block);
+      }
+    }
+    return ranges;
+  }
+
+  async close(): Promise<void> {
+    await this.#hasher.close();
+    for (const file of this.#files) await file.close();
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
-    await this.#hasher.close();
-    for (const file of this.#files) await file.close();
+    await this.close();
+  }
+
+  /** Block by block. */
+  async *#differing(offset: number, length: number, found?: Uint8Array): AsyncGenerator<ByteRange> {
+    this.#checkRange(offset, length);
+    const start = offset / BLOCK_SIZE;
+    const wanted = segments(this.#files, start, start + blocksOf(length), 0);
+    for (const { firstBlock, blockCount, stored } of wanted) {
+      // A hole of terabytes that must be zero, and is, costs nothing.
+      if (stored === undefined && found === undefined) continue;
+      for (let done = 0; done < blockCount; done += MAX_SLOTS) {
+        const count = Math.min(MAX_SLOTS, blockCount - done);
+        const expected = await stored?.file.digests(stored.firstSlot + done, count);
+        for (let index = 0; index < count; index++) {
+          const block = firstBlock + done + index;
+          if (Buffer.compare(digestAt(found, block - start), digestAt(expected, index)) === 0) continue;
+          const at = block * BLOCK_SIZE;
+          yield { offset: at, length: Math.min(BLOCK_SIZE, this.#diskBytes - at) };
+        }
+      }
+    }
   }
 
   #checkRange(offset: number, length: number): void {
@@ -56,50 +108,16 @@ export class ChainExpectations implements BlockExpectations {
     if (whole && end <= this.#diskBytes) return;
     throw new FleeceError("INTERNAL", `Expected whole blocks of the disk, got ${length} bytes at ${offset}`);
   }
-
-  /** Offset of the first block of a range that differs. */
-  async #firstBlock(offset: number, length: number, difference: Difference): Promise<number | undefined> {
-    const firstBlock = offset / BLOCK_SIZE;
-    for (const segment of segments(this.#files, firstBlock, firstBlock + blocksOf(length), 0)) {
-      const block =
-        segment.stored === undefined
-          ? firstNotZero(segment, difference)
-          : await firstNotStored(segment, segment.stored, difference);
-      if (block !== undefined) return block * BLOCK_SIZE;
-    }
-    return undefined;
-  }
 }
 
-/** Whether a block differs from what it must be. */
-interface Difference {
-  whereStored(block: number, digest: Uint8Array): boolean;
-  /** Left out where no block can differ that must be zero: a hole of terabytes then costs nothing. */
-  whereZero?(block: number): boolean;
+/** Of one block; where there are no digests, of a block of zeroes. */
+function digestAt(digests: Uint8Array | undefined, index: number): Uint8Array {
+  return digests?.subarray(index * DIGEST_BYTES, (index + 1) * DIGEST_BYTES) ?? ZERO_DIGEST;
 }
 
-function firstNotZero({ firstBlock, blockCount }: Segment, difference: Difference): number | undefined {
-  if (difference.whereZero === undefined) return undefined;
-  for (let block = firstBlock; block < firstBlock + blockCount; block++) {
-    if (difference.whereZero(block)) return block;
-  }
-  return undefined;
-}
-
-async function firstNotStored(
-  { firstBlock, blockCount }: Segment,
-  { file, firstSlot }: NonNullable<Segment["stored"]>,
-  difference: Difference,
-): Promise<number | undefined> {
-  for (let done = 0; done < blockCount; done += MAX_SLOTS) {
-    const count = Math.min(MAX_SLOTS, blockCount - done);
-    const digests = await file.digests(firstSlot + done, count);
-    for (let index = 0; index < count; index++) {
-      const digest = digests.subarray(index * DIGEST_BYTES, (index + 1) * DIGEST_BYTES);
-      if (difference.whereStored(firstBlock + done + index, digest)) return firstBlock + done + index;
-    }
-  }
-  return undefined;
+async function firstOffset(blocks: AsyncGenerator<ByteRange>): Promise<number | undefined> {
+  const next = await blocks.next();
+  return next.done === true ? undefined : next.value.offset;
 }
 
 /** The newest file that has a block decides; what it has not is looked for in the next; what none has is zero. */

@@ -1,5 +1,5 @@
 import { lstat } from "node:fs/promises";
-import type { IntactEntry, ManifestDisk } from "../../model/backup.js";
+import { chainOfDisk, type IntactEntry, type ManifestDisk } from "../../model/backup.js";
 import type { BlockdevOptions } from "../../qmp/index.js";
 import { errnoOf, fileError, FleeceError, isFleeceError } from "../../shared/errors.js";
 import { imageInfo, type ImageInfo } from "../qemu-tools.js";
@@ -16,13 +16,17 @@ export interface ChainLink {
   readonly backing: string | undefined;
 }
 
-/** The links of a disk, the full first. Fails with DAMAGED if a backup of the chain lacks it or has it in another size. */
+/**
+ * The links of a disk, from the backup that stored it whole. Fails with DAMAGED if a backup between lacks it or has it in
+ * another size.
+ */
 export function chainLinks(
   layout: Layout,
   chain: readonly IntactEntry[],
   target: string,
 ): readonly ChainLink[] {
-  return chain.map(({ domain, id, manifest }, index) => {
+  const links = chainOfDisk(chain, target);
+  return links.map(({ domain, id, manifest }, index) => {
     const disk = manifest.disks.find((candidate) => candidate.target === target);
     const size = chain.at(-1)?.manifest.disks.find((candidate) => candidate.target === target)?.sizeBytes;
     if (disk === undefined || disk.sizeBytes !== size) {
@@ -31,7 +35,7 @@ export function chainLinks(
         facts: { domain, backup: id, target },
       });
     }
-    const parent = index === 0 ? undefined : chain[index - 1]?.id;
+    const parent = index === 0 ? undefined : links[index - 1]?.id;
     return {
       id,
       disk,

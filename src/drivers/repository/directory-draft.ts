@@ -9,6 +9,8 @@ import { fileError, FleeceError } from "../../shared/errors.js";
 import { isDirectory } from "./backup-directory.js";
 import { BlockHasher } from "./block-hasher.js";
 import { DigestWriter } from "./digest-writer.js";
+import type { ChainLink } from "./chain-images.js";
+import { CompareSink } from "./compare-sink.js";
 import { ImageSink } from "./disk-sink.js";
 import { syncDirectory, writeDurably } from "../durable-files.js";
 import { backingFile, digestsFile, imageFile, type Layout, MANIFEST_FILE } from "./layout.js";
@@ -18,13 +20,17 @@ export interface DraftPlace {
   readonly repository: string;
   readonly layout: Layout;
   readonly images: ImageFactory;
+  /** The parent's files of each disk that is based on it, by target; the oldest first. */
+  readonly bases: ReadonlyMap<string, readonly ChainLink[]>;
 }
+
+type DraftSink = ImageSink | CompareSink;
 
 /** What is open while a draft is. */
 interface DraftParts {
   readonly images: OpenImages;
   readonly hasher: BlockHasher;
-  readonly sinks: Map<string, ImageSink>;
+  readonly sinks: Map<string, DraftSink>;
 }
 
 /** A backup that is being written under a name which no list shows. */
@@ -63,8 +69,8 @@ export class DirectoryDraft implements BackupDraft {
     }
     try {
       const images = await createImages(place, request, directory, signal);
-      const parts = { images, hasher: new BlockHasher(), sinks: new Map<string, ImageSink>() };
-      await openSinks(parts, request, directory);
+      const parts = { images, hasher: new BlockHasher(), sinks: new Map<string, DraftSink>() };
+      await openSinks(parts, place, request, directory);
       return new DirectoryDraft(place, request, directory, parts);
     } catch (error) {
       await rm(directory, { recursive: true, force: true });
@@ -72,7 +78,7 @@ export class DirectoryDraft implements BackupDraft {
     }
   }
 
-  disk(target: string): ImageSink {
+  disk(target: string): DraftSink {
     const sink = this.#parts.sinks.get(target);
     if (sink === undefined) {
       throw new FleeceError("INTERNAL", `Expected a disk of the backup, got ${target}`);
@@ -157,13 +163,13 @@ function checkRequest({ id, disks, parent }: DraftRequest): void {
   if (targets.size !== disks.length || disks.length === 0) {
     throw new FleeceError("INTERNAL", `Expected at least one disk and each once in backup ${id}`);
   }
-  if (parent === undefined) return;
-  for (const { target, sizeBytes } of disks) {
-    const based = parent.manifest.disks.find((disk) => disk.target === target);
+  for (const { target, sizeBytes, mode } of disks) {
+    if (mode === "whole") continue;
+    const based = parent?.manifest.disks.find((disk) => disk.target === target);
     if (based?.sizeBytes === sizeBytes) continue;
     throw new FleeceError(
       "INTERNAL",
-      `Expected disk ${target} with ${sizeBytes} bytes in backup ${parent.id}, it has ${based?.sizeBytes ?? "none"}`,
+      `Expected disk ${target} with ${sizeBytes} bytes in backup ${parent?.id ?? "none"}, it has ${based?.sizeBytes ?? "none"}`,
     );
   }
 }
@@ -175,32 +181,36 @@ async function createImages(
   signal: AbortSignal | undefined,
 ): Promise<OpenImages> {
   return await images.create(
-    disks.map(({ target, sizeBytes }) => ({
+    disks.map(({ target, sizeBytes, mode }) => ({
       target,
       path: join(directory, imageFile(target)),
       format: "qcow2",
       sizeBytes,
-      ...(parent === undefined ? {} : { backing: backingFile(parent.id, target) }),
+      ...(parent === undefined || mode === "whole" ? {} : { backing: backingFile(parent.id, target) }),
     })),
     signal,
   );
 }
 
 async function openSinks(
-  parts: DraftParts,
-  { disks, parent }: DraftRequest,
+  { images, hasher, sinks }: DraftParts,
+  { bases }: DraftPlace,
+  { disks }: DraftRequest,
   directory: string,
 ): Promise<void> {
-  const { images, hasher, sinks } = parts;
   try {
     for (const disk of disks) {
-      const digests = await DigestWriter.create(join(directory, digestsFile(disk.target)), disk.sizeBytes);
-      const image = images.writer(disk.target);
-      const hidesParent = parent !== undefined;
-      sinks.set(disk.target, new ImageSink({ disk, image, digests, hasher, hidesParent }));
+      const { target, mode } = disk;
+      const digests = await DigestWriter.create(join(directory, digestsFile(target)), disk.sizeBytes);
+      const parts = { disk, image: images.writer(target), digests, hasher };
+      const sink =
+        mode === "compare"
+          ? await CompareSink.open(parts, bases.get(target) ?? [])
+          : new ImageSink({ ...parts, hidesParent: mode === "changes" });
+      sinks.set(target, sink);
     }
   } catch (error) {
-    await closeParts(parts);
+    await closeParts({ images, hasher, sinks });
     throw error;
   }
 }

@@ -14,7 +14,7 @@ import type {
 import { errnoOf, fileError, FleeceError } from "../../shared/errors.js";
 import { describeHolder, tryKernelLock } from "../kernel-lock.js";
 import { isDirectory, namedDirectories, readBackup } from "./backup-directory.js";
-import { chainLinks, checkImage } from "./chain-images.js";
+import { type ChainLink, chainLinks, checkImage } from "./chain-images.js";
 import { DirectoryDraft } from "./directory-draft.js";
 import { syncDirectory } from "../durable-files.js";
 import { isLeftover, Layout, LOCK_FILE } from "./layout.js";
@@ -87,8 +87,8 @@ export class DirectoryRepository implements BackupRepository {
   }
 
   async begin(request: DraftRequest, undo: UndoLog, signal?: AbortSignal): Promise<BackupDraft> {
-    if (request.parent !== undefined) await this.#checkParent(request, request.parent, signal);
-    const place = { repository: this.name, layout: this.#layout, images: this.#images };
+    const bases = await this.#bases(request, signal);
+    const place = { repository: this.name, layout: this.#layout, images: this.#images, bases };
     return await DirectoryDraft.begin(place, request, undo, signal);
   }
 
@@ -163,18 +163,22 @@ export class DirectoryRepository implements BackupRepository {
   }
 
   /** The header of a new image names its parent unseen; one that is gone would make a gap that nobody notices. */
-  async #checkParent(
-    { disks }: DraftRequest,
-    parent: IntactEntry,
+  async #bases(
+    { disks, parent }: DraftRequest,
     signal: AbortSignal | undefined,
-  ): Promise<void> {
+  ): Promise<ReadonlyMap<string, readonly ChainLink[]>> {
+    const bases = new Map<string, readonly ChainLink[]>();
+    if (parent === undefined) return bases;
     const chain = await this.#chain(parent);
     const known = new Set(parent.manifest.disks.map(({ target }) => target));
-    for (const { target } of disks) {
-      if (!known.has(target)) continue;
-      const link = chainLinks(this.#layout, chain, target).at(-1);
+    for (const { target, mode } of disks) {
+      if (mode === "whole" || !known.has(target)) continue;
+      const links = chainLinks(this.#layout, chain, target);
+      const link = links.at(-1);
       if (link !== undefined) await checkImage(link, signal);
+      bases.set(target, links);
     }
+    return bases;
   }
 }
 

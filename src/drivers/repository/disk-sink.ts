@@ -1,14 +1,12 @@
 import type { ManifestDisk } from "../../model/backup.js";
 import { BLOCK_SIZE, type BlockRun } from "../../model/extents.js";
 import type { BlockWriter } from "../../ports/block-io.js";
-import type { DiskSink, DraftRequest, SinkResult } from "../../ports/repository.js";
+import type { DiskSink, DraftDisk, SinkResult } from "../../ports/repository.js";
 import { FleeceError } from "../../shared/errors.js";
 import { DIGEST_BYTES, isZero } from "./block-digest.js";
 import type { BlockHasher } from "./block-hasher.js";
 import type { DigestWriter } from "./digest-writer.js";
 import { digestsFile, imageFile } from "./layout.js";
-
-export type DraftDisk = DraftRequest["disks"][number];
 
 /** Writes the content of one disk to its image, and the digests of it to the file beside. */
 export class ImageSink implements DiskSink {
@@ -71,16 +69,8 @@ export class ImageSink implements DiskSink {
       throw new FleeceError("INTERNAL", `Expected disk ${this.#disk.target} to be finished once`);
     }
     const digestsSha256 = await this.#digests.finish();
-    const { target, sourceFormat, sizeBytes } = this.#disk;
     const sizes = { storedBytes: this.#storedBytes, zeroBytes: this.#zeroBytes };
-    this.#result = {
-      ...{ target, sourceFormat, sizeBytes },
-      ...{ image: imageFile(target), digests: digestsFile(target), digestsSha256 },
-      digestBlockBytes: BLOCK_SIZE,
-      readBytes: result.readBytes,
-      ...sizes,
-      durationMs: Math.max(0, result.durationMs),
-    };
+    this.#result = manifestDisk(this.#disk, { ...result, ...sizes, digestsSha256 });
     return sizes;
   }
 
@@ -99,14 +89,32 @@ export class ImageSink implements DiskSink {
   }
 }
 
-interface Stretch {
+export interface DiskFigures extends SinkResult {
+  readonly digestsSha256: string;
+  readonly readBytes: number;
+  readonly durationMs: number;
+}
+
+export function manifestDisk(disk: DraftDisk, figures: DiskFigures): ManifestDisk {
+  const { target, sourceFormat, sourceFile, sizeBytes, mode, reason } = disk;
+  const { digestsSha256, readBytes, storedBytes, zeroBytes, durationMs } = figures;
+  return {
+    ...{ target, sourceFormat, sourceFile, sizeBytes, mode, reason },
+    ...{ image: imageFile(target), digests: digestsFile(target), digestsSha256 },
+    digestBlockBytes: BLOCK_SIZE,
+    ...{ readBytes, storedBytes, zeroBytes },
+    durationMs: Math.max(0, durationMs),
+  };
+}
+
+export interface Stretch {
   readonly start: number;
   readonly length: number;
   readonly zero: boolean;
 }
 
 /** Neighbouring blocks that are stored alike; a digest of zeroes stands for a block of zeroes. */
-function stretches(digests: Uint8Array, lengthBytes: number): Stretch[] {
+export function stretches(digests: Uint8Array, lengthBytes: number): Stretch[] {
   const found: Stretch[] = [];
   for (let start = 0, slot = 0; start < lengthBytes; start += BLOCK_SIZE, slot += DIGEST_BYTES) {
     const length = Math.min(BLOCK_SIZE, lengthBytes - start);
@@ -119,7 +127,7 @@ function stretches(digests: Uint8Array, lengthBytes: number): Stretch[] {
 }
 
 /** Waits for all, so that nobody touches the caller's buffer any more when the first error is thrown. */
-async function allSettled(actions: readonly Promise<void>[]): Promise<void> {
+export async function allSettled(actions: readonly Promise<void>[]): Promise<void> {
   const results = await Promise.allSettled(actions);
   for (const result of results) if (result.status === "rejected") throw result.reason;
 }

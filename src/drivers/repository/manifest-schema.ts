@@ -1,10 +1,10 @@
 import * as z from "zod";
-import type { Manifest } from "../../model/backup.js";
+import type { Manifest, ManifestDisk } from "../../model/backup.js";
 import { BLOCK_SIZE } from "../../model/extents.js";
 import { isName, type NameKind } from "../../model/names.js";
 import { digestsFile, imageFile } from "./layout.js";
 
-export const SCHEMA_VERSION = 1;
+export const SCHEMA_VERSION = 2;
 
 const name = (kind: NameKind) =>
   z.string().refine((value) => isName(kind, value), { error: `Expected a ${kind} name` });
@@ -13,47 +13,80 @@ const bytes = z.int().nonnegative();
 const milliseconds = z.number().nonnegative();
 const time = z.iso.datetime();
 
-const diskSchema = z
+const diskFields = {
+  target: name("disk"),
+  sourceFormat: z.enum(["qcow2", "raw"]),
+  sizeBytes: bytes,
+  image: z.string(),
+  digests: z.string(),
+  digestsSha256: z.string().regex(/^[0-9a-f]{64}$/),
+  digestBlockBytes: z.literal(BLOCK_SIZE),
+  readBytes: bytes,
+  storedBytes: bytes,
+  zeroBytes: bytes,
+  durationMs: milliseconds,
+};
+const reason = z.string().max(10_000);
+
+/** A disk had no mode of its own then. */
+const diskSchema1 = z.strictObject(diskFields);
+const diskSchema = z.strictObject({
+  ...diskFields,
+  sourceFile: z.string().max(10_000).optional(),
+  mode: z.enum(["changes", "compare", "whole"]),
+  reason,
+});
+
+const manifestFields = {
+  id: name("backup"),
+  domain: name("domain"),
+  level: z.enum(["full", "incremental"]),
+  parent: name("backup").optional(),
+  reason,
+  time,
+  startedAt: time,
+  finishedAt: time,
+  consistency: z.enum(["clean", "filesystem", "crash"]),
+  heldMs: milliseconds,
+  checkpoint: name("checkpoint"),
+};
+
+const manifestSchema1 = z
   .strictObject({
-    target: name("disk"),
-    sourceFormat: z.enum(["qcow2", "raw"]),
-    sizeBytes: bytes,
-    image: z.string(),
-    digests: z.string(),
-    digestsSha256: z.string().regex(/^[0-9a-f]{64}$/),
-    digestBlockBytes: z.literal(BLOCK_SIZE),
-    readBytes: bytes,
-    storedBytes: bytes,
-    zeroBytes: bytes,
-    durationMs: milliseconds,
+    schemaVersion: z.literal(1),
+    ...manifestFields,
+    disks: z.array(diskSchema1).min(1).max(10_000),
   })
-  // A manifest must not be able to point at a file elsewhere.
-  .refine((disk) => disk.image === imageFile(disk.target) && disk.digests === digestsFile(disk.target), {
-    error: "Expected image and digests to be named after the target",
+  .transform((manifest) => {
+    const mode = manifest.level === "full" ? "whole" : "changes";
+    const disks = manifest.disks.map((disk) => ({ ...disk, mode, reason: manifest.reason }) as const);
+    return { ...manifest, disks };
   });
+const manifestSchema2 = z.strictObject({
+  schemaVersion: z.literal(SCHEMA_VERSION),
+  ...manifestFields,
+  disks: z.array(diskSchema).min(1).max(10_000),
+});
 
 const manifestSchema = z
-  .strictObject({
-    schemaVersion: z.literal(SCHEMA_VERSION),
-    id: name("backup"),
-    domain: name("domain"),
-    level: z.enum(["full", "incremental"]),
-    parent: name("backup").optional(),
-    reason: z.string().max(10_000),
-    time,
-    startedAt: time,
-    finishedAt: time,
-    consistency: z.enum(["clean", "filesystem", "crash"]),
-    heldMs: milliseconds,
-    checkpoint: name("checkpoint"),
-    disks: z.array(diskSchema).min(1).max(10_000),
-  })
+  .discriminatedUnion("schemaVersion", [manifestSchema1, manifestSchema2])
   .refine((manifest) => (manifest.level === "incremental") === (manifest.parent !== undefined), {
     error: "Expected a parent for an incremental, and none for a full",
   })
+  .refine(({ level, disks }) => level === "incremental" || disks.every(({ mode }) => mode === "whole"), {
+    error: "Expected every disk of a full to be whole",
+  })
   .refine(({ disks }) => new Set(disks.map(({ target }) => target)).size === disks.length, {
     error: "Expected each target once",
+  })
+  // A manifest must not be able to point at a file elsewhere.
+  .refine(({ disks }) => disks.every(isNamedAfterTarget), {
+    error: "Expected image and digests to be named after the target",
   });
+
+function isNamedAfterTarget({ target, image, digests }: ManifestDisk): boolean {
+  return image === imageFile(target) && digests === digestsFile(target);
+}
 
 export type ParsedManifest =
   | { readonly manifest: Manifest; readonly damage?: undefined }

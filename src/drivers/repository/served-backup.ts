@@ -7,7 +7,6 @@ import { processDirectoryPath } from "../runtime-directory.js";
 import { StorageDaemon } from "../storage-daemon.js";
 import { ChainExpectations } from "./chain-expectations.js";
 import { chainLinks, chainNode, checkImage, type ChainLink } from "./chain-images.js";
-import { DigestFile } from "./digest-file.js";
 import type { Layout } from "./layout.js";
 
 /** Each is a qemu-img of a few milliseconds. */
@@ -62,19 +61,8 @@ export class ServedBackup implements OpenBackup {
 
   async expectations(target: string): Promise<BlockExpectations> {
     const links = this.#links.get(target);
-    const newest = links?.at(-1);
-    if (links === undefined || newest === undefined) throw diskNotFound(target);
-    const files: DigestFile[] = [];
-    try {
-      for (const { digestsPath, disk } of links.toReversed()) {
-        const facts = { path: digestsPath, diskBytes: disk.sizeBytes, sha256: disk.digestsSha256 };
-        files.push(await DigestFile.open(facts));
-      }
-    } catch (error) {
-      for (const file of files) await file.close();
-      throw error;
-    }
-    return new ChainExpectations(files, newest.disk.sizeBytes);
+    if (links === undefined) throw diskNotFound(target);
+    return ChainExpectations.open(links);
   }
 
   async close(): Promise<void> {

@@ -193,10 +193,12 @@ export class RunningDriver implements BlockDriver {
         return [{ bitmap: name, ...state, granularityBytes: granularity, dirtyBytes: count }];
       },
     );
+    // One image has one name, whether or not the domain runs: by it a backup knows a disk again.
+    const configured = this.#config.disks?.find((listed) => listed.target === target);
     return {
       target,
       format: disk.format,
-      file: disk.file,
+      file: configured?.file ?? disk.file,
       sizeBytes: disk.sizeBytes,
       ...sortOutBitmaps(reported),
       ...(obstacle === undefined ? {} : { obstacle }),

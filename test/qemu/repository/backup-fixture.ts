@@ -3,11 +3,11 @@ import { join } from "node:path";
 import { StorageDaemonImages } from "../../../src/drivers/images.js";
 import { NbdReaderFactory } from "../../../src/drivers/nbd-io.js";
 import { DirectoryRepository } from "../../../src/drivers/repository/index.js";
-import type { IntactEntry } from "../../../src/model/backup.js";
+import type { DiskMode, IntactEntry } from "../../../src/model/backup.js";
 import { BLOCK_SIZE, type BlockRun } from "../../../src/model/extents.js";
 import type { UndoEntry } from "../../../src/model/undo.js";
 import type { UndoLog } from "../../../src/ports/block-driver.js";
-import type { BackupDraft, DraftSummary, OpenOptions } from "../../../src/ports/repository.js";
+import type { BackupDraft, DraftDisk, DraftSummary, OpenOptions } from "../../../src/ports/repository.js";
 import { temporaryDirectory } from "../../support/lifetime.js";
 
 export const DOMAIN = "web01";
@@ -30,6 +30,8 @@ export interface DiskContent {
   readonly content: Buffer;
   /** What the backup is told to deal with; default: the whole disk as data. */
   readonly runs?: readonly BlockRun[];
+  /** Default: `whole` in a full, else `changes`. */
+  readonly mode?: DiskMode;
 }
 
 export class RepositoryFixture {
@@ -64,11 +66,9 @@ export class RepositoryFixture {
       {
         id,
         domain: DOMAIN,
-        disks: [...disks].map(([target, { content }]) => ({
-          target,
-          sourceFormat: "qcow2",
-          sizeBytes: content.length,
-        })),
+        disks: [...disks].map(([target, { content, mode }]) =>
+          draftDisk(target, content.length, mode ?? (parent === undefined ? "whole" : "changes")),
+        ),
         ...(parent === undefined ? {} : { parent }),
       },
       this.undo,
@@ -113,6 +113,10 @@ export class RepositoryFixture {
     await using expected = await backup.expectations(target);
     return await expected.firstMismatch(0, content);
   }
+}
+
+export function draftDisk(target: string, sizeBytes: number, mode: DiskMode = "whole"): DraftDisk {
+  return { target, sourceFormat: "qcow2", sourceFile: `/vm/${target}`, sizeBytes, mode, reason: "a test" };
 }
 
 export function openRepository(path: string, runtimeRoot: string): DirectoryRepository {

@@ -4,7 +4,15 @@ import { describe, expect, it } from "vitest";
 import { BLOCK_SIZE } from "../../../src/model/extents.js";
 import { imageInfo, qemuImg } from "../../support/image-tool.js";
 import { temporaryDirectory } from "../../support/lifetime.js";
-import { dataRun, DOMAIN, noise, openRepository, RepositoryFixture, zeroRun } from "./backup-fixture.js";
+import {
+  dataRun,
+  DOMAIN,
+  draftDisk,
+  noise,
+  openRepository,
+  RepositoryFixture,
+  zeroRun,
+} from "./backup-fixture.js";
 
 /** Not a multiple of the block size. */
 const SIZE = 40 * BLOCK_SIZE + 3 * 512;
@@ -75,7 +83,7 @@ describe("a full backup", () => {
     const lock = await fixture.repository.lock(DOMAIN);
     const sizeBytes = 64 * 2 ** 30;
     const offset = 33 * 2 ** 30;
-    const disks = [{ target: "vda", sourceFormat: "raw", sizeBytes }] as const;
+    const disks = [draftDisk("vda", sizeBytes)];
     const draft = await fixture.repository.begin({ id: "b1", domain: DOMAIN, disks }, fixture.undo);
     const sink = draft.disk("vda");
     const data = noise(2 ** 20, 5);
@@ -208,7 +216,7 @@ describe("DirectoryRepository.list", () => {
     const broken: Record<string, string | undefined> = {
       empty: undefined,
       torn: text.slice(0, 100),
-      newer: text.replace('"schemaVersion": 1', '"schemaVersion": 2'),
+      newer: text.replace('"schemaVersion": 2', '"schemaVersion": 3'),
       renamed: text,
       escape: text.replace('"vda.qcow2"', '"../../x.qcow2"'),
       extra: text.replace('"reason"', '"surprise": 1, "reason"'),

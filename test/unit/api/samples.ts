@@ -9,7 +9,7 @@ export const fullEntry: IntactEntry = {
   domain: "web01",
   id: "20261121T105300Z-k3j9ab",
   manifest: {
-    schemaVersion: 1,
+    schemaVersion: 2,
     id: "20261121T105300Z-k3j9ab",
     domain: "web01",
     level: "incremental",
@@ -25,7 +25,10 @@ export const fullEntry: IntactEntry = {
       {
         target: "vda",
         sourceFormat: "raw",
+        sourceFile: "/vm/a.raw",
         sizeBytes: 2 ** 40,
+        mode: "compare",
+        reason: "checkpoint 20261120T105300Z-000000 does not exist on the disk",
         image: "vda.qcow2",
         digests: "vda.digests",
         digestsSha256: "00",

@@ -1,19 +1,34 @@
 import { describe, expect, it } from "vitest";
 import type { BackupEntry, IntactEntry, Manifest, ManifestDisk } from "../../../src/model/backup.js";
-import { byTime, chainOf, childrenOf } from "../../../src/model/backup.js";
+import { byTime, chainOf, chainOfDisk, childrenOf } from "../../../src/model/backup.js";
+import type { CheckpointBitmap } from "../../../src/model/checkpoint.js";
 import { decideLevel } from "../../../src/model/level.js";
 import type { DiskState } from "../../../src/model/snapshot-plan.js";
 
 function manifestDisk(target: string, sizeBytes: number): ManifestDisk {
   const bytes = { readBytes: 0, storedBytes: 0, zeroBytes: 0, durationMs: 0 };
   const digests = { digests: "d", digestsSha256: "0", digestBlockBytes: 65536 };
-  return { target, sourceFormat: "qcow2", sizeBytes, image: "i", ...digests, ...bytes };
+  const how = { mode: "changes", reason: "" } as const;
+  return {
+    target,
+    sourceFormat: "qcow2",
+    sourceFile: `/${target}`,
+    sizeBytes,
+    image: "i",
+    ...how,
+    ...digests,
+    ...bytes,
+  };
+}
+
+function moved(sourceFile: string): Partial<Manifest> {
+  return { disks: [{ ...manifestDisk("vda", 1024), sourceFile }] };
 }
 
 function backup(id: string, changes: Partial<Manifest> = {}): IntactEntry {
   const time = `2026-01-0${id.slice(1)}T00:00:00.000Z`;
   const manifest: Manifest = {
-    schemaVersion: 1,
+    schemaVersion: 2,
     id,
     domain: "vm",
     level: changes.parent === undefined ? "full" : "incremental",
@@ -38,7 +53,7 @@ function disk(checkpoints: readonly string[], changes: Partial<DiskState> = {}):
   return {
     target: "vda",
     format: "qcow2",
-    file: "/vda",
+    file: `/${changes.target ?? "vda"}`,
     sizeBytes: 1024,
     foreignBitmaps: [],
     checkpoints: checkpoints.map((name, index) => ({
@@ -54,6 +69,15 @@ function disk(checkpoints: readonly string[], changes: Partial<DiskState> = {}):
     })),
     ...changes,
   };
+}
+
+/** Whose newest bitmap is as told. */
+function broken(checkpoints: readonly string[], newest: Partial<CheckpointBitmap>): DiskState {
+  const sound = disk(checkpoints);
+  const last = sound.checkpoints.at(-1);
+  return last === undefined
+    ? sound
+    : { ...sound, checkpoints: [...sound.checkpoints.slice(0, -1), { ...last, ...newest }] };
 }
 
 describe("chainOf", () => {
@@ -110,15 +134,31 @@ describe("byTime", () => {
   });
 });
 
+describe("chainOfDisk", () => {
+  it("begins where the disk was stored whole last", () => {
+    const whole = [manifestDisk("vda", 1024), { ...manifestDisk("sdb", 1024), mode: "whole" as const }];
+    const chain = [
+      backup("b1", { disks: [{ ...manifestDisk("vda", 1024), mode: "whole" }] }),
+      backup("b2", { parent: "b1", disks: whole }),
+      backup("b3", { parent: "b2", disks: [manifestDisk("vda", 1024), manifestDisk("sdb", 1024)] }),
+    ];
+    expect(chainOfDisk(chain, "vda").map(({ id }) => id)).toEqual(["b1", "b2", "b3"]);
+    expect(chainOfDisk(chain, "sdb").map(({ id }) => id)).toEqual(["b2", "b3"]);
+  });
+});
+
 describe("decideLevel", () => {
   const entries = [backup("b1"), backup("b2", { parent: "b1" })];
+  const both = [manifestDisk("vda", 1024), manifestDisk("sdb", 1024)];
+  const known = "its changes since backup b2 are known without a gap";
 
   it("bases an incremental on the newest backup, with the bitmaps of all that changed since", () => {
+    const bitmaps = ["bitmap-c-b2", "bitmap-later"];
     expect(decideLevel([disk(["c-b1", "c-b2", "later"])], entries)).toEqual({
       level: "incremental",
       reason: "based on backup b2",
       parent: entries[1],
-      changes: new Map([["vda", ["bitmap-c-b2", "bitmap-later"]]]),
+      disks: new Map([["vda", { mode: "changes", reason: known, bitmaps }]]),
     });
   });
 
@@ -129,11 +169,129 @@ describe("decideLevel", () => {
 
   it.each([
     ["whose checkpoint is gone", [disk(["c-b1", "later"])], entries],
+    ["whose image was another", [disk(["c-b1", "c-b2"])], [backup("b1"), backup("b2", moved("/old"))]],
     ["that lacks the disk", [disk(["c-b1", "c-b2"])], [backup("b1"), backup("b2", { disks: [] })]],
     ["whose chain is broken", [disk(["c-b1", "c-b2"])], [backup("b1"), backup("b2", { parent: "b0" })]],
-  ])("passes over a backup %s for an older one that fits", (_, disks, listed) => {
-    const changes = new Map([["vda", disks[0]?.checkpoints.map(({ bitmap }) => bitmap)]]);
-    expect(decideLevel(disks, listed)).toMatchObject({ level: "incremental", parent: { id: "b1" }, changes });
+  ])("passes over a backup %s for an older one that bitmaps reach", (_, disks, listed) => {
+    const bitmaps = disks[0]?.checkpoints.map(({ bitmap }) => bitmap);
+    expect(decideLevel(disks, listed)).toMatchObject({
+      level: "incremental",
+      parent: { id: "b1" },
+      disks: new Map([["vda", expect.objectContaining({ mode: "changes", bitmaps })]]),
+    });
+  });
+
+  const compared = "is read whole and compared with it:";
+  const whole = "is stored whole:";
+
+  it.each<[string, DiskState[], BackupEntry[], Record<string, string>, string]>([
+    [
+      "absent",
+      [disk(["other"])],
+      entries,
+      { vda: "compare" },
+      `${compared} checkpoint c-b2 does not exist on the disk`,
+    ],
+    [
+      "gone with all others",
+      [disk([])],
+      entries,
+      { vda: "compare" },
+      `${compared} checkpoint c-b2 does not exist on the disk`,
+    ],
+    [
+      "inconsistent",
+      [broken(["c-b1", "c-b2"], { inconsistent: true, recording: false })],
+      entries,
+      { vda: "compare" },
+      `${compared} checkpoint c-b2 is inconsistent: QEMU ended without saving it`,
+    ],
+    [
+      "no longer recording",
+      [broken(["c-b1", "c-b2"], { recording: false })],
+      entries,
+      { vda: "compare" },
+      `${compared} checkpoint c-b2 has stopped recording`,
+    ],
+    [
+      "in another image",
+      [disk(["c-b2"])],
+      [backup("b2", moved("/old"))],
+      { vda: "compare" },
+      `${compared} its image is /vda and was /old in backup b2`,
+    ],
+    [
+      "lost on one of two disks",
+      [disk(["c-b2"]), disk([], { target: "sdb" })],
+      [backup("b2", { disks: both })],
+      { vda: "changes", sdb: "compare" },
+      `; disk sdb ${compared} checkpoint c-b2 does not exist on the disk`,
+    ],
+    [
+      "not there, as the disk is new",
+      [disk(["c-b2"]), disk([], { target: "sdb" })],
+      entries,
+      { vda: "changes", sdb: "whole" },
+      `; disk sdb ${whole} backup b2 does not hold it`,
+    ],
+    [
+      "of another size",
+      [disk(["c-b2"]), disk(["c-b2"], { target: "sdb", sizeBytes: 2048 })],
+      [backup("b2", { disks: both })],
+      { vda: "changes", sdb: "whole" },
+      `; disk sdb ${whole} it has 2048 bytes and had 1024 in backup b2`,
+    ],
+  ])("reads a disk from end to end whose checkpoint is %s", (_, disks, listed, modes, reason) => {
+    const decision = decideLevel(disks, listed);
+    expect(decision).toMatchObject({ level: "incremental", parent: { id: "b2" } });
+    expect(Object.fromEntries([...decision.disks].map(([target, { mode }]) => [target, mode]))).toEqual(
+      modes,
+    );
+    expect(decision.reason).toContain("based on backup b2; disk ");
+    expect(decision.reason).toContain(reason);
+    for (const [, { mode, reason: each }] of decision.disks) {
+      if (mode !== "changes") expect(reason).toContain(each);
+    }
+  });
+
+  const pair = { disks: both };
+  const lost = ["c-b9"];
+  it.each<[string, string, DiskState[], BackupEntry[]]>([
+    [
+      "the older, if all bitmaps reach so far",
+      "b3",
+      [disk(["c-b3", "c-b5"]), disk(["c-b3"], { target: "sdb" })],
+      [backup("b3", pair), backup("b5", pair)],
+    ],
+    [
+      "the newer, if the older would mean reading as much",
+      "b5",
+      [disk(["c-b3", "c-b5"]), disk(lost, { target: "sdb" })],
+      [backup("b3", pair), backup("b5", pair)],
+    ],
+    [
+      "the newer, if its bitmaps alone reach the larger disk",
+      "b5",
+      [disk(["c-b5"], { sizeBytes: 4096 }), disk(["c-b3"], { target: "sdb" })],
+      [
+        backup("b3", { disks: [manifestDisk("vda", 4096), both[1] ?? manifestDisk("sdb", 0)] }),
+        backup("b5", { disks: [manifestDisk("vda", 4096), both[1] ?? manifestDisk("sdb", 0)] }),
+      ],
+    ],
+    [
+      "the older, if a disk can be compared there and must be stored whole else",
+      "b3",
+      [disk(lost), disk(lost, { target: "sdb" })],
+      [backup("b3", pair), backup("b5")],
+    ],
+    [
+      "the newer, if a new disk is stored whole on either",
+      "b5",
+      [disk(["c-b3", "c-b5"]), disk([], { target: "sdc" })],
+      [backup("b3"), backup("b5")],
+    ],
+  ])("bases an incremental on %s", (_, id, disks, listed) => {
+    expect(decideLevel(disks, listed)).toMatchObject({ level: "incremental", parent: { id } });
   });
 
   it.each([
@@ -141,26 +299,19 @@ describe("decideLevel", () => {
     ["the repository has no backup of the domain yet", [disk([])], [], undefined],
     ["no backup of the domain in the repository is intact", [disk([])], [damaged("b1")], undefined],
     ["the chain is broken: backup b1 is missing", [disk(["c-b2"])], [entries[1] ?? damaged("b2")], undefined],
+    ["disk sdb: backup b2 does not hold it", [disk(["c-b2"], { target: "sdb" })], entries, undefined],
     [
-      "backup b2 does not hold disk sdb",
-      [disk(["c-b2"]), disk(["c-b2"], { target: "sdb" })],
-      entries,
-      undefined,
-    ],
-    [
-      "disk vda has 2048 bytes and had 1024 in backup b2",
+      "disk vda: it has 2048 bytes and had 1024 in backup b2",
       [disk(["c-b2"], { sizeBytes: 2048 })],
       entries,
       undefined,
     ],
-    ["disk vda: checkpoint c-b2 does not exist on the disk", [disk(["other"])], entries, undefined],
-    [
-      "disk sdb: checkpoint c-b2 does not exist on the disk",
-      [disk(["c-b2"]), disk([], { target: "sdb" })],
-      [backup("b2", { disks: [manifestDisk("vda", 1024), manifestDisk("sdb", 1024)] })],
-      undefined,
-    ],
-  ])("takes a full because %s", (reason, disks, listed, requested) => {
-    expect(decideLevel(disks, listed, requested)).toEqual({ level: "full", reason });
+  ])("takes a full, with every disk whole, because %s", (reason, disks, listed, requested) => {
+    const decisions = disks.map(({ target }) => [target, { mode: "whole", reason }] as const);
+    expect(decideLevel(disks, listed, requested)).toEqual({
+      level: "full",
+      reason,
+      disks: new Map(decisions),
+    });
   });
 });
