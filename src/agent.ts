@@ -3,6 +3,7 @@ import { access, readFile, stat } from "node:fs/promises";
 import type { Config } from "./model/config.js";
 import { parseConfig } from "./model/config.js";
 import { QemuDriverFactory } from "./drivers/driver-factory.js";
+import { freeBytes } from "./drivers/free-bytes.js";
 import { QemuHostCleaner } from "./drivers/host-cleaner.js";
 import { StorageDaemonImages } from "./drivers/images.js";
 import { NbdReaderFactory } from "./drivers/nbd-io.js";
@@ -32,9 +33,13 @@ export async function loadConfig(file: string): Promise<Config> {
 
 /**
  * The composition root: the only place that knows both the services and the drivers behind their ports. Puts in order
- * what killed processes left behind before anything else is done.
+ * what killed processes left behind before anything else is done, unless it is only to look (`changeNothing`).
  */
-export async function startAgent(config: Config, log: Logger): Promise<ServiceContext> {
+export async function startAgent(
+  config: Config,
+  log: Logger,
+  { changeNothing = false }: { readonly changeNothing?: boolean } = {},
+): Promise<ServiceContext> {
   const clock = systemClock;
   const runtimeRoot = config.runtimeDir ?? defaultRuntimeRoot();
   const images = new StorageDaemonImages({ runtimeRoot });
@@ -55,9 +60,11 @@ export async function startAgent(config: Config, log: Logger): Promise<ServiceCo
     ),
     domains: config.domains.map(({ name }) => name),
     checkScratch: () => checkScratch(config.scratchDir),
+    freeScratchBytes: () => freeBytes(config.scratchDir),
     scratchDir: config.scratchDir,
     parallelDisks: config.parallelDisks,
   };
+  if (changeNothing) return context;
   await sweepRuntimeDirectories(runtimeRoot);
   await recoverAll(context);
   return context;

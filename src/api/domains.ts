@@ -41,6 +41,6 @@ function diskMessage(disk: DiskState): Disk {
     sizeBytes: disk.sizeBytes,
     checkpoints: disk.checkpoints.map(({ name }) => name),
     foreignBitmaps: disk.foreignBitmaps,
-    obstacle: disk.obstacle,
+    obstacle: disk.obstacle && { code: disk.obstacle.code, reason: disk.obstacle.reason },
   };
 }

@@ -173,6 +173,24 @@ export interface StopBlockExportsResponse {
   readonly exports: readonly BlockExport[];
 }
 
+export interface Finding {
+  readonly code: string;
+  readonly severity: "OK" | "NOTE" | "WARNING" | "BLOCKER";
+  readonly disk?: string | undefined;
+  readonly found: string;
+  readonly advice: string;
+  readonly errorCode?: string | undefined;
+}
+
+export interface DoctorReport {
+  readonly domain: string;
+  readonly repository: string;
+  readonly ready: boolean;
+  readonly nextLevel?: Level | undefined;
+  readonly nextReason?: string | undefined;
+  readonly findings: readonly Finding[];
+}
+
 /** The messages that are printed or sent whole, by their names in the package `fleece.v1`. */
 export interface MessageTypes {
   readonly Domain: Domain;
@@ -189,4 +207,5 @@ export interface MessageTypes {
   readonly StartBlockExportsResponse: StartBlockExportsResponse;
   readonly ListBlockExportsResponse: ListBlockExportsResponse;
   readonly StopBlockExportsResponse: StopBlockExportsResponse;
+  readonly DoctorReport: DoctorReport;
 }

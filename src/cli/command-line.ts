@@ -17,8 +17,13 @@ export async function runCommandLine(args: readonly string[], surroundings: Surr
     // A terminal has just echoed `^C`.
     if (!json) stderr.write(`${stderr.isTTY === true ? "\n" : ""}fleece: ${line}\n`);
   });
-  const run: RunAction = (action) =>
-    runSession({ ...surroundings, progress, signal: interruption.signal }, program.options(), action);
+  const run: RunAction = (action, runOptions) =>
+    runSession(
+      { ...surroundings, progress, signal: interruption.signal },
+      program.options(),
+      action,
+      runOptions,
+    );
   const program = createProgram(surroundings, run);
   try {
     await program.parse(args);

@@ -6,6 +6,7 @@ import { addCheckpointCommands } from "./checkpoint-commands.js";
 import { addBlockSnapshotCommands } from "./block-snapshot-commands.js";
 import { SYSTEM_CONFIG } from "./configuration-file.js";
 import { addDomainCommands } from "./domain-commands.js";
+import { describeDoctorCommand } from "./doctor-command.js";
 import { addExportCommands } from "./export-commands.js";
 import { LOG_LEVELS } from "./logger.js";
 import type { GlobalOptions, RunAction } from "./session.js";
@@ -58,6 +59,7 @@ export function createProgram(
   );
   addExportCommands(group("export", "start, list and stop NBD exports of block snapshots"), run);
   addCheckpointCommands(group("checkpoint", "list, show and delete checkpoints"), run);
+  describeDoctorCommand(program.command("doctor"), run);
   const backup = group("backup", "run, list, show, verify, restore, serve and delete backups");
   addBackupCommands(backup, run);
   addBackupReadCommands(backup, run);

@@ -46,13 +46,19 @@ export interface Session {
 }
 
 /** What the verbs are given to run their actions with. */
-export type RunAction = (action: (session: Session) => Promise<void>) => Promise<void>;
+export type RunAction = (action: (session: Session) => Promise<void>, options?: RunOptions) => Promise<void>;
+
+export interface RunOptions {
+  /** The command only looks: what killed commands left stays as it is, too. */
+  readonly changeNothing?: boolean;
+}
 
 /** Runs the action of a command. Fails with AGENT_UNREACHABLE, CONFIG_INVALID, CONFIG_NOT_FOUND, or as the action does. */
 export async function runSession(
   surroundings: Surroundings & { readonly progress: ProgressView; readonly signal: AbortSignal },
   options: GlobalOptions,
   action: (session: Session) => Promise<void>,
+  runOptions: RunOptions = {},
 ): Promise<void> {
   const { stdout, cwd, progress, signal } = surroundings;
   if (options.embedded !== true) {
@@ -66,6 +72,7 @@ export async function runSession(
   const agent = await surroundings.startAgent(
     config,
     await createLogger(options.logLevel ?? config.logLevel, progress.log),
+    runOptions,
   );
   signal.throwIfAborted();
   await action({

@@ -2,7 +2,7 @@ import type { FileHandle } from "node:fs/promises";
 import { constants, open } from "node:fs/promises";
 import { hostname } from "node:os";
 import { tryLock } from "fs-native-extensions";
-import { fileError } from "../shared/errors.js";
+import { errnoOf, fileError } from "../shared/errors.js";
 
 /** Who holds a lock, as written into the lock file for those who are refused. */
 export interface LockHolder {
@@ -57,6 +57,31 @@ export async function tryKernelLock(path: string, purpose: string): Promise<Lock
     await file.close();
   };
   return { held: true, lock: { release } };
+}
+
+/**
+ * Whether somebody holds the lock, without taking it or writing to the file. (For an instant a shared lock is held: whoever
+ * wants the lock just then is refused, as by anybody else.)
+ */
+export async function lookAtKernelLock(
+  path: string,
+): Promise<{ readonly held: boolean; readonly holder?: LockHolder }> {
+  let file: FileHandle;
+  try {
+    file = await open(path, constants.O_RDONLY | constants.O_NOFOLLOW);
+  } catch (error) {
+    if (errnoOf(error) === "ENOENT") return { held: false };
+    throw fileError(error, "open the lock file", path);
+  }
+  try {
+    if (tryLock(file.fd, { shared: true })) return { held: false };
+    const holder = await readHolder(file);
+    return holder === undefined ? { held: true } : { held: true, holder };
+  } catch (error) {
+    throw fileError(error, "look at the lock", path);
+  } finally {
+    await file.close();
+  }
 }
 
 export function describeHolder(holder: LockHolder | undefined): string {

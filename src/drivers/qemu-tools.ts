@@ -56,6 +56,8 @@ export async function runTool(
 export interface ImageInfo {
   /** Virtual size. */
   readonly sizeBytes: number;
+  /** What the file takes on its host. */
+  readonly allocatedBytes: number | undefined;
   /** As the header has it, usually relative to the image. */
   readonly backingFile: string | undefined;
   readonly backingFormat: string | undefined;
@@ -76,6 +78,7 @@ export interface ImageBitmap {
 
 const infoSchema = z.object({
   "virtual-size": z.int().nonnegative(),
+  "actual-size": z.int().nonnegative().optional(),
   "backing-filename": z.string().optional(),
   "backing-filename-format": z.string().optional(),
   "format-specific": z
@@ -110,6 +113,7 @@ export async function imageInfo(
   const data = info["format-specific"]?.data;
   return {
     sizeBytes: info["virtual-size"],
+    allocatedBytes: info["actual-size"],
     backingFile: info["backing-filename"],
     backingFormat: info["backing-filename-format"],
     dataFile: data?.["data-file"],

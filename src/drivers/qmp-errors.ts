@@ -14,7 +14,10 @@ export function mapQmpError(error: unknown, peer: string): unknown {
   if (!isQmpError(error)) return error;
   if (error.code === "QMP_ABORTED") return new FleeceError("INTERRUPTED", "Cancelled", { cause: error });
   const message = `${peer}: ${error.message}`;
-  if (!REFUSALS.has(error.code)) return new FleeceError("DOMAIN_UNREACHABLE", message, { cause: error });
+  if (!REFUSALS.has(error.code)) {
+    const facts = error.code === "QMP_NO_GREETING" ? { monitorInUse: true } : {};
+    return new FleeceError("DOMAIN_UNREACHABLE", message, { cause: error, facts });
+  }
   const code = /No space left on device/.test(error.message) ? "NO_SPACE" : "QEMU_FAILED";
   return new FleeceError(code, message, { cause: error });
 }

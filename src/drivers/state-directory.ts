@@ -1,10 +1,11 @@
-import { lstat, mkdir, readdir, readFile, rename, rm, stat } from "node:fs/promises";
+import type { Stats } from "node:fs";
+import { access, constants, lstat, mkdir, readdir, readFile, rename, rm, stat } from "node:fs/promises";
 import path from "node:path";
 import type { DomainLock, OperationOwner, OperationRecord, StateStore } from "../ports/state-store.js";
 import { errnoOf, fileError, FleeceError } from "../shared/errors.js";
 import { isOwnerAlive, processOwner } from "./process-owner.js";
 import { syncDirectory, writeDurably } from "./durable-files.js";
-import { describeHolder, tryKernelLock } from "./kernel-lock.js";
+import { describeHolder, lookAtKernelLock, tryKernelLock } from "./kernel-lock.js";
 
 /**
  * `<stateDir>/domains/<domain>.lock` and `<stateDir>/operations/<domain>/<id>.json`: one file per unfinished operation,
@@ -18,13 +19,29 @@ export class StateDirectory implements StateStore {
   }
 
   async lockDomain(domain: string, purpose: string): Promise<DomainLock> {
-    const directory = path.join(this.#root, "domains");
-    await makePrivateDirectory(directory);
-    const attempt = await tryKernelLock(path.join(directory, `${domain}.lock`), purpose);
-    if (attempt.held) return attempt.lock;
+    await makePrivateDirectory(path.join(this.#root, "domains"));
+    const attempt = await tryKernelLock(this.#lockFile(domain), purpose);
+    if (attempt.held) {
+      try {
+        await this.#sweep(domain);
+      } catch (error) {
+        await attempt.lock.release();
+        throw error;
+      }
+      return attempt.lock;
+    }
     throw new FleeceError("DOMAIN_BUSY", `Domain ${domain} is busy: ${describeHolder(attempt.holder)}`, {
       facts: { domain, holder: attempt.holder?.purpose ?? "" },
     });
+  }
+
+  async holder(domain: string): Promise<string | undefined> {
+    const { held, holder } = await lookAtKernelLock(this.#lockFile(domain));
+    return held ? describeHolder(holder) : undefined;
+  }
+
+  async checkUsable(): Promise<void> {
+    for (const name of ["domains", "operations"]) await checkPrivateDirectory(path.join(this.#root, name));
   }
 
   async operations(domain?: string): Promise<readonly OperationRecord[]> {
@@ -35,9 +52,6 @@ export class StateDirectory implements StateStore {
       for (const file of await entries(directory)) {
         const record = file.endsWith(".json") ? await readRecord(path.join(directory, file)) : undefined;
         if (record !== undefined) records.push(record);
-        const writer = temporaryOwner(file);
-        if (writer !== undefined && !this.isAlive(writer))
-          await rm(path.join(directory, file), { force: true });
       }
     }
     return records.toSorted((a, b) => a.startedAtMs - b.startedAtMs);
@@ -72,6 +86,20 @@ export class StateDirectory implements StateStore {
     if (await exists(directory)) await syncDirectory(directory);
   }
 
+  /** Removes what killed writers left half written. */
+  async #sweep(domain: string): Promise<void> {
+    const directory = this.#directory(domain);
+    for (const file of await entries(directory)) {
+      const writer = temporaryOwner(file);
+      if (writer !== undefined && !this.isAlive(writer))
+        await rm(path.join(directory, file), { force: true });
+    }
+  }
+
+  #lockFile(domain: string): string {
+    return path.join(this.#root, "domains", `${domain}.lock`);
+  }
+
   #directory(domain: string): string {
     return path.join(this.#root, "operations", domain);
   }
@@ -91,12 +119,40 @@ function temporaryOwner(file: string): OperationOwner | undefined {
 export async function makePrivateDirectory(directory: string): Promise<void> {
   try {
     await makeWithParents(directory);
-    const found = await lstat(directory);
-    if (found.isDirectory() && (found.mode & 0o022) === 0) return;
+    if (isPrivate(await lstat(directory))) return;
   } catch (error) {
     throw fileError(error, "create the directory", directory);
   }
-  throw new FleeceError(
+  throw notPrivate(directory);
+}
+
+/** Fails as making it would. Makes nothing: where it is missing, the nearest directory above must take new ones. */
+async function checkPrivateDirectory(directory: string): Promise<void> {
+  try {
+    if (await exists(directory)) {
+      if (!isPrivate(await lstat(directory))) throw notPrivate(directory);
+      await access(directory, constants.R_OK | constants.W_OK | constants.X_OK);
+      return;
+    }
+    let above = path.dirname(directory);
+    while (!(await exists(above))) above = path.dirname(above);
+    if (!(await stat(above)).isDirectory()) {
+      throw new FleeceError("PATH_NOT_FOUND", `Cannot create ${directory}: ${above} is not a directory`, {
+        facts: { path: above },
+      });
+    }
+    await access(above, constants.W_OK | constants.X_OK);
+  } catch (error) {
+    throw fileError(error, "create the directory", directory);
+  }
+}
+
+function isPrivate(found: Stats): boolean {
+  return found.isDirectory() && (found.mode & 0o022) === 0;
+}
+
+function notPrivate(directory: string): FleeceError {
+  return new FleeceError(
     "PERMISSION_DENIED",
     `Expected ${directory} to be a directory that only its owner may write to`,
     { facts: { path: directory } },

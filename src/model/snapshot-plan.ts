@@ -8,6 +8,10 @@ export interface DomainState {
   /** `7.2.22`, for a domain that runs. */
   readonly qemuVersion?: string;
   readonly disks: readonly DiskState[];
+  /** Nodes in the running QEMU that carry our mark, whichever fleece made them. */
+  readonly ourNodes?: readonly string[];
+  /** Ids of NBD exports of the running QEMU that other programs made. */
+  readonly foreignExports?: readonly string[];
 }
 
 export interface DiskState {
@@ -16,6 +20,10 @@ export interface DiskState {
   /** The image file or device, as QEMU or the configuration names it. */
   readonly file: string;
   readonly sizeBytes: number;
+  /** What the image takes on its host, where that is known. */
+  readonly allocatedBytes?: number;
+  /** The iothread that a running domain's disk is in, if any. */
+  readonly iothread?: string;
   /** Our bitmaps alone, oldest first. */
   readonly checkpoints: readonly CheckpointBitmap[];
   /** Names of bitmaps that others made; never touched. */
@@ -27,6 +35,8 @@ export interface DiskState {
 export interface Obstacle {
   readonly code: "UNSAFE_IOTHREAD" | "FOREIGN_FILTER" | "UNSUPPORTED";
   readonly reason: string;
+  /** The node on top of the disk, if that is the obstacle. */
+  readonly filter?: string;
 }
 
 export type DiskFormat = "qcow2" | "raw";
@@ -75,6 +85,11 @@ export function snapshotNodes(id: string, diskIndex: number): SnapshotNodes {
 
 export function isOurNode(node: string): boolean {
   return node.startsWith(NODE_MARK);
+}
+
+/** The id of the operation that a node of ours was made for: that of its plan. */
+export function operationOfNode(node: string): string | undefined {
+  return /^fleece-([^-]+)-\d+-/.exec(node)?.[1];
 }
 
 /** What to offer of one disk of a snapshot. */

@@ -10,6 +10,9 @@ export interface BackupRepository {
   /** Fails with PATH_NOT_FOUND or PERMISSION_DENIED when backups cannot be written here; creates nothing. */
   checkWritable(): Promise<void>;
 
+  /** For new backups, in bytes. */
+  freeBytes(): Promise<number>;
+
   /** All backups, also damaged ones, oldest first within a domain. Unfinished ones are not listed. */
   list(domain?: string): Promise<readonly BackupEntry[]>;
 

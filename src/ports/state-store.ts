@@ -31,7 +31,11 @@ export interface DomainLock {
 export interface StateStore {
   /** Fails with DOMAIN_BUSY naming the holder and what it does. `purpose` is shown to others that are refused. */
   lockDomain(domain: string, purpose: string): Promise<DomainLock>;
-  /** Journalled operations of a domain (of all, without one), oldest first. A torn record cannot occur. */
+  /** Who holds the domain and what for, if anybody does. Reads only. */
+  holder(domain: string): Promise<string | undefined>;
+  /** What `lockDomain` and `save` would fail with for want of a directory. Creates nothing. */
+  checkUsable(): Promise<void>;
+  /** Journalled operations of a domain (of all, without one), oldest first. A torn record cannot occur. Reads only. */
   operations(domain?: string): Promise<readonly OperationRecord[]>;
   /** Durable (file and directory synced) when it resolves. Replaces the record of the same id. */
   save(record: OperationRecord): Promise<void>;

@@ -1,27 +1,23 @@
+import { diskObstacle, noDisks, qemuTooOld } from "../model/domain-findings.js";
+import { refusal } from "../model/finding.js";
 import { checkName } from "../model/names.js";
 import type { DiskState, DomainState } from "../model/snapshot-plan.js";
 import { FleeceError } from "../shared/errors.js";
 
 /**
  * The disks that an operation is about: those asked for, or all. Fails with DISK_NOT_FOUND for one that the domain does
- * not have, and with the obstacle's code for one that cannot be frozen; a disk is never left out silently.
+ * not have, and with the blocker's code where a look (`fleece doctor`) would find one; a disk is never left out silently.
  */
 export function chooseDisks(state: DomainState, targets?: readonly string[]): readonly DiskState[] {
   const chosen =
     targets === undefined ? state.disks : [...new Set(targets)].map((target) => find(state, target));
-  if (chosen.length === 0) {
-    throw new FleeceError("DISK_NOT_FOUND", `Domain ${state.domain} has no writable, non-removable disk`);
-  }
-  for (const { target, obstacle } of chosen) {
-    if (obstacle === undefined) continue;
-    throw new FleeceError(
-      obstacle.code,
-      `Disk ${target} of domain ${state.domain} cannot be frozen: ${obstacle.reason}`,
-      {
-        facts: { domain: state.domain, target },
-      },
-    );
-  }
+  const blockers = [
+    qemuTooOld(state),
+    noDisks({ ...state, disks: chosen }),
+    ...chosen.map((disk) => diskObstacle(state.domain, disk)),
+  ];
+  const blocker = blockers.find((found) => found !== undefined);
+  if (blocker !== undefined) throw refusal(blocker);
   return chosen;
 }
 

@@ -27,6 +27,8 @@ export interface ServiceContext {
   readonly scratchDir: string;
   /** Fails with PATH_NOT_FOUND or PERMISSION_DENIED when no scratch images can be made. */
   readonly checkScratch: () => Promise<void>;
+  /** For scratch images, in bytes. */
+  readonly freeScratchBytes: () => Promise<number>;
   /** How many disks are read side by side. */
   readonly parallelDisks: number;
 }

@@ -1,4 +1,6 @@
+import { refusal } from "../model/finding.js";
 import { checkName } from "../model/names.js";
+import { snapshotHolds } from "../model/operation-findings.js";
 import type { SnapshotJournal } from "../model/operation.js";
 import type { BlockDriver } from "../ports/block-driver.js";
 import type { OperationRecord } from "../ports/state-store.js";
@@ -125,11 +127,6 @@ export async function refuseFrozenDisks(
     if (snapshot.mode !== driver.mode) continue;
     const disk = snapshot.plan.disks.find(({ target }) => targets?.includes(target) ?? true);
     if (disk === undefined || (await brokenBy(snapshot, driver)) !== undefined) continue;
-    const leaseEnd = new Date(snapshot.leaseUntilMs).toISOString();
-    throw new FleeceError(
-      "DOMAIN_BUSY",
-      `Disk ${disk.target} of domain ${domain} is held by block snapshot ${snapshot.name} until that is deleted or its lease ends (${leaseEnd})`,
-      { facts: { domain, target: disk.target, snapshot: snapshot.name } },
-    );
+    throw refusal(snapshotHolds(domain, disk.target, snapshot), { snapshot: snapshot.name });
   }
 }

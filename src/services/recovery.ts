@@ -72,7 +72,11 @@ export async function recoverAll(
   }
 }
 
-function isOver({ store, clock }: RecoveryParts, { subject, owner }: OperationRecord): boolean {
+/** Whether nobody works on it any more, so that the next command undoes it (given the domain's lock, for a backup). */
+export function isOver(
+  { store, clock }: Pick<RecoveryParts, "store" | "clock">,
+  { subject, owner }: OperationRecord,
+): boolean {
   switch (subject.kind) {
     case "backup":
       return true;

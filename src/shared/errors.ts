@@ -26,6 +26,7 @@ export const ERROR_CODES = {
   AGENT_UNREACHABLE: ["unreachable", "No agent answers on its socket"],
   DOMAIN_UNREACHABLE: ["unreachable", "The domain's QMP socket is absent, refuses, hangs or talks nonsense"],
   DAMAGED: ["damage", "A backup's files are not what its manifest and digests say"],
+  NOT_READY: ["failed", "The next backup would be refused; the report says why"],
   CHECKPOINT_INVALID: ["failed", "The changes since that checkpoint cannot be told completely"],
   CHECKPOINT_DAMAGED: ["failed", "A bitmap is inconsistent, so that merging it would lose changes"],
   UNSAFE_IOTHREAD: [

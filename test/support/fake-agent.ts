@@ -67,6 +67,7 @@ export class FakeProcess {
       domains: [domain.name],
       scratchDir: "/scratch",
       checkScratch: () => Promise.resolve(),
+      freeScratchBytes: () => Promise.resolve(domain.host.freeBytes),
       parallelDisks: 2,
     };
   }

@@ -11,6 +11,8 @@ export interface FakeDaemon {
 
 /** The host around the fakes: paths that exist, and daemons by their directory. Real directories are removed for real. */
 export class FakeHost implements HostCleaner {
+  /** Of every file system there is. */
+  freeBytes = 2 ** 40;
   readonly files = new Set<string>();
   readonly directories = new Set<string>();
   readonly daemons = new Map<string, FakeDaemon>();

@@ -37,6 +37,10 @@ export class FakeRepository implements BackupRepository {
     return Promise.resolve();
   }
 
+  freeBytes(): Promise<number> {
+    return Promise.resolve(this.#domain.host.freeBytes);
+  }
+
   list(domain?: string): Promise<readonly BackupEntry[]> {
     const entries = [...this.#stored.values()].map(({ manifest }) => this.#entry(manifest));
     return Promise.resolve(

@@ -43,9 +43,10 @@ export class FakeRunningDriver implements BlockDriver {
         const filter = this.#qemu.roots.get(disk.target);
         if (filter === undefined) return state;
         const reason = `it already has a block snapshot (filter ${filter})`;
-        return { ...state, obstacle: { code: "FOREIGN_FILTER" as const, reason } };
+        return { ...state, obstacle: { code: "FOREIGN_FILTER" as const, reason, filter } };
       });
-      return { domain: this.#domain.name, mode: this.#qemu.status, qemuVersion: "7.2.22", disks };
+      const ourNodes = [...this.#qemu.nodes.keys()];
+      return { domain: this.#domain.name, mode: this.#qemu.status, qemuVersion: "7.2.22", disks, ourNodes };
     });
   }
 

@@ -222,6 +222,7 @@ async function describe(disk: DiskConfig, signal?: AbortSignal): Promise<DiskSta
     format: disk.format,
     file: disk.file,
     sizeBytes: info.sizeBytes,
+    ...(info.allocatedBytes === undefined ? {} : { allocatedBytes: info.allocatedBytes }),
     ...sortOutBitmaps(reported),
   };
 }

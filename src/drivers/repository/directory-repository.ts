@@ -12,6 +12,7 @@ import type {
   RepositoryLock,
 } from "../../ports/repository.js";
 import { errnoOf, fileError, FleeceError } from "../../shared/errors.js";
+import { freeBytes } from "../free-bytes.js";
 import { describeHolder, tryKernelLock } from "../kernel-lock.js";
 import { isDirectory, namedDirectories, readBackup } from "./backup-directory.js";
 import { type ChainLink, chainLinks, checkImage } from "./chain-images.js";
@@ -50,6 +51,10 @@ export class DirectoryRepository implements BackupRepository {
     } catch (error) {
       throw fileError(error, "write to the repository", this.#layout.root);
     }
+  }
+
+  freeBytes(): Promise<number> {
+    return freeBytes(this.#layout.root);
   }
 
   async list(domain?: string): Promise<readonly BackupEntry[]> {

@@ -26,6 +26,7 @@ export interface LocatedDisk {
   readonly format: DiskFormat;
   readonly file: string;
   readonly sizeBytes: number;
+  readonly allocatedBytes: number | undefined;
   readonly bitmaps: NonNullable<NamedNode["dirty-bitmaps"]>;
   readonly obstacle?: Obstacle;
 }
@@ -61,6 +62,7 @@ export function locateDisks(facts: BlockFacts): readonly LocatedDisk[] {
         format: disk.drv === "qcow2" ? "qcow2" : "raw",
         file: disk.file,
         sizeBytes: root.image["virtual-size"],
+        allocatedBytes: disk.image["actual-size"],
         bitmaps: disk["dirty-bitmaps"] ?? [],
         ...(obstacle === undefined ? {} : { obstacle }),
       } satisfies LocatedDisk,
@@ -90,7 +92,7 @@ function filterObstacle(facts: BlockFacts, rootNode: string, diskNode: string): 
   const reason = isOurNode(rootNode)
     ? `it already has a block snapshot (filter ${rootNode})`
     : `another tool's ${driver} filter ${rootNode} is on it`;
-  return { code: "FOREIGN_FILTER", reason };
+  return { code: "FOREIGN_FILTER", reason, filter: rootNode };
 }
 
 const FORMATS: ReadonlySet<string> = new Set(["qcow2", "raw", "file", "host_device"]);

@@ -5,13 +5,20 @@ import type { QmpSession } from "../../qmp/index.js";
  * QEMU before 9.0 aborts the whole virtual machine when an NBD client disconnects from an export whose node runs in an
  * iothread (assertion in blockdev-nbd.c, seen on 7.2; fixed upstream by 9.0). Such disks must never be exported by it.
  */
-export async function iothreadObstacle(qmp: QmpSession, qomPath: string): Promise<Obstacle | undefined> {
-  if (qmp.version.major >= 9) return undefined;
+export function iothreadObstacle(
+  { version }: QmpSession,
+  iothread: string | undefined,
+): Obstacle | undefined {
+  if (iothread === undefined || version.major >= 9) return undefined;
+  const reason = `it runs in iothread ${iothread}, and QEMU ${version.major}.${version.minor} aborts the virtual machine when an NBD client disconnects from such a disk`;
+  return { code: "UNSAFE_IOTHREAD", reason };
+}
+
+/** The name of the iothread that a disk runs in, if any. */
+export async function iothreadOf(qmp: QmpSession, qomPath: string): Promise<string | undefined> {
   for (const path of await deviceAndControllers(qmp, qomPath)) {
     const iothread = await property(qmp, path, "iothread");
-    if (iothread === undefined || iothread === "") continue;
-    const reason = `it runs in iothread ${iothread.replace(/^\/objects\//, "")}, and QEMU ${qmp.version.major}.${qmp.version.minor} aborts the virtual machine when an NBD client disconnects from such a disk`;
-    return { code: "UNSAFE_IOTHREAD", reason };
+    if (iothread !== undefined && iothread !== "") return iothread.replace(/^\/objects\//, "");
   }
   return undefined;
 }

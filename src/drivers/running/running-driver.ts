@@ -22,11 +22,12 @@ import { withQmpErrors } from "../qmp-errors.js";
 import type { LocatedDisk } from "./block-graph.js";
 import { locateDisks } from "./block-graph.js";
 import { bitmapTransaction } from "./bitmap-transaction.js";
-import { iothreadObstacle } from "./iothreads.js";
+import { iothreadObstacle, iothreadOf } from "./iothreads.js";
 import { addProbe, probeName, tryProbes } from "./loss-probe.js";
 import { startNbdServer } from "./nbd-server.js";
 import { assignTargets } from "./targets.js";
 import { undoInQemu } from "./undo.js";
+import { lookForUsers } from "./users.js";
 
 /**
  * The disks of a running QEMU. Content is frozen by a copy-before-write filter inserted under the device at run time.
@@ -58,7 +59,8 @@ export class RunningDriver implements BlockDriver {
       for (const [target, disk] of located) disks.push(await this.#describe(target, disk, jobs));
       const { major, minor, micro } = this.#qmp.version;
       const mode = status === "running" ? "running" : "paused";
-      return { domain: this.#config.name, mode, qemuVersion: `${major}.${minor}.${micro}`, disks };
+      const qemuVersion = `${major}.${minor}.${micro}`;
+      return { domain: this.#config.name, mode, qemuVersion, disks, ...(await lookForUsers(this.#qmp)) };
     });
   }
 
@@ -184,7 +186,8 @@ export class RunningDriver implements BlockDriver {
   }
 
   async #describe(target: string, disk: LocatedDisk, jobs: Obstacle | undefined): Promise<DiskState> {
-    const obstacle = disk.obstacle ?? jobs ?? (await iothreadObstacle(this.#qmp, disk.qomPath));
+    const iothread = await iothreadOf(this.#qmp, disk.qomPath);
+    const obstacle = disk.obstacle ?? jobs ?? iothreadObstacle(this.#qmp, iothread);
     const reported = disk.bitmaps.flatMap(
       ({ name, recording, busy, persistent, inconsistent, granularity, count }) => {
         // QEMU lists unnamed ones too, while filters or jobs are at work.
@@ -200,6 +203,8 @@ export class RunningDriver implements BlockDriver {
       format: disk.format,
       file: configured?.file ?? disk.file,
       sizeBytes: disk.sizeBytes,
+      ...(disk.allocatedBytes === undefined ? {} : { allocatedBytes: disk.allocatedBytes }),
+      ...(iothread === undefined ? {} : { iothread }),
       ...sortOutBitmaps(reported),
       ...(obstacle === undefined ? {} : { obstacle }),
     };

@@ -3,6 +3,7 @@ import { fileURLToPath } from "node:url";
 import { describe, expect, it } from "vitest";
 import { z } from "zod";
 import { configSchema, parseConfig } from "../../../src/model/config.js";
+import { FINDING_CODES } from "../../../src/model/finding.js";
 import { ERROR_CODES } from "../../../src/shared/errors.js";
 import type { ErrorCategory } from "../../../src/shared/errors.js";
 
@@ -27,6 +28,21 @@ describe("src/README.md", () => {
     const expected = Object.entries(ERROR_CODES).map(([code, [category, meaning]]) => [
       code,
       String(EXIT_CODES[category]),
+      meaning,
+    ]);
+    expect(rows).toEqual(expected);
+  });
+});
+
+describe("src/README.md on findings", () => {
+  it("lists each finding with its severity and meaning, and no other", async () => {
+    const table = (await read("src/README.md")).split("## Findings")[1]?.split("## Error codes")[0] ?? "";
+    const rows = [...table.matchAll(/^\| `([A-Z_]+)` +\| ([a-z]+) +\| (.+?) +\|$/gm)].map(
+      ([, ...cells]) => cells,
+    );
+    const expected = Object.entries(FINDING_CODES).map(([code, [severity, meaning]]) => [
+      code,
+      severity,
       meaning,
     ]);
     expect(rows).toEqual(expected);

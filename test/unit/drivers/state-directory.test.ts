@@ -48,6 +48,8 @@ describe("StateDirectory", () => {
       await writeFile(`${path}/operations/vm/${name}`, "{");
     }
     expect(await state.operations("vm")).toHaveLength(1);
+    expect(await readdir(`${path}/operations/vm`)).toHaveLength(4);
+    await (await state.lockDomain("vm", "the test")).release();
     expect((await readdir(`${path}/operations/vm`)).toSorted()).toEqual(["a.json", living]);
   });
 
