@@ -1,6 +1,7 @@
 import { rm } from "node:fs/promises";
 import type { UndoEntry } from "../../src/model/undo.js";
 import type { HostCleaner } from "../../src/ports/state-store.js";
+import { FakeScratch } from "./fake-scratch.js";
 import type { FakeExport } from "./fake-reader.js";
 
 /** A storage daemon that serves the images of an inactive domain: nodes by name, exports by id. */
@@ -13,6 +14,7 @@ export interface FakeDaemon {
 export class FakeHost implements HostCleaner {
   readonly files = new Set<string>();
   readonly directories = new Set<string>();
+  readonly scratch = new FakeScratch();
   readonly daemons = new Map<string, FakeDaemon>();
 
   async undo(entry: UndoEntry): Promise<void> {

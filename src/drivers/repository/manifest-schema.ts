@@ -45,6 +45,7 @@ const manifestSchema = z
     finishedAt: time,
     consistency: z.enum(["clean", "filesystem", "crash"]),
     heldMs: milliseconds,
+    scratchPeakBytes: bytes.optional(),
     checkpoint: name("checkpoint"),
     disks: z.array(diskSchema).min(1).max(10_000),
   })
