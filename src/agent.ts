@@ -1,15 +1,14 @@
-import { constants } from "node:fs";
-import { access, readFile, stat } from "node:fs/promises";
+import { readFile } from "node:fs/promises";
 import type { Config } from "./model/config.js";
 import { parseConfig } from "./model/config.js";
 import { QemuDriverFactory } from "./drivers/driver-factory.js";
-import { freeBytes } from "./drivers/free-bytes.js";
 import { QemuHostCleaner } from "./drivers/host-cleaner.js";
 import { StorageDaemonImages } from "./drivers/images.js";
 import { NbdReaderFactory } from "./drivers/nbd-io.js";
 import { outputDirectories } from "./drivers/output-directory.js";
 import { DirectoryRepository } from "./drivers/repository/directory-repository.js";
 import { defaultRuntimeRoot, sweepRuntimeDirectories } from "./drivers/runtime-directory.js";
+import { ScratchDirectory } from "./drivers/scratch-directory.js";
 import { StateDirectory } from "./drivers/state-directory.js";
 import { systemClock } from "./drivers/system-clock.js";
 import type { Logger } from "./ports/logger.js";
@@ -59,31 +58,15 @@ export async function startAgent(
       ]),
     ),
     domains: config.domains.map(({ name }) => name),
-    checkScratch: () => checkScratch(config.scratchDir),
-    freeScratchBytes: () => freeBytes(config.scratchDir),
     scratchDir: config.scratchDir,
+    scratch: new ScratchDirectory({ path: config.scratchDir, reserveBytes: config.scratch.reserve }),
+    scratchLimits: new Map(
+      config.domains.map(({ name, scratch }) => [name, scratch?.limit ?? config.scratch.limit]),
+    ),
     parallelDisks: config.parallelDisks,
   };
   if (changeNothing) return context;
   await sweepRuntimeDirectories(runtimeRoot);
   await recoverAll(context);
   return context;
-}
-
-/** A missing directory is not made: it may be a file system that is not mounted. */
-async function checkScratch(directory: string): Promise<void> {
-  const refuse = (code: "PATH_NOT_FOUND" | "PERMISSION_DENIED", why: string, cause?: unknown): FleeceError =>
-    new FleeceError(code, `The scratch directory ${directory} ${why}`, { cause, facts: { path: directory } });
-  let found;
-  try {
-    found = await stat(directory);
-  } catch (error) {
-    throw refuse("PATH_NOT_FOUND", "does not exist; create it, or mount what belongs there", error);
-  }
-  if (!found.isDirectory()) throw refuse("PATH_NOT_FOUND", "is not a directory");
-  try {
-    await access(directory, constants.W_OK | constants.X_OK);
-  } catch (error) {
-    throw refuse("PERMISSION_DENIED", "cannot be written to", error);
-  }
 }

@@ -86,6 +86,7 @@ function soundBackupMessage({ id, repository, domain, manifest }: IntactEntry): 
     endTime: timestampFromText(manifest.finishedAt),
     consistency: CONSISTENCIES[manifest.consistency],
     heldMs: manifest.heldMs,
+    scratchPeakBytes: manifest.scratchPeakBytes,
     checkpoint: manifest.checkpoint,
     disks: manifest.disks.map(backupDiskMessage),
   };
@@ -108,7 +109,7 @@ function backupDiskMessage(disk: ManifestDisk): BackupDisk {
 }
 
 function progressMessage(progress: BackupProgress): Progress {
-  if (progress.step === "disk") return progress;
+  if (progress.step !== "started") return progress;
   const disks = progress.disks.map(({ target, sizeBytes }) => ({ target, sizeBytes }));
   return { step: "started", level: LEVELS[progress.level], reason: progress.reason, disks };
 }

@@ -2,6 +2,7 @@ import type { ServiceContext } from "../services/context.js";
 import { createBlockSnapshot, deleteBlockSnapshot, renewBlockSnapshot } from "../services/block-snapshots.js";
 import type { BlockSnapshot as ServiceSnapshot } from "../services/open-snapshots.js";
 import { getBlockSnapshot, listBlockSnapshots } from "../services/open-snapshots.js";
+import { scratchUse } from "../services/scratch-watch.js";
 import { blockExportMessage } from "./block-exports.js";
 import { formatName } from "./domains.js";
 import type { BlockSnapshot, BlockSnapshotDisk, ListBlockSnapshotsResponse } from "./messages.js";
@@ -38,7 +39,7 @@ export async function createBlockSnapshotHandler(
       : { checkpoint: checkpoint.name === undefined ? {} : { name: checkpoint.name } }),
     ...(signal === undefined ? {} : { signal }),
   });
-  return blockSnapshotMessage(created);
+  return withUse(context, created);
 }
 
 export async function listBlockSnapshotsHandler(
@@ -46,33 +47,37 @@ export async function listBlockSnapshotsHandler(
   { domain }: { readonly domain: string },
 ): Promise<ListBlockSnapshotsResponse> {
   const snapshots = await listBlockSnapshots(context, domain);
-  return { snapshots: snapshots.map(blockSnapshotMessage) };
+  return { snapshots: await Promise.all(snapshots.map((snapshot) => withUse(context, snapshot))) };
 }
 
 export async function getBlockSnapshotHandler(
   context: ServiceContext,
   { domain, name }: BlockSnapshotRequest,
 ): Promise<BlockSnapshot> {
-  return blockSnapshotMessage(await getBlockSnapshot(context, domain, name));
+  return withUse(context, await getBlockSnapshot(context, domain, name));
 }
 
 export async function renewBlockSnapshotHandler(
   context: ServiceContext,
   { domain, name, leaseMs }: BlockSnapshotRequest & { readonly leaseMs?: number | undefined },
 ): Promise<BlockSnapshot> {
-  return blockSnapshotMessage(await renewBlockSnapshot(context, domain, name, leaseMs));
+  return withUse(context, await renewBlockSnapshot(context, domain, name, leaseMs));
 }
 
-/** Answers with the snapshot as it was. */
+/** Answers with the snapshot as it was, but for its scratch space, which is free again. */
 export async function deleteBlockSnapshotHandler(
   context: ServiceContext,
   { domain, name, failed }: BlockSnapshotRequest & { readonly failed: boolean },
 ): Promise<BlockSnapshot> {
   const outcome = failed ? "failure" : "success";
-  return blockSnapshotMessage(await deleteBlockSnapshot(context, domain, name, outcome));
+  return blockSnapshotMessage(await deleteBlockSnapshot(context, domain, name, outcome), 0);
 }
 
-export function blockSnapshotMessage(snapshot: ServiceSnapshot): BlockSnapshot {
+async function withUse(context: ServiceContext, snapshot: ServiceSnapshot): Promise<BlockSnapshot> {
+  return blockSnapshotMessage(snapshot, (await scratchUse(context, snapshot.plan)).usedBytes);
+}
+
+export function blockSnapshotMessage(snapshot: ServiceSnapshot, scratchUsedBytes: number): BlockSnapshot {
   const { domain, name, timeMs, mode, plan, leaseMs, leaseUntilMs, exports } = snapshot;
   return {
     domain,
@@ -80,6 +85,8 @@ export function blockSnapshotMessage(snapshot: ServiceSnapshot): BlockSnapshot {
     time: timestampFromMs(timeMs),
     consistency: mode === "inactive" ? "CLEAN" : "CRASH",
     checkpoint: plan.checkpoint?.name,
+    scratchUsedBytes,
+    scratchLimitBytes: mode === "inactive" ? undefined : plan.scratchLimitBytes,
     leaseMs,
     leaseEndTime: timestampFromMs(leaseUntilMs),
     disks: plan.disks.map(({ target, format, sizeBytes, scratchPath }): BlockSnapshotDisk => ({

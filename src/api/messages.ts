@@ -86,6 +86,7 @@ export interface SoundBackup extends BackupPlace {
   readonly endTime: Timestamp;
   readonly consistency: ConsistencyName;
   readonly heldMs: number;
+  readonly scratchPeakBytes?: number | undefined;
   readonly checkpoint: string;
   readonly disks: readonly BackupDisk[];
   readonly damage?: undefined;
@@ -151,6 +152,8 @@ export interface BlockSnapshot {
   readonly time: Timestamp;
   readonly consistency: ConsistencyName;
   readonly checkpoint?: string | undefined;
+  readonly scratchUsedBytes: number;
+  readonly scratchLimitBytes?: number | undefined;
   readonly leaseMs: number;
   readonly leaseEndTime: Timestamp;
   readonly disks: readonly BlockSnapshotDisk[];

@@ -9,6 +9,8 @@ export type Progress =
       readonly reason: string;
       readonly disks: readonly { readonly target: string; readonly sizeBytes: number }[];
     }
+  /** What the guest's writes have cost in scratch space so far; told about once a second. */
+  | { readonly step: "scratch"; readonly usedBytes: number; readonly limitBytes?: number }
   /** How far into a disk the call has come. */
   | {
       readonly step: "disk";

@@ -50,6 +50,10 @@ export function backupDetails(backup: Backup, terminal: boolean): string {
     ["Consistency", CONSISTENCY[backup.consistency]],
     ["Checkpoint", backup.checkpoint],
     ["Guest held", `${backup.heldMs} ms`],
+    [
+      "Scratch",
+      backup.scratchPeakBytes === undefined ? undefined : `${formatBytes(backup.scratchPeakBytes)} at most`,
+    ],
     ["Took", formatDuration(tookMs)],
   ]);
   return `${head}\n${diskTable(backup, terminal)}`;

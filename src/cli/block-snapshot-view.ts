@@ -14,6 +14,7 @@ export function blockSnapshotList({ snapshots }: ListBlockSnapshotsResponse, ter
       { head: "TIME", cell: ({ time }) => formatTime(time) },
       { head: "DISKS", cell: ({ disks }) => disks.map(({ target }) => target).join(",") },
       { head: "CHECKPOINT", cell: ({ checkpoint }) => checkpoint ?? "-" },
+      { head: "SCRATCH", cell: scratchOf, align: "right" },
       { head: "EXPORTS", cell: ({ exports }) => String(exports.length), align: "right" },
       { head: "LEASE ENDS", cell: ({ leaseEndTime }) => formatTime(leaseEndTime) },
     ],
@@ -29,6 +30,7 @@ export function blockSnapshotDetails(snapshot: BlockSnapshot, terminal: boolean)
     ["Moment", formatTime(snapshot.time)],
     ["Consistency", CONSISTENCY[snapshot.consistency]],
     ["Checkpoint", snapshot.checkpoint],
+    ["Scratch", scratchOf(snapshot)],
     ["Lease", `${formatDuration(leaseMs)}, ends ${formatTime(leaseEndTime)}`],
   ]);
   const disks = table(
@@ -43,6 +45,11 @@ export function blockSnapshotDetails(snapshot: BlockSnapshot, terminal: boolean)
   );
   const exports = snapshot.exports.length === 0 ? "" : `\n${exportTable(snapshot.exports, terminal)}`;
   return `${head}\n${disks}${exports}`;
+}
+
+function scratchOf({ scratchUsedBytes, scratchLimitBytes }: BlockSnapshot): string {
+  const used = formatBytes(scratchUsedBytes);
+  return scratchLimitBytes === undefined ? used : `${used} of ${formatBytes(scratchLimitBytes)}`;
 }
 
 export function blockSnapshotCreated(snapshot: BlockSnapshot, terminal: boolean): string {

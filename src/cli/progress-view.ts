@@ -20,6 +20,7 @@ export class ProgressView {
   readonly #stderr: TextStream;
   readonly #rows = new Map<string, Row>();
   #bars: MultiBar | undefined;
+  #scratch: SingleBar | undefined;
   #stopped = false;
 
   constructor(stderr: TextStream) {
@@ -39,6 +40,10 @@ export class ProgressView {
       for (const { target, sizeBytes } of progress.disks) this.#add(target, sizeBytes, width);
       return;
     }
+    if (progress.step === "scratch") {
+      this.#showScratch(progress);
+      return;
+    }
     const { target, sizeBytes } = progress;
     const row = this.#rows.get(target) ?? this.#add(target, sizeBytes ?? 0, target.length);
     row.positionBytes = Math.max(row.positionBytes, progress.positionBytes);
@@ -53,6 +58,7 @@ export class ProgressView {
     this.#bars?.update();
     this.#bars?.stop();
     this.#bars = undefined;
+    this.#scratch = undefined;
     this.#rows.clear();
   }
 
@@ -77,6 +83,14 @@ export class ProgressView {
     const row = { bar, sizeBytes, rate: new Rate(), positionBytes: 0 };
     this.#rows.set(target, row);
     return row;
+  }
+
+  /** A line below the disks; before those are known there is none. */
+  #showScratch({ usedBytes, limitBytes }: Extract<Progress, { step: "scratch" }>): void {
+    const limit = limitBytes === undefined ? "" : ` of ${formatBytes(limitBytes)}`;
+    const text = `Scratch space: ${formatBytes(usedBytes)}${limit}`;
+    this.#scratch ??= this.#bars?.create(1, 0, { text }, { format: "{text}" });
+    this.#scratch?.update({ text });
   }
 
   #write(text: string): void {

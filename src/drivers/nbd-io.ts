@@ -1,5 +1,6 @@
 import { connectNbd, NbdError, type NbdConnection } from "nbd-client-ts";
 import type { Extent } from "../model/extents.js";
+import { BLOCK_SIZE } from "../model/extents.js";
 import type { ExportAddress } from "../model/snapshot-plan.js";
 import type { BlockReader, BlockWriter, ReaderFactory } from "../ports/block-io.js";
 import { FleeceError } from "../shared/errors.js";
@@ -22,7 +23,9 @@ export class NbdReaderFactory implements ReaderFactory {
     const connection = await nbdCall(target, signal, () =>
       connectNbd({ socketPath, exportName, metaContexts, ...(signal === undefined ? {} : { signal }) }),
     );
-    if (connection.sizeBytes === address.sizeBytes) return new NbdReader(connection, address);
+    if (connection.sizeBytes === address.sizeBytes) {
+      return new NbdReader(connection, address, await connectToRelease(address, signal));
+    }
     await connection.close();
     throw new FleeceError(
       "NBD_FAILED",
@@ -31,15 +34,33 @@ export class NbdReaderFactory implements ReaderFactory {
   }
 }
 
+/** Undefined where it cannot be had: giving content up is only a saving. */
+async function connectToRelease(
+  { socketPath, releaseExport }: ExportAddress,
+  signal: AbortSignal | undefined,
+): Promise<NbdConnection | undefined> {
+  if (releaseExport === undefined) return undefined;
+  try {
+    const connection = await connectNbd({ socketPath, exportName: releaseExport, ...withSignal(signal) });
+    if (connection.canTrim) return connection;
+    await connection.close();
+  } catch (error) {
+    if (!(error instanceof NbdError)) throw error;
+  }
+  return undefined;
+}
+
 class NbdReader implements BlockReader {
   readonly sizeBytes: number;
   readonly #connection: NbdConnection;
   readonly #address: ExportAddress;
+  #release: NbdConnection | undefined;
   #readBytes = 0;
   #warm = false;
 
-  constructor(connection: NbdConnection, address: ExportAddress) {
+  constructor(connection: NbdConnection, address: ExportAddress, release: NbdConnection | undefined) {
     this.#connection = connection;
+    this.#release = release;
     this.#address = address;
     this.sizeBytes = address.sizeBytes;
   }
@@ -56,12 +77,7 @@ class NbdReader implements BlockReader {
     }
   }
 
-  async read(
-    offset: number,
-    length: number,
-    signal?: AbortSignal,
-    into?: Uint8Array,
-  ): Promise<Uint8Array> {
+  async read(offset: number, length: number, signal?: AbortSignal, into?: Uint8Array): Promise<Uint8Array> {
     try {
       this.#readBytes += length;
       if (this.#readBytes > WORTH_WARM_UP_BYTES && !this.#warm) {
@@ -75,7 +91,22 @@ class NbdReader implements BlockReader {
     }
   }
 
+  /** The first block stays: reading it by the filter's view is how one asks whether the snapshot is intact. */
+  async release(offset: number, length: number, signal?: AbortSignal): Promise<void> {
+    const start = Math.max(offset, BLOCK_SIZE);
+    const connection = this.#release;
+    if (connection === undefined || start >= offset + length) return;
+    try {
+      await connection.trim(start, offset + length - start, withSignal(signal));
+    } catch {
+      // A closed connection or a refusal: what comes after would fare no better.
+      this.#release = undefined;
+      await connection.close();
+    }
+  }
+
   async close(): Promise<void> {
+    await this.#release?.close();
     await this.#connection.close();
   }
 

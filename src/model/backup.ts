@@ -27,6 +27,8 @@ export interface Manifest {
   readonly consistency: Consistency;
   /** How long the guest was stopped so that all disks show one moment, in milliseconds. */
   readonly heldMs: number;
+  /** The most that was seen of what the guest's writes cost in scratch space meanwhile; older backups do not say. */
+  readonly scratchPeakBytes?: number | undefined;
   /** The checkpoint created at the frozen moment. */
   readonly checkpoint: string;
   readonly disks: readonly ManifestDisk[];

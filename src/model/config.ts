@@ -3,6 +3,7 @@ import { isMap, isScalar, LineCounter, parseDocument } from "yaml";
 import type { Document } from "yaml";
 import { z } from "zod";
 import { FleeceError } from "../shared/errors.js";
+import { formatBytes, MIB, parseBytes } from "../shared/units.js";
 import type { NameKind } from "./names.js";
 import { checkName } from "./names.js";
 
@@ -24,6 +25,22 @@ const filePath = z
     message: "Expected a path without NUL characters",
   });
 
+/** In bytes once it is parsed. */
+const size = z.union([z.string(), z.number()]).transform((value, context) => {
+  const bytes = parseBytes(String(value));
+  if (bytes !== undefined) return bytes;
+  const message = `Expected a size like 512M, 10G or 1.5T, got ${JSON.stringify(value)}`;
+  context.addIssue({ code: "custom", message });
+  return z.NEVER;
+});
+
+/** An empty scratch image takes about 0.3 MiB by itself. */
+const LEAST_SCRATCH_LIMIT_BYTES = MIB;
+
+const scratchLimit = size.refine((bytes) => bytes >= LEAST_SCRATCH_LIMIT_BYTES, {
+  message: `Expected at least ${formatBytes(LEAST_SCRATCH_LIMIT_BYTES)}`,
+});
+
 const disk = z.strictObject({
   target: name("disk"),
   file: filePath,
@@ -31,7 +48,12 @@ const disk = z.strictObject({
 });
 
 const domain = z
-  .strictObject({ name: name("domain"), qmp: filePath.optional(), disks: z.array(disk).min(1).optional() })
+  .strictObject({
+    name: name("domain"),
+    qmp: filePath.optional(),
+    disks: z.array(disk).min(1).optional(),
+    scratch: z.strictObject({ limit: scratchLimit }).optional(),
+  })
   .refine((value) => value.qmp !== undefined || value.disks !== undefined, {
     message: "Expected `qmp` (to reach the domain while it runs), `disks` (while it is inactive) or both",
   });
@@ -42,6 +64,9 @@ export const configSchema = z
   .strictObject({
     stateDir: filePath,
     scratchDir: filePath,
+    scratch: z
+      .strictObject({ limit: scratchLimit.optional(), reserve: size.default(0) })
+      .default({ reserve: 0 }),
     runtimeDir: filePath.optional(),
     logLevel: z.enum(["trace", "debug", "info", "warn", "error", "silent"]).default("warn"),
     parallelDisks: z.int().min(1).max(64).default(4),

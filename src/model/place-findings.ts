@@ -113,16 +113,24 @@ export function repositoryFinding(
 
 /** Undefined where it cannot be known: the header of an inactive domain's image does not say what changed. */
 function neededBytes(disks: readonly DiskState[], decision: LevelDecision): number | undefined {
-  if (decision.level === "full") return sum(disks, heldBytes);
   let needed = 0;
-  for (const { target, checkpoints } of disks) {
-    for (const name of decision.changes.get(target) ?? []) {
-      const dirtyBytes = checkpoints.find(({ bitmap }) => bitmap === name)?.dirtyBytes;
-      if (dirtyBytes === undefined) return undefined;
-      needed += dirtyBytes;
-    }
+  for (const disk of disks) {
+    const how = decision.disks.get(disk.target);
+    const bytes = how?.mode === "changes" ? changedBytes(disk, how.bitmaps) : heldBytes(disk);
+    if (bytes === undefined) return undefined;
+    needed += bytes;
   }
   return needed;
+}
+
+function changedBytes({ checkpoints }: DiskState, bitmaps: readonly string[]): number | undefined {
+  let changed = 0;
+  for (const name of bitmaps) {
+    const dirtyBytes = checkpoints.find(({ bitmap }) => bitmap === name)?.dirtyBytes;
+    if (dirtyBytes === undefined) return undefined;
+    changed += dirtyBytes;
+  }
+  return changed;
 }
 
 /** What an image takes on its host may be more than its disk has: metadata, internal snapshots. */

@@ -52,6 +52,11 @@ export interface SnapshotPlan {
   readonly disks: readonly PlannedDisk[];
   /** The checkpoint to create at the same moment. */
   readonly checkpoint?: CheckpointId;
+  /**
+   * What the scratch images may take together. QEMU holds each of them to it by itself; the sum is held to it as long as
+   * a backup of ours watches.
+   */
+  readonly scratchLimitBytes?: number;
 }
 
 export interface PlannedDisk {
@@ -100,6 +105,8 @@ export interface PlannedExport {
   readonly nodes: SnapshotNodes;
   /** Bitmaps of the disk whose union is the map of changes; left out to offer the content alone. */
   readonly changes?: { readonly since: string; readonly bitmaps: readonly string[] };
+  /** The reader is the only one, and will give up what it has read, so that it takes no scratch space any more. */
+  readonly release?: boolean;
 }
 
 /** Where the frozen content of a disk can be read. */
@@ -110,6 +117,8 @@ export interface ExportAddress {
   readonly sizeBytes: number;
   /** The NBD metadata context with the changes, when a checkpoint was asked about. */
   readonly changesContext?: string;
+  /** The export on the same socket by which content can be given up, where that was asked for and can be had. */
+  readonly releaseExport?: string;
 }
 
 /**
@@ -139,11 +148,12 @@ export interface SnapshotRequest {
   readonly scratchDir: string;
   /** The name and moment of a new checkpoint; its order follows from the bitmaps that exist. */
   readonly checkpoint?: { readonly name: string; readonly timeMs: number };
+  readonly scratchLimitBytes?: number | undefined;
 }
 
 /** Names and numbers for everything that a snapshot of these disks will need. The targets must exist. */
 export function planSnapshot(state: DomainState, request: SnapshotRequest): SnapshotPlan {
-  const { id, checkpoint, scratchDir } = request;
+  const { id, checkpoint, scratchDir, scratchLimitBytes } = request;
   const chosen = state.disks.filter(({ target }) => request.targets.includes(target));
   return {
     id,
@@ -158,6 +168,7 @@ export function planSnapshot(state: DomainState, request: SnapshotRequest): Snap
         .filter(({ recording, inconsistent }) => recording && !inconsistent)
         .map(({ bitmap }) => bitmap),
     })),
+    ...(scratchLimitBytes === undefined ? {} : { scratchLimitBytes }),
     ...(checkpoint === undefined
       ? {}
       : { checkpoint: { ...checkpoint, order: nextOrder(state.disks.map((disk) => disk.checkpoints)) } }),

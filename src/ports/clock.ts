@@ -4,4 +4,6 @@ export interface Clock {
   now(): number;
   /** Milliseconds from an arbitrary start, never set back: for durations. */
   monotonicMs(): number;
+  /** Rejects as soon as the signal fires. */
+  sleep(ms: number, signal: AbortSignal): Promise<void>;
 }

@@ -91,6 +91,7 @@ export interface DraftSummary {
   readonly finishedAtMs: number;
   readonly consistency: Consistency;
   readonly heldMs: number;
+  readonly scratchPeakBytes: number;
   readonly checkpoint: string;
 }
 

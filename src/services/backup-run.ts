@@ -18,6 +18,8 @@ import { refuseFrozenDisks } from "./open-snapshots.js";
 import { Operation } from "./operation.js";
 import { keepCheckpointIfPublished } from "./published.js";
 import { pull } from "./pull.js";
+import type { ScratchUse } from "./scratch-watch.js";
+import { withScratchWatch } from "./scratch-watch.js";
 import { unwind } from "./unwind.js";
 
 export interface BackupRequest {
@@ -38,6 +40,7 @@ export type BackupProgress =
       readonly reason: string;
       readonly disks: readonly DiskState[];
     }
+  | ({ readonly step: "scratch" } & ScratchUse)
   | {
       readonly step: "disk";
       readonly target: string;
@@ -75,7 +78,7 @@ async function backUp(
   const state = await driver.inspect(signal);
   await refuseFrozenDisks(context, session, driver, request.disks);
   const disks = chooseDisks(state, request.disks);
-  if (state.mode !== "inactive") await context.checkScratch();
+  if (state.mode !== "inactive") await context.scratch.check();
   const decision = decideLevel(disks, await repository.list(session.domain), request.level);
   if (request.level === "incremental" && decision.level === "full") {
     throw new FleeceError("CHECKPOINT_INVALID", `An incremental backup is not possible: ${decision.reason}`, {
@@ -172,15 +175,22 @@ class Attempt {
         id: operation.record.id,
         targets: disks.map(({ target }) => target),
         scratchDir: this.#context.scratchDir,
+        scratchLimitBytes: this.#context.scratchLimits.get(session.domain),
         checkpoint: { name: this.#backupId, timeMs: this.#context.clock.now() },
       });
       const frozen = await driver.freeze(plan, operation, signal);
       const addresses = await this.#export(plan, operation);
-      await forEachLimited(
-        addresses,
-        this.#context.parallelDisks,
-        (address, stop) => this.#pullDisk(address, draft, stop),
-        signal,
+      const onUse = (use: ScratchUse): void => this.#request.onProgress?.({ step: "scratch", ...use });
+      const scratchPeakBytes = await withScratchWatch(
+        this.#context,
+        { driver, plan, signal, onUse },
+        (intact) =>
+          forEachLimited(
+            addresses,
+            this.#context.parallelDisks,
+            (address, stop) => this.#pullDisk(address, draft, stop),
+            intact,
+          ),
       );
       await driver.checkIntact(plan, frozen.fingerprints, signal);
       return await draft.publish({
@@ -191,6 +201,7 @@ class Attempt {
         finishedAtMs: this.#context.clock.now(),
         consistency: state.mode === "inactive" ? "clean" : "crash",
         heldMs: frozen.heldMs,
+        scratchPeakBytes,
         checkpoint: this.#backupId,
       });
     } finally {
@@ -202,10 +213,11 @@ class Attempt {
     const { decision, driver } = this.#parts;
     const exports = plan.disks.map(({ target, nodes }) => {
       const exportName = `${target}-${plan.id}`;
+      const base = { target, exportName, nodes, release: true };
       const disk = this.#decision(target);
-      if (decision.level === "full" || disk.mode !== "changes") return { target, exportName, nodes };
+      if (decision.level === "full" || disk.mode !== "changes") return base;
       const since = decision.parent.manifest.checkpoint;
-      return { target, exportName, nodes, changes: { since, bitmaps: disk.bitmaps } };
+      return { ...base, changes: { since, bitmaps: disk.bitmaps } };
     });
     return driver.startExports(plan, exports, operation, this.#request.signal);
   }

@@ -90,7 +90,7 @@ async function prepare(
   const state = await driver.inspect(signal);
   await refuseFrozenDisks(context, session, driver, targets);
   const disks = chooseDisks(state, targets);
-  if (driver.mode === "running") await context.checkScratch();
+  if (driver.mode === "running") await context.scratch.check();
   if (checkpointName !== undefined) checkCheckpointIsNew(state, checkpointName);
   const id = randomId(8);
   const now = context.clock.now();
@@ -98,6 +98,7 @@ async function prepare(
     id,
     targets: disks.map(({ target }) => target),
     scratchDir: context.scratchDir,
+    scratchLimitBytes: context.scratchLimits.get(session.domain),
     ...(checkpointName === undefined ? {} : { checkpoint: { name: checkpointName, timeMs: now } }),
   });
   return Operation.begin(context.store, {

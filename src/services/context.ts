@@ -6,6 +6,7 @@ import type { ImageFactory } from "../ports/image-writer.js";
 import type { OutputDirectories } from "../ports/output-directory.js";
 import type { Logger } from "../ports/logger.js";
 import type { BackupRepository } from "../ports/repository.js";
+import type { ScratchSpace } from "../ports/scratch-space.js";
 import type { HostCleaner, StateStore } from "../ports/state-store.js";
 import { FleeceError } from "../shared/errors.js";
 import { DomainSession } from "./domain-session.js";
@@ -25,10 +26,9 @@ export interface ServiceContext {
   readonly repositories: ReadonlyMap<string, BackupRepository>;
   readonly domains: readonly string[];
   readonly scratchDir: string;
-  /** Fails with PATH_NOT_FOUND or PERMISSION_DENIED when no scratch images can be made. */
-  readonly checkScratch: () => Promise<void>;
-  /** For scratch images, in bytes. */
-  readonly freeScratchBytes: () => Promise<number>;
+  readonly scratch: ScratchSpace;
+  /** In bytes, by domain; undefined where there is none. */
+  readonly scratchLimits: ReadonlyMap<string, number | undefined>;
   /** How many disks are read side by side. */
   readonly parallelDisks: number;
 }

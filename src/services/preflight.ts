@@ -192,10 +192,10 @@ async function lookAtRepository(
   }
 }
 
-async function scratchPlace({ checkScratch, freeScratchBytes }: ServiceContext): Promise<Place> {
+async function scratchPlace({ scratch }: ServiceContext): Promise<Place> {
   try {
-    await checkScratch();
-    return { usable: true, freeBytes: await freeScratchBytes() };
+    await scratch.check();
+    return { usable: true, freeBytes: await scratch.freeBytes() };
   } catch (error) {
     return { usable: false, trouble: toTrouble(error) };
   }

@@ -17,6 +17,15 @@ export function formatBytes(bytes: number): string {
   return `${bytes} B`;
 }
 
+/** `10G`, `1.5T`, `512M`, `4096`: binary units, as everywhere. Undefined if it is no size, or not a whole number of bytes. */
+export function parseBytes(text: string): number | undefined {
+  const [, number, unit] = /^(\d+(?:\.\d+)?)([KMGT]?)$/.exec(text) ?? [];
+  if (number === undefined) return undefined;
+  const bytes =
+    Number(number) * { K: KIB, M: MIB, G: GIB, T: TIB, "": 1 }[unit as "K" | "M" | "G" | "T" | ""];
+  return Number.isSafeInteger(bytes) ? bytes : undefined;
+}
+
 export function formatDuration(ms: number): string {
   if (ms < 999.5) return `${Math.round(ms)} ms`;
   if (ms < 59_950) return `${trimZero((ms / 1000).toFixed(1))} s`;

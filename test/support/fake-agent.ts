@@ -57,7 +57,7 @@ export class FakeProcess {
     this.context = {
       store: gated<StateStore>(this.#store, "store", gate),
       host: gated(domain.host, "host", gate),
-      clock: { now: () => domain.now(), monotonicMs: () => domain.now() },
+      clock: { now: () => domain.now(), monotonicMs: () => domain.now(), sleep: domain.sleep },
       log: { debug: note, info: note, warn: note },
       drivers: domain,
       readers: gated(domain.readers, "readers", gate),
@@ -66,8 +66,8 @@ export class FakeProcess {
       repositories: new Map([[repository.name, gated(repository, "repository", gate)]]),
       domains: [domain.name],
       scratchDir: "/scratch",
-      checkScratch: () => Promise.resolve(),
-      freeScratchBytes: () => Promise.resolve(domain.host.freeBytes),
+      scratch: domain.host.scratch,
+      scratchLimits: new Map([[domain.name, undefined]]),
       parallelDisks: 2,
     };
   }

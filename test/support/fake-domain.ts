@@ -38,6 +38,8 @@ export class FakeDomain implements DriverFactory {
   readonly served: FakeExport[] = [];
   gate: Gate = () => undefined;
   qemu: FakeQemu | undefined;
+  /** How long a pause is; by default one never ends by itself, so that nothing happens behind a test's back. */
+  pause: (signal: AbortSignal) => Promise<void> = (signal) => aborted(signal);
   readonly #sessions = new Set<Session>();
   #timeMs = Date.UTC(2026, 0, 1);
 
@@ -66,6 +68,12 @@ export class FakeDomain implements DriverFactory {
   now(): number {
     return (this.#timeMs += 1000);
   }
+
+  readonly sleep = async (_ms: number, signal: AbortSignal): Promise<void> => {
+    signal.throwIfAborted();
+    await this.pause(signal);
+    signal.throwIfAborted();
+  };
 
   start(): void {
     this.qemu = new FakeQemu();
@@ -140,4 +148,8 @@ export class FakeDomain implements DriverFactory {
     this.qemu = undefined;
     for (const disk of this.disks.values()) disk.close(how);
   }
+}
+
+function aborted(signal: AbortSignal): Promise<void> {
+  return new Promise((resolve) => signal.addEventListener("abort", () => resolve(), { once: true }));
 }

@@ -1,6 +1,7 @@
 import { rm } from "node:fs/promises";
 import type { UndoEntry } from "../../src/model/undo.js";
 import type { HostCleaner } from "../../src/ports/state-store.js";
+import { FakeScratch } from "./fake-scratch.js";
 import type { FakeExport } from "./fake-reader.js";
 
 /** A storage daemon that serves the images of an inactive domain: nodes by name, exports by id. */
@@ -15,6 +16,7 @@ export class FakeHost implements HostCleaner {
   freeBytes = 2 ** 40;
   readonly files = new Set<string>();
   readonly directories = new Set<string>();
+  readonly scratch = new FakeScratch();
   readonly daemons = new Map<string, FakeDaemon>();
 
   async undo(entry: UndoEntry): Promise<void> {

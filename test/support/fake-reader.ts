@@ -19,6 +19,7 @@ const ZEROES = Buffer.alloc(ZERO_GRANULARITY);
 export class FakeReader implements BlockReader {
   readonly sizeBytes: number;
   readonly #source: FakeExport;
+  readonly #released: { readonly offset: number; readonly end: number }[] = [];
   #closed = false;
 
   constructor(source: FakeExport) {
@@ -44,20 +45,23 @@ export class FakeReader implements BlockReader {
     if (pending !== undefined) yield pending;
   }
 
-  async read(
-    offset: number,
-    length: number,
-    signal?: AbortSignal,
-    into?: Uint8Array,
-  ): Promise<Uint8Array> {
+  async read(offset: number, length: number, signal?: AbortSignal, into?: Uint8Array): Promise<Uint8Array> {
     await Promise.resolve();
     this.#check(signal);
     if (offset < 0 || offset + length > this.sizeBytes) {
       throw new FleeceError("NBD_FAILED", `Expected a read within ${this.sizeBytes} bytes`);
     }
+    if (this.#released.some((gone) => offset < gone.end && gone.offset < offset + length)) {
+      throw new FleeceError("NBD_FAILED", `What was given up is read again at ${offset}`);
+    }
     const content = this.#source.content.subarray(offset, offset + length);
     into?.set(content);
     return into ?? Uint8Array.from(content);
+  }
+
+  release(offset: number, length: number): Promise<void> {
+    this.#released.push({ offset, end: offset + length });
+    return Promise.resolve();
   }
 
   close(): Promise<void> {

@@ -65,6 +65,7 @@ const manifestSchema1 = z
 const manifestSchema2 = z.strictObject({
   schemaVersion: z.literal(SCHEMA_VERSION),
   ...manifestFields,
+  scratchPeakBytes: bytes.optional(),
   disks: z.array(diskSchema).min(1).max(10_000),
 });
 

@@ -17,7 +17,6 @@ import type { QmpSession } from "../../qmp/index.js";
 import { FleeceError } from "../../shared/errors.js";
 import type { DomainConfig } from "../../model/config.js";
 import { addExport, exportId, mergedBitmapName } from "../node-exports.js";
-import { createImage } from "../qemu-tools.js";
 import { withQmpErrors } from "../qmp-errors.js";
 import type { LocatedDisk } from "./block-graph.js";
 import { locateDisks } from "./block-graph.js";
@@ -25,6 +24,7 @@ import { bitmapTransaction } from "./bitmap-transaction.js";
 import { iothreadObstacle, iothreadOf } from "./iothreads.js";
 import { addProbe, probeName, tryProbes } from "./loss-probe.js";
 import { startNbdServer } from "./nbd-server.js";
+import { addScratch, isWorthReleasing } from "./scratch.js";
 import { assignTargets } from "./targets.js";
 import { undoInQemu } from "./undo.js";
 import { lookForUsers } from "./users.js";
@@ -83,7 +83,9 @@ export class RunningDriver implements BlockDriver {
     return this.#guarded(async () => {
       const located = await this.#locate(signal);
       for (const disk of plan.disks) {
-        await this.#prepareScratch(disk, this.#disk(located, disk.target).diskNode, undo, signal);
+        const { diskNode } = this.#disk(located, disk.target);
+        const limitBytes = plan.scratchLimitBytes;
+        await addScratch(this.#qmp, disk, undo, { diskNode, limitBytes, signal });
       }
       await undo.register(...this.#momentEntries(plan));
       const { heldMs, timeMs } = await this.#held(plan.disks.length > 1, undo, () =>
@@ -95,6 +97,7 @@ export class RunningDriver implements BlockDriver {
           driver: "snapshot-access",
           "node-name": nodes.access,
           file: nodes.filter,
+          discard: "unmap",
         });
       }
       return { timeMs, heldMs, fingerprints: [] };
@@ -105,10 +108,11 @@ export class RunningDriver implements BlockDriver {
    * Offered is the scratch image over the disk as its backing node. The filter's own view would be the natural one to read,
    * for its reads fail once content is lost. But before QEMU 8.0 it takes the block status of what it has preserved from the
    * disk if the request reaches further (`hbitmap_status`, fixed upstream by a4d5224c2c): what the guest has zeroed or
-   * discarded since reads as zeroes, and an NBD server leaves it out. That view tells only whether content was lost.
+   * discarded since reads as zeroes, and an NBD server leaves it out. That view tells only whether content was lost, and
+   * takes what the reader gives up: the scratch image loses it, and the filter does not preserve it any more.
    */
   startExports(
-    _plan: SnapshotPlan,
+    plan: SnapshotPlan,
     exports: readonly PlannedExport[],
     undo: UndoLog,
     signal?: AbortSignal,
@@ -122,13 +126,15 @@ export class RunningDriver implements BlockDriver {
         const { diskNode, sizeBytes } = this.#disk(located, target);
         const node = nodes.scratch;
         await undo.register({ kind: "vm-export", id: probeName(nodes) });
-        await addProbe(this.#qmp, nodes);
+        const releases = planned.release === true && this.#mayRelease(plan, target);
+        await addProbe(this.#qmp, nodes, { writable: releases });
         if (changes !== undefined) {
           await undo.register({ kind: "vm-bitmap", node, bitmap: mergedBitmapName(changes.since) });
         }
         await undo.register({ kind: "vm-export", id: exportId(node) });
         const request = { planned, node, bitmapNode: diskNode, sizeBytes };
-        addresses.push(await addExport(this.#qmp, request, this.#nbdSocketPath));
+        const address = await addExport(this.#qmp, request, this.#nbdSocketPath);
+        addresses.push({ ...address, ...(releases ? { releaseExport: probeName(nodes) } : {}) });
       }
       signal?.throwIfAborted();
       return addresses;
@@ -147,7 +153,7 @@ export class RunningDriver implements BlockDriver {
       if (missing !== undefined) {
         throw new FleeceError("SNAPSHOT_BROKEN", `The filter of disk ${missing.target} is gone from QEMU`);
       }
-      await tryProbes(this.#qmp, plan.disks, this.#nbdSocketPath, signal);
+      await tryProbes(this.#qmp, plan, this.#nbdSocketPath, signal);
     });
   }
 
@@ -221,25 +227,8 @@ export class RunningDriver implements BlockDriver {
     return { code: "FOREIGN_FILTER", reason: `the domain is being migrated (${status})` };
   }
 
-  /** What the scratch image does not hold has not been overwritten: it is read from the disk, its backing node. */
-  async #prepareScratch(
-    disk: PlannedDisk,
-    diskNode: string,
-    undo: UndoLog,
-    signal?: AbortSignal,
-  ): Promise<void> {
-    await undo.register(
-      { kind: "file", path: disk.scratchPath },
-      { kind: "vm-node", node: disk.nodes.scratch },
-    );
-    await createImage({ path: disk.scratchPath, format: "qcow2", sizeBytes: disk.sizeBytes, signal });
-    await this.#qmp.execute("blockdev-add", {
-      driver: "qcow2",
-      "node-name": disk.nodes.scratch,
-      discard: "unmap",
-      file: { driver: "file", filename: disk.scratchPath, discard: "unmap" },
-      backing: diskNode,
-    });
+  #mayRelease({ disks, scratchLimitBytes }: SnapshotPlan, target: string): boolean {
+    return disks.some((disk) => disk.target === target && isWorthReleasing(disk, scratchLimitBytes));
   }
 
   /** Registered before the guest is held, so that nothing is written to our disk while it waits. */

@@ -86,3 +86,16 @@ export interface BlockGraph {
   nodes: { id: number; type: "block-backend" | "block-job" | "block-driver"; name: string }[];
   edges: { parent: number; child: number; name: string; perm: Permission[]; "shared-perm": Permission[] }[];
 }
+
+/** Of a device, or with `query-nodes` of a node; counters, which nobody here needs, are left out. */
+export interface BlockStats {
+  "node-name"?: string;
+  stats: BlockDeviceStats;
+  /** Of the node below. */
+  parent?: BlockStats;
+}
+
+export interface BlockDeviceStats {
+  /** The end of the furthest write so far, in bytes; failed ones count too. */
+  wr_highest_offset: number;
+}

@@ -1,5 +1,5 @@
 import type { BitmapAdd, BitmapMerge, BitmapRef } from "./bitmaps.js";
-import type { BlockBackendInfo, BlockGraph, BlockNodeInfo } from "./block-info.js";
+import type { BlockBackendInfo, BlockGraph, BlockNodeInfo, BlockStats } from "./block-info.js";
 import type { BlockExportAdd, BlockExportDel, BlockExportInfo, NbdServerStart } from "./exports.js";
 import type { BlockdevBackup, BlockdevCreate, BlockJobInfo, JobInfo } from "./jobs.js";
 import type {
@@ -55,6 +55,7 @@ export interface QmpCommands {
 
   "query-block": Command<undefined, BlockBackendInfo[]>;
   "query-named-block-nodes": Command<{ flat?: boolean } | undefined, BlockNodeInfo[]>;
+  "query-blockstats": Command<{ "query-nodes"?: boolean } | undefined, BlockStats[]>;
   "x-debug-query-block-graph": Command<undefined, BlockGraph>;
   "blockdev-add": Command<BlockdevOptions, Nothing>;
   "blockdev-del": Command<{ "node-name": string }, Nothing>;

@@ -162,6 +162,7 @@ export function summary(level: "full" | "incremental", count: number): DraftSumm
     finishedAtMs: timeMs + 1000,
     consistency: "crash",
     heldMs: 4,
+    scratchPeakBytes: 65536,
     checkpoint: `cp-${count}`,
   };
 }

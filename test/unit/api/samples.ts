@@ -20,6 +20,7 @@ export const fullEntry: IntactEntry = {
     finishedAt: "2026-11-21T10:53:10.500Z",
     consistency: "crash",
     heldMs: 12,
+    scratchPeakBytes: 2 ** 21,
     checkpoint: "20261121T105300Z-k3j9ab",
     disks: [
       {
@@ -95,6 +96,7 @@ export const fullSnapshot: BlockSnapshot = {
     id: "k3j9ab00",
     domain: "web01",
     checkpoint: { name: "c2", order: 2, timeMs: 1_795_258_380_250 },
+    scratchLimitBytes: 10 * 2 ** 30,
     disks: [
       {
         target: "vda",

@@ -28,7 +28,7 @@ describe.each([
   ["Domain", domainMessage(fullState), ["Domain.trouble"]],
   ["Checkpoint", checkpointMessage("web01", fullCheckpoint), []],
   ["Backup", backupMessage(fullEntry), ["Backup.damage"]],
-  ["BlockSnapshot", blockSnapshotMessage(fullSnapshot), []],
+  ["BlockSnapshot", blockSnapshotMessage(fullSnapshot, 4096), []],
 ] as const)("the translation to %s", (name, message, apart) => {
   it("fills every field of the definition", () => {
     expect(missing(type(name), message, name)).toEqual(apart);
@@ -65,7 +65,7 @@ describe("backupMessage", () => {
 
 describe("blockSnapshotMessage", () => {
   it("names consistency and formats as the API does, and times as moments", () => {
-    expect(toJson("BlockSnapshot", blockSnapshotMessage(fullSnapshot))).toMatchObject({
+    expect(toJson("BlockSnapshot", blockSnapshotMessage(fullSnapshot, 4096))).toMatchObject({
       time: "2026-11-21T10:53:00.250Z",
       leaseEndTime: "2026-11-21T11:23:00.250Z",
       leaseMs: "1800000",
@@ -77,12 +77,12 @@ describe("blockSnapshotMessage", () => {
   });
 
   it("has no scratch files for a domain that was inactive, whose content is clean", () => {
-    const message = blockSnapshotMessage({ ...fullSnapshot, mode: "inactive" });
+    const message = blockSnapshotMessage({ ...fullSnapshot, mode: "inactive" }, 0);
     expect(message).toMatchObject({ consistency: "CLEAN", disks: [{ scratchFile: undefined }] });
   });
 
   it("escapes in URIs whatever a URI or a shell could take for its own", () => {
-    const [open] = blockSnapshotMessage(fullSnapshot).exports;
+    const [open] = blockSnapshotMessage(fullSnapshot, 4096).exports;
     expect(open?.uri).toBe(
       "nbd+unix:///vda-a%3Ab%40c%2Bd%3De?socket=/run/a%20b%26c/it%27s%20%28here%29%3F%23/nbd.sock",
     );

@@ -27,10 +27,12 @@ describe("ProgressView", () => {
     view.show(started);
     view.show({ step: "disk", target: "vda", positionBytes: 3 * MIB, readBytes: 2 * MIB, storedBytes: MIB });
     view.show({ step: "disk", target: "vda", positionBytes: MIB, readBytes: 2 * MIB, storedBytes: MIB });
+    view.show({ step: "scratch", usedBytes: MIB, limitBytes: 10 * MIB });
     view.log.write("a line of the log\n");
     view.stop();
     expect(text()).toContain("Full backup: a full was asked for\n");
     expect(text()).toMatch(/vda {3}█{18}░{6} {2}75% {2}read 2 MiB, stored 1 MiB/);
+    expect(text()).toContain("Scratch space: 1 MiB of 10 MiB");
     expect(text()).toMatch(/sdb1 {2}[█░]{24} /);
     expect(text()).toContain("a line of the log\n");
   });

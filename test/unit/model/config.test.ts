@@ -29,6 +29,7 @@ describe("parseConfig", () => {
     expect(parseConfig(LEAST, "/etc/fleece/c.yaml")).toEqual({
       stateDir: "/etc/fleece/state",
       scratchDir: "/etc/fleece/scratch",
+      scratch: { reserve: 0 },
       logLevel: "warn",
       parallelDisks: 4,
       domains: [

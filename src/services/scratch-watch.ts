@@ -1,0 +1,135 @@
+import type { SnapshotPlan } from "../model/snapshot-plan.js";
+import type { BlockDriver } from "../ports/block-driver.js";
+import { errorMessage, FleeceError, isFleeceError } from "../shared/errors.js";
+import { formatBytes } from "../shared/units.js";
+import type { ServiceContext } from "./context.js";
+
+/** A lost snapshot is worth nothing: what reads it should know within seconds, not at its end. */
+const INTERVAL_MS = 1000;
+
+export interface ScratchUse {
+  readonly usedBytes: number;
+  /** Unset if there is none. */
+  readonly limitBytes?: number;
+}
+
+export interface WatchedSnapshot {
+  readonly driver: BlockDriver;
+  readonly plan: SnapshotPlan;
+  readonly signal?: AbortSignal | undefined;
+  readonly onUse?: (use: ScratchUse) => void;
+}
+
+/** What the scratch images of a snapshot take now. Those of an inactive domain do not exist, and take nothing. */
+export async function scratchUse({ scratch }: ServiceContext, plan: SnapshotPlan): Promise<ScratchUse> {
+  const usedBytes = await scratch.usedBytes(plan.disks.map(({ scratchPath }) => scratchPath));
+  const { scratchLimitBytes } = plan;
+  return { usedBytes, ...(scratchLimitBytes === undefined ? {} : { limitBytes: scratchLimitBytes }) };
+}
+
+/**
+ * Runs `action`, and looks once a second whether its snapshot is intact and keeps to its scratch space. If it does not
+ * keep to it, it is broken on purpose. A broken one aborts the action with SNAPSHOT_BROKEN, which is then thrown. Resolves
+ * with the most that the scratch images took, in bytes. Nothing of the watch goes on after that.
+ */
+export async function withScratchWatch(
+  context: ServiceContext,
+  watched: WatchedSnapshot,
+  action: (signal: AbortSignal | undefined) => Promise<void>,
+): Promise<number> {
+  if (watched.driver.mode !== "running") {
+    await action(watched.signal);
+    return 0;
+  }
+  const watch = new ScratchWatch(context, watched);
+  try {
+    await action(watch.signal);
+  } finally {
+    await watch.stop();
+  }
+  watch.signal.throwIfAborted();
+  await watch.measure();
+  return watch.peakBytes;
+}
+
+class ScratchWatch {
+  /** Fires with the reason when the snapshot is broken, and with the caller's signal. */
+  readonly signal: AbortSignal;
+  peakBytes = 0;
+  readonly #context: ServiceContext;
+  readonly #watched: WatchedSnapshot;
+  readonly #broken = new AbortController();
+  readonly #enough = new AbortController();
+  readonly #ended: Promise<void>;
+
+  constructor(context: ServiceContext, watched: WatchedSnapshot) {
+    const { signal } = watched;
+    this.#context = context;
+    this.#watched = watched;
+    this.signal = signal === undefined ? this.#broken.signal : AbortSignal.any([signal, this.#broken.signal]);
+    this.#ended = this.#run(AbortSignal.any([this.signal, this.#enough.signal]));
+  }
+
+  /** Resolves when nothing is under way any more. */
+  async stop(): Promise<void> {
+    this.#enough.abort();
+    await this.#ended;
+  }
+
+  async measure(): Promise<ScratchUse> {
+    const use = await scratchUse(this.#context, this.#watched.plan);
+    this.peakBytes = Math.max(this.peakBytes, use.usedBytes);
+    return use;
+  }
+
+  async #run(stop: AbortSignal): Promise<void> {
+    const { clock, log } = this.#context;
+    const isOver = (): boolean => stop.aborted;
+    while (!isOver()) {
+      try {
+        await clock.sleep(INTERVAL_MS, stop);
+        await this.#look(stop);
+      } catch (error) {
+        if (isOver()) return;
+        if (isFleeceError(error, "SNAPSHOT_BROKEN")) this.#broken.abort(error);
+        // Whether the snapshot was intact is asked once more at the end; until then nobody knows that it was not.
+        else log.debug({ snapshot: this.#watched.plan.id }, `Cannot look after it: ${errorMessage(error)}`);
+      }
+    }
+  }
+
+  async #look(stop: AbortSignal): Promise<void> {
+    const { driver, plan, onUse } = this.#watched;
+    const use = await this.measure();
+    onUse?.(use);
+    const excess = await this.#excess(use);
+    if (excess === undefined) return driver.checkIntact(plan, [], stop);
+    await this.#breakOnPurpose();
+    throw new FleeceError("SNAPSHOT_BROKEN", `The block snapshot was given up: ${excess}`, {
+      facts: { domain: plan.domain, usedBytes: use.usedBytes },
+    });
+  }
+
+  async #excess({ usedBytes, limitBytes }: ScratchUse): Promise<string | undefined> {
+    const { scratch } = this.#context;
+    if (limitBytes !== undefined && usedBytes > limitBytes) {
+      return `its scratch space of ${formatBytes(usedBytes)} is over the limit of ${formatBytes(limitBytes)}`;
+    }
+    if (scratch.reserveBytes === 0) return undefined;
+    const freeBytes = await scratch.freeBytes();
+    if (freeBytes >= scratch.reserveBytes) return undefined;
+    return `the scratch directory has ${formatBytes(freeBytes)} free, which is less than the reserve of ${formatBytes(scratch.reserveBytes)}`;
+  }
+
+  /** The guest comes first: from now on its writes cost nothing. What is left is undone with the operation. */
+  async #breakOnPurpose(): Promise<void> {
+    const { driver, plan } = this.#watched;
+    for (const { target, nodes } of plan.disks) {
+      try {
+        await driver.undo({ kind: "vm-filter", target, filter: nodes.filter });
+      } catch (error) {
+        this.#context.log.warn({ target }, `Cannot remove the filter: ${errorMessage(error)}`);
+      }
+    }
+  }
+}
