@@ -3,7 +3,8 @@ import { parseArgs } from "node:util";
 import { TemporaryDirectory } from "../support/temporary-directory.js";
 import { measureClient, measureProcess } from "./support/child.js";
 import { BenchExport, cacheDirectory, freshImage, randomImage, type BenchImage } from "./support/exports.js";
-import { table, type Row, type Run } from "./support/figures.js";
+import { table, type Run } from "./support/figures.js";
+import { inTurn, type Client } from "./support/in-turn.js";
 import { vatesPackage } from "./support/vates.js";
 
 /**
@@ -22,23 +23,6 @@ const { values } = parseArgs({
 const sizeBytes = Number(values.mib) * 2 ** 20;
 /** For a daemon of our own: blocks stay mapped from request to request. */
 const ALLOCATOR = { MALLOC_MMAP_THRESHOLD_: "67108864", MALLOC_TRIM_THRESHOLD_: "268435456" };
-
-type Client = { readonly name: string; readonly note?: string; run?(): Promise<Run> };
-
-async function inTurn(clients: readonly Client[], rounds: number): Promise<Row[]> {
-  const runs = clients.map((): Run[] => []);
-  for (let round = 0; round < rounds; round += 1) {
-    for (const [index, client] of clients.entries()) {
-      const run = await client.run?.();
-      if (run !== undefined) runs[index]?.push(run);
-    }
-  }
-  return clients.map(({ name, note }, index) => ({
-    name,
-    runs: runs[index] ?? [],
-    ...(note === undefined ? {} : { note }),
-  }));
-}
 
 async function vates(source: BenchExport): Promise<Client> {
   const name = "@vates/nbd-client 1 MiB × 16";

@@ -16,6 +16,8 @@ export interface BootGuestOptions {
   readonly name?: string;
   /** Default: `tcg`. See `chooseAccelerator`. */
   readonly accelerator?: "tcg" | "kvm";
+  /** Default: true. Otherwise it leaves all disks alone. */
+  readonly worksOnDisk?: boolean;
   /** Seconds between two steps of the guest's work. Default: 0.1. */
   readonly tickSeconds?: number;
   readonly extraQmp?: number;
@@ -175,8 +177,8 @@ async function waitUntilReady(guest: GuestVm): Promise<void> {
 }
 
 /** Linux names virtio-blk disks vda, vdb, … and all others sda, sdb, …, each in the order found. */
-function kernelArguments({ disks, tickSeconds }: BootGuestOptions): string {
-  const [first] = disks;
+function kernelArguments({ disks, tickSeconds, worksOnDisk = true }: BootGuestOptions): string {
+  const first = worksOnDisk ? disks[0] : undefined;
   const device = first === undefined ? "none" : (first.bus ?? "virtio-blk") === "virtio-blk" ? "vda" : "sda";
   return `console=ttyS0 quiet panic=-1 data=${device} tick=${tickSeconds ?? 0.1}`;
 }

@@ -1,6 +1,6 @@
-import type { NbdConnection } from "./connection.js";
 import { LIMIT } from "./constants.js";
 import { NbdError } from "./errors.js";
+import type { NbdExport } from "./nbd-export.js";
 
 /** What alignment costs nothing: most file systems and images know no smaller blocks. */
 export const COPY_BLOCK_BYTES = 4096;
@@ -72,7 +72,7 @@ export interface CopyPlan {
 }
 
 /** Throws an `NbdError` of scope `usage` for what cannot be copied. */
-export function planCopy(source: NbdConnection, destination: NbdConnection, options: CopyOptions): CopyPlan {
+export function planCopy(source: NbdExport, destination: NbdExport, options: CopyOptions): CopyPlan {
   const { offset = 0, bufferBytes = LIMIT.payloadBytes, buffers = DEFAULT_BUFFERS } = options;
   const length = options.length ?? source.sizeBytes - offset;
   const sizes = [source.sizeBytes, destination.sizeBytes] as const;

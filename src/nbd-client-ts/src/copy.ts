@@ -1,4 +1,3 @@
-import type { NbdConnection } from "./connection.js";
 import { LIMIT } from "./constants.js";
 import {
   COPY_BLOCK_BYTES,
@@ -11,6 +10,7 @@ import {
 } from "./copy-options.js";
 import { alignRuns, cutRun, type CopyRun } from "./copy-runs.js";
 import { abortError, NbdError } from "./errors.js";
+import type { NbdExport } from "./nbd-export.js";
 
 const ALLOCATION = "base:allocation";
 /** Of `base:allocation`: reads as zeroes. A hole alone may read as anything. */
@@ -18,22 +18,22 @@ const STATE_ZERO = 2;
 
 /**
  * Copies an export to another of at least its size. If the source was connected with `base:allocation`, zeroes are
- * neither read nor written as data. Both connections stay open, also after an error. Safe to repeat.
+ * neither read nor written as data. Both stay connected, also after an error. Safe to repeat.
  *
  * Rejects with `NbdCopyError` at the first failure or abort; nothing new is sent then. A piece that could not be read
  * is never written, and never counted.
  */
 export async function copyExport(
-  source: NbdConnection,
-  destination: NbdConnection,
+  source: NbdExport,
+  destination: NbdExport,
   options: CopyOptions = {},
 ): Promise<CopyProgress> {
   return await new Copy(source, destination, options).run();
 }
 
 class Copy {
-  readonly #source: NbdConnection;
-  readonly #destination: NbdConnection;
+  readonly #source: NbdExport;
+  readonly #destination: NbdExport;
   readonly #options: CopyOptions;
   readonly #plan: CopyPlan;
   readonly #stop = new AbortController();
@@ -44,7 +44,7 @@ class Copy {
   #failure: { readonly error: unknown } | undefined;
   #zeroes: Uint8Array | undefined;
 
-  constructor(source: NbdConnection, destination: NbdConnection, options: CopyOptions) {
+  constructor(source: NbdExport, destination: NbdExport, options: CopyOptions) {
     this.#source = source;
     this.#destination = destination;
     this.#options = options;
@@ -56,7 +56,7 @@ class Copy {
 
   async run(): Promise<CopyProgress> {
     if (this.#plan.length >= LIMIT.worthWarmUpBytes) {
-      const warmUp = (side: CopySide, end: NbdConnection) => this.#at(side, end.warmUp(this.#abortable()));
+      const warmUp = (side: CopySide, end: NbdExport) => this.#at(side, end.warmUp(this.#abortable()));
       await this.#attempt(async () => {
         await Promise.all([warmUp("source", this.#source), warmUp("destination", this.#destination)]);
       });

@@ -1,3 +1,4 @@
+import { readFile } from "node:fs/promises";
 import { BoundProcess } from "../../support/bound-process.js";
 import type { Run } from "./figures.js";
 
@@ -26,6 +27,37 @@ export async function measureProcess(bytes: number, command: string, ...args: st
     0,
   );
   return { bytes, seconds: Number(wall[2]) - Number(wall[1]), cpuSeconds };
+}
+
+export interface WatchedRun {
+  readonly seconds: number;
+  readonly peakRssBytes: number;
+  /** It was killed when its time was over. */
+  readonly timedOut: boolean;
+}
+
+/** Runs a single process to its end, or for `limitMs`. Its peak comes from the kernel, asked 20 times a second. */
+export async function watchProcess(limitMs: number, command: string, ...args: string[]): Promise<WatchedRun> {
+  const start = performance.now();
+  await using child = await BoundProcess.start(command, args);
+  let peakRssBytes = 0;
+  let timedOut = false;
+  while (child.running) {
+    peakRssBytes = Math.max(peakRssBytes, await peakRssOf(child.pid));
+    timedOut = performance.now() - start > limitMs;
+    if (timedOut) await child.stop("SIGKILL");
+    else await Promise.race([child.ended, new Promise((resolve) => setTimeout(resolve, 50))]);
+  }
+  const seconds = (performance.now() - start) / 1000;
+  const { exitCode } = await child.ended;
+  if (!timedOut && exitCode !== 0) throw new Error(`${command} failed: ${child.stderr}`);
+  return { seconds, peakRssBytes, timedOut };
+}
+
+async function peakRssOf(pid: number): Promise<number> {
+  // Gone, or a zombie without memory, once it has ended.
+  const status = await readFile(`/proc/${pid}/status`, "utf8").catch(() => "");
+  return Number(/VmHWM:\s*(\d+) kB/.exec(status)?.[1] ?? 0) * 1024;
 }
 
 /** A client of `test/bench/clients` in a process of its own. It measures itself: start-up is no client's work. */

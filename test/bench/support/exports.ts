@@ -4,7 +4,7 @@ import { mkdir, open, rename, rm } from "node:fs/promises";
 import { connect } from "node:net";
 import { fileURLToPath } from "node:url";
 import { BoundProcess } from "../../support/bound-process.js";
-import { qemuImg } from "../../support/image-tool.js";
+import { qemuImg, writeImage } from "../../support/image-tool.js";
 
 const MIB = 2 ** 20;
 const START_MS = 20_000;
@@ -45,6 +45,12 @@ export class BenchExport implements AsyncDisposable {
   static async qemuNbd(socketPath: string, { path, format }: BenchImage): Promise<BenchExport> {
     const args = ["-t", "-e", "8", "-x", "disk", "-k", socketPath, "-f", format, path];
     return await this.#start(await BoundProcess.start("qemu-nbd", args), socketPath);
+  }
+
+  /** It serves any export name. */
+  static async nbdkit(socketPath: string, ...plugin: string[]): Promise<BenchExport> {
+    const args = ["-f", "-U", socketPath, ...plugin];
+    return await this.#start(await BoundProcess.start("nbdkit", args), socketPath);
   }
 
   static async #start(server: BoundProcess, socketPath: string): Promise<BenchExport> {
@@ -98,6 +104,28 @@ export async function writeRandom(path: string, sizeBytes: number): Promise<void
   } finally {
     await file.close();
   }
+}
+
+export interface SparseShape {
+  readonly sizeBytes: number;
+  readonly pieces: number;
+  readonly pieceBytes: number;
+}
+
+/** A large qcow2 image with little in it: pieces of data at equal distances. Made once. */
+export async function sparseImage(shape: SparseShape, directory = cacheDirectory): Promise<BenchImage> {
+  const { sizeBytes, pieces, pieceBytes } = shape;
+  await mkdir(directory, { recursive: true });
+  const path = `${directory}/sparse-${sizeBytes / MIB}-${pieces}x${pieceBytes / MIB}.qcow2`;
+  if (!existsSync(path)) {
+    await qemuImg("create", "-q", "-f", "qcow2", `${path}.part`, String(sizeBytes));
+    const at = (index: number) => (sizeBytes / pieces) * index;
+    const writes = Array.from({ length: pieces }, (_, index) => `write -P 90 ${at(index)} ${pieceBytes}`);
+    await writeImage(`${path}.part`, "qcow2", ...writes);
+    await rename(`${path}.part`, path);
+  }
+  await warm(path);
+  return { path, format: "qcow2" };
 }
 
 /** Reads the file once, so that no run pays for the disk. */

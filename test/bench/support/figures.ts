@@ -17,12 +17,40 @@ export interface Row {
   readonly note?: string;
 }
 
+/** How the runs of a table are told: what counts, per second and in CPU time. */
+export interface Measures {
+  readonly rateName: string;
+  readonly rate: (run: Run) => number;
+  readonly costName: string;
+  readonly cost: (run: Run) => number;
+  readonly digits: readonly [rate: number, cost: number];
+}
+
 export function gibPerSecond(run: Run): number {
   return run.bytes / GIB / run.seconds;
 }
 
 export function cpuPerGib(run: Run): number {
   return run.cpuSeconds / (run.bytes / GIB);
+}
+
+const IN_GIB: Measures = {
+  rateName: "GiB/s",
+  rate: gibPerSecond,
+  costName: "CPU s/GiB",
+  cost: cpuPerGib,
+  digits: [2, 3],
+};
+
+/** For small requests of one size. */
+export function inRequests(requestBytes: number): Measures {
+  return {
+    rateName: "requests/s",
+    rate: ({ bytes, seconds }) => bytes / requestBytes / seconds,
+    costName: "CPU µs/request",
+    cost: ({ bytes, cpuSeconds }) => (cpuSeconds * 1e6) / (bytes / requestBytes),
+    digits: [0, 1],
+  };
 }
 
 export function describeRun(run: Run): string {
@@ -35,7 +63,8 @@ export function describeRun(run: Run): string {
  * Medians, and the ratios to the reference of the same round, since rounds on a busy machine differ more than clients:
  * `reference` is the name of the row that the others are held against.
  */
-export function table(rows: readonly Row[], reference: string): string {
+export function table(rows: readonly Row[], reference: string, measures: Measures = IN_GIB): string {
+  const { rateName, costName, rate, cost, digits } = measures;
   const base = rows.find(({ name }) => name === reference);
   const lines = rows.map((row) => {
     if (row.runs.length === 0) return [row.name, "–", "–", "–", "–", "–", row.note ?? ""];
@@ -46,15 +75,23 @@ export function table(rows: readonly Row[], reference: string): string {
     const peaks = row.runs.flatMap(({ peakRssBytes }) => (peakRssBytes === undefined ? [] : [peakRssBytes]));
     return [
       row.name,
-      median(row.runs.map(gibPerSecond)).toFixed(2),
-      median(row.runs.map(cpuPerGib)).toFixed(3),
-      ratio(gibPerSecond),
-      ratio(cpuPerGib),
+      median(row.runs.map(rate)).toFixed(digits[0]),
+      median(row.runs.map(cost)).toFixed(digits[1]),
+      ratio(rate),
+      ratio(cost),
       peaks.length === 0 ? "–" : (median(peaks) / 2 ** 20).toFixed(0),
       row.note ?? "",
     ];
   });
-  const head = ["client", "GiB/s", "CPU s/GiB", `GiB/s ÷ ${reference}`, `CPU ÷ ${reference}`, "RSS MiB", ""];
+  const head = [
+    "client",
+    rateName,
+    costName,
+    `${rateName} ÷ ${reference}`,
+    `CPU ÷ ${reference}`,
+    "RSS MiB",
+    "",
+  ];
   return format([head, ...lines]);
 }
 

@@ -1,5 +1,5 @@
 import { describe, expect, it } from "vitest";
-import { changes, connectNbdPool } from "nbd-client-ts";
+import { changes, connectNbdPool, copyExport } from "nbd-client-ts";
 import { createImage, qemuImg, writeImage } from "../../support/image-tool.js";
 import { temporaryDirectory, untilTestEnds } from "../../support/lifetime.js";
 import { connection, qemuNbd } from "./support/servers.js";
@@ -52,5 +52,24 @@ describe("connectNbdPool with qemu-nbd", () => {
     await disk.flush();
     const single = await connection(server);
     expect(Buffer.compare(await single.read(MIB, data.length), data)).toBe(0);
+  });
+
+  it("is a source of copyExport, and a destination", async () => {
+    const from = await bitmapExport("-r");
+    const directory = await temporaryDirectory();
+    const image = directory.file("d.qcow2");
+    await createImage(image, 32 * MIB);
+    const to = await qemuNbd(directory.file("s"), "-f", "qcow2", image);
+    const over = (socketPath: string, connections: number, contexts: string[]) =>
+      connectNbdPool({ socketPath, exportName: "disk", connections, metaContexts: contexts });
+    const source = untilTestEnds(await over(from.socketPath, 3, ["base:allocation"]));
+    const destination = untilTestEnds(await over(to.socketPath, 2, []));
+    expect(source.connections).toBe(3);
+    const progress = await copyExport(source, destination, { bufferBytes: 256 << 10, buffers: 12 });
+    expect(progress.doneOffset).toBe(32 * MIB);
+    expect(progress.copiedBytes + progress.zeroedBytes).toBe(32 * MIB);
+    expect(progress.copiedBytes).toBeLessThan(9 * MIB);
+    const [copied, original] = [await connection(to), await connection(from)];
+    expect(Buffer.compare(await copied.read(0, 32 * MIB), await original.read(0, 32 * MIB))).toBe(0);
   });
 });

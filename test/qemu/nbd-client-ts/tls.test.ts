@@ -1,48 +1,21 @@
 import { writeFile } from "node:fs/promises";
 import { describe, expect, it } from "vitest";
-import { connectNbd, describeExport, formatNbdUri, listExports, type NbdUri } from "nbd-client-ts";
+import { connectNbd, describeExport, formatNbdUri, listExports } from "nbd-client-ts";
 import type { TemporaryDirectory } from "../../support/temporary-directory.js";
-import { BoundProcess } from "../../support/bound-process.js";
-import { debianTool } from "../../support/debian-tool.js";
-import { temporaryDirectory, untilTestEnds } from "../../support/lifetime.js";
+import { temporaryDirectory } from "../../support/lifetime.js";
 import { makeCertificates, type CertificateWishes } from "./support/certificates.js";
 import { content } from "./support/content.js";
-import { freePort, startListening } from "./support/servers.js";
+import { nbdServer } from "./support/nbd-server.js";
+import { tcpPlace, unixPlace, type Place } from "./support/places.js";
+import { startListening } from "./support/servers.js";
 
 const MIB = 1 << 20;
 const SIZE = 8 * MIB;
 const KEY = "5a".repeat(32);
 
-/** Where a server listens: a part of the URI, and how each server is told so. */
-interface Place {
-  readonly uri: Pick<NbdUri, "host" | "port" | "socketPath">;
-  readonly address: { readonly path: string } | { readonly host: string; readonly port: number };
-  readonly nbdkit: string[];
-  readonly qemuNbd: string[];
-  readonly daemon: string;
-}
-
 const places: Readonly<Record<string, (directory: TemporaryDirectory) => Promise<Place>>> = {
-  "a Unix socket": (directory) => {
-    const path = directory.file("s");
-    return Promise.resolve({
-      uri: { socketPath: path },
-      address: { path },
-      nbdkit: ["-U", path],
-      qemuNbd: ["-k", path],
-      daemon: `addr.type=unix,addr.path=${path}`,
-    });
-  },
-  TCP: async () => {
-    const address = { host: "127.0.0.1", port: await freePort() };
-    return {
-      uri: address,
-      address,
-      nbdkit: ["-i", address.host, "-p", `${address.port}`],
-      qemuNbd: ["-b", address.host, "-p", `${address.port}`],
-      daemon: `addr.type=inet,addr.host=${address.host},addr.port=${address.port}`,
-    };
-  },
+  "a Unix socket": unixPlace,
+  TCP: tcpPlace,
 };
 
 interface Site {
@@ -258,30 +231,12 @@ describe("connectNbd with a shared key", () => {
   });
 });
 
-type Skip = (note: string) => void;
-
 describe("connectNbd with Debian's nbd-server", () => {
-  async function nbdServer(skip: Skip, here: Site, uri: string, ...generic: string[]): Promise<void> {
-    const program = await debianTool("nbd-server");
-    if (program === undefined) skip("nbd-server is neither installed nor to be had from the distribution");
-    if (!("port" in here.place.address)) throw new Error("Expected TCP");
-    const { host, port } = here.place.address;
-    const config = here.directory.file("config");
-    const lines = ["[generic]", `listenaddr = ${host}`, `port = ${port}`, "allowlist = true", ...generic];
-    const exported = ["[disk]", `exportname = ${here.image}`, "flush = true", "fua = true", "trim = true"];
-    await writeFile(config, [...lines, ...exported, ""].join("\n"));
-    // In the foreground it serves one client after another until one has entered, and dies of one that just connects:
-    // the first listing waits for it.
-    const process = untilTestEnds(await BoundProcess.start(program ?? "", ["-d", "-C", config]));
-    await expect
-      .poll(() => process.running && listExports(uri).catch(() => []), { timeout: 20_000 })
-      .toEqual([{ name: "disk", description: "" }]);
-  }
-
   it("reads and writes in clear", async ({ skip }) => {
     const here = await site("TCP");
     const uri = formatNbdUri({ exportName: "disk", ...here.place.uri });
-    await nbdServer(skip, here, uri);
+    const { place, image, directory } = here;
+    await nbdServer(skip, { place, uri, image, configPath: directory.file("config") });
     expect(await refusal(here)).toMatchObject({ code: "TLS_NOT_OFFERED" });
     await using disk = await connectNbd(uri);
     const data = content(2 * MIB, 3);
@@ -291,11 +246,9 @@ describe("connectNbd with Debian's nbd-server", () => {
 
   it("reads and writes with certificates", async ({ skip }) => {
     const here = await site("TCP");
-    const pki = (file: string) => `${here.certificates}/${file}`;
-    const files = [`certfile = ${pki("server-cert.pem")}`, `keyfile = ${pki("server-key.pem")}`];
     const tls = { certificates: here.certificates };
     const uri = formatNbdUri({ exportName: "disk", ...here.place.uri, tls });
-    await nbdServer(skip, here, uri, ...files, `cacertfile = ${pki("ca-cert.pem")}`, "force_tls = true");
+    await nbdServer(skip, { ...here, uri, configPath: here.directory.file("config") });
     await using disk = await connectNbd(uri);
     const data = content(2 * MIB, 5);
     await disk.write(MIB, data);

@@ -62,7 +62,7 @@ describe("NbdConnection with fua where the server has only FLUSH", () => {
 
   it("flushes once, after all pieces were acknowledged", async () => {
     const { connection, seen } = await against(nothing, { offered: { ...offered, sizeBytes: 8 * MIB } });
-    await connection.write(0, Buffer.alloc(3 * MIB), { fua: true });
+    await connection.write(0, Buffer.alloc(5 * MIB), { fua: true });
     await connection.writeZeroes(0, 512, { fua: true });
     await connection.trim(0, 512, { fua: true });
     const { WRITE, FLUSH, WRITE_ZEROES, TRIM } = CMD;

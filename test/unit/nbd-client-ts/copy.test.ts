@@ -2,6 +2,7 @@ import { describe, expect, it } from "vitest";
 import { copyExport, NbdCopyError, type CopyProgress } from "nbd-client-ts";
 import { connected } from "./support/connected.js";
 import type { Peer, ReceivedRequest, ScriptedExport } from "./support/scripted-server.js";
+import { serveRequests } from "./support/serve.js";
 import { dataChunk, doneChunk, errorChunk, statusChunk } from "./support/server-bytes.js";
 
 const READ = 0;
@@ -353,5 +354,43 @@ describe("copyExport when something fails", () => {
     const target = new Disk(Buffer.alloc(sizeBytes));
     await expect(copyExport(source, await target.connect(), wrong)).rejects.toMatchObject({ code });
     expect(target.seen).toEqual([]);
+  });
+});
+
+describe("copyExport's warm-up", () => {
+  const MIB = 1 << 20;
+
+  /** An export that is zero everywhere, and what was asked of it. */
+  async function zeroes(sizeBytes: number) {
+    const seen: ReceivedRequest[] = [];
+    const play = (peer: Peer) =>
+      serveRequests(peer, seen, ({ command, cookie, length }) =>
+        command === BLOCK_STATUS ? [statusChunk(cookie, 1, [[length, 3]], true)] : undefined,
+      );
+    const disk = await connected(play, { offered: { sizeBytes, contexts: { 1: "base:allocation" } } });
+    return { disk, reads: () => seen.filter(({ command }) => command === READ).map(({ length }) => length) };
+  }
+
+  it.each([
+    [256, [16 * MIB]],
+    [255, []],
+  ])("of a copy of %d MiB reads %j on both sides", async (mib, reads) => {
+    const [source, target] = [await zeroes(mib * MIB), await zeroes(mib * MIB)];
+    await copyExport(source.disk, target.disk, { destinationIsZero: true });
+    expect([source.reads(), target.reads()]).toEqual([reads, reads]);
+  });
+
+  it("tells which side was lost in it", async () => {
+    const source = await zeroes(256 * MIB);
+    const lost = await connected(
+      async (peer) => {
+        await peer.receiveRequest();
+        peer.hangUp();
+      },
+      { offered: { sizeBytes: 256 * MIB } },
+    );
+    const error = await copyFailure(copyExport(source.disk, lost));
+    expect(error).toMatchObject({ code: "CONNECTION_LOST", side: "destination" });
+    expect(error.progress.doneOffset).toBe(0);
   });
 });

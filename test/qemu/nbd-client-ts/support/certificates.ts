@@ -1,9 +1,10 @@
 import { execFile } from "node:child_process";
-import { mkdir, writeFile } from "node:fs/promises";
+import { copyFile, mkdir, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { promisify } from "node:util";
 
 const run = promisify(execFile);
+const newKey = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"];
 
 export interface CertificateWishes {
   /** Names and addresses of the server, in OpenSSL's form. */
@@ -20,7 +21,6 @@ export async function makeCertificates(directory: string, wishes: CertificateWis
   const { names = "DNS:localhost,IP:127.0.0.1", serverDays = 2 } = wishes;
   await mkdir(directory, { recursive: true });
   const openssl = async (...args: string[]) => await run("openssl", args, { cwd: directory });
-  const newKey = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"];
   const usage = ["-addext", "keyUsage=critical,keyCertSign"];
   const authority = [
     "-keyout",
@@ -45,5 +45,15 @@ export async function makeCertificates(directory: string, wishes: CertificateWis
   const common = "basicConstraints=critical,CA:FALSE\nkeyUsage=critical,digitalSignature\n";
   await sign("server", serverDays, `${common}extendedKeyUsage=serverAuth\nsubjectAltName=${names}\n`);
   await sign("client", 2, `${common}extendedKeyUsage=clientAuth\n`);
+  return directory;
+}
+
+/** A server's certificate that nobody else has signed; as `ca-cert.pem` it is its own authority. */
+export async function makeSelfSigned(directory: string): Promise<string> {
+  await mkdir(directory, { recursive: true });
+  const files = ["-keyout", "server-key.pem", "-out", "server-cert.pem"];
+  const names = ["-subj", "/CN=Test server", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"];
+  await run("openssl", ["req", "-x509", ...newKey, ...files, ...names, "-days", "2"], { cwd: directory });
+  await copyFile(join(directory, "server-cert.pem"), join(directory, "ca-cert.pem"));
   return directory;
 }

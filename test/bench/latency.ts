@@ -1,0 +1,162 @@
+import { mkdir, mkdtemp, rm } from "node:fs/promises";
+import { join } from "node:path";
+import { setTimeout as delay } from "node:timers/promises";
+import { parseArgs } from "node:util";
+import { z } from "zod";
+import { buildGuest } from "../guest/build-guest.js";
+import { chooseAccelerator } from "../guest/accelerator.js";
+import { bootGuest, type GuestVm } from "../guest/guest-vm.js";
+import { domainConfig, writeConfig } from "../support/config-file.js";
+import { runFleece } from "../support/fleece.js";
+import { qemuImg } from "../support/image-tool.js";
+import { TemporaryDirectory } from "../support/temporary-directory.js";
+import type { TestDisk } from "../support/vm-arguments.js";
+import { cacheDirectory } from "./support/exports.js";
+import { format } from "./support/figures.js";
+
+/**
+ * `npm run bench:latency -- [--seconds 10] [--mib 512] [--directory DIR]`: what a guest's writes feel of a block snapshot,
+ * before it, in the second in which it is created, while it is active, and after it; with one disk and with four. The
+ * guest writes 64 KiB at random places past its page cache. QEMU counts how long each write took, as the guest's
+ * device sees it. Needs a build.
+ */
+const { values } = parseArgs({
+  options: {
+    seconds: { type: "string", default: "10" },
+    mib: { type: "string", default: "512" },
+    directory: { type: "string", default: cacheDirectory },
+  },
+});
+const seconds = Number(values.seconds);
+const mib = Number(values.mib);
+const TARGETS = ["vda", "vdb", "vdc", "vdd"] as const;
+/** Upper ends of the histogram's bins, in milliseconds. */
+const BOUNDS_MS = [
+  0.1, 0.2, 0.3, 0.5, 0.75, 1, 1.5, 2, 3, 5, 7.5, 10, 15, 20, 30, 50, 75, 100, 200, 500, 1000,
+];
+
+const statsSchema = z.array(
+  z.object({
+    qdev: z.string().optional(),
+    stats: z.object({
+      wr_latency_histogram: z.object({ bins: z.array(z.number()) }).optional(),
+      failed_wr_operations: z.number(),
+    }),
+  }),
+);
+const snapshotSchema = z.looseObject({ heldMs: z.union([z.string(), z.number()]).optional() });
+
+/** One loop for each disk. `$RANDOM` has 15 bits, as many 64 KiB blocks as 2 GiB has. */
+async function startLoad(guest: GuestVm, targets: readonly string[]): Promise<void> {
+  const blocks = mib * 16;
+  for (const target of targets) {
+    const write = `dd if=/dev/zero of=/dev/${target} bs=64k count=1 seek=$((RANDOM % ${blocks})) conv=notrunc oflag=direct`;
+    const { exitStatus } = await guest.command(`${write} && (while ${write}; do :; done) >/dev/null 2>&1 &`);
+    if (exitStatus !== 0) throw new Error(`The guest cannot write to ${target}`);
+  }
+}
+
+async function reset(guest: GuestVm, targets: readonly string[]): Promise<void> {
+  const boundaries = BOUNDS_MS.map((bound) => bound * 1e6);
+  for (const target of targets) {
+    const id = `/machine/peripheral/${target}/virtio-backend`;
+    await guest.vm.qmp("block-latency-histogram-set", { id, "boundaries-write": boundaries });
+  }
+}
+
+type Phase = { readonly writes: number; readonly p50: string; readonly p99: string; readonly worst: string };
+
+async function measure(
+  guest: GuestVm,
+  targets: readonly string[],
+  action: () => Promise<void>,
+): Promise<Phase> {
+  await reset(guest, targets);
+  await action();
+  const devices = statsSchema.parse(await guest.vm.qmp("query-blockstats"));
+  const bins = BOUNDS_MS.concat(Infinity).map(() => 0);
+  for (const { stats } of devices) {
+    if (stats.failed_wr_operations > 0) throw new Error("A write of the guest failed");
+    for (const [index, count] of (stats.wr_latency_histogram?.bins ?? []).entries()) {
+      bins[index] = (bins[index] ?? 0) + count;
+    }
+  }
+  const writes = bins.reduce((sum, count) => sum + count, 0);
+  const below = (share: number): string => {
+    let seen = 0;
+    const at = bins.findIndex((count) => (seen += count) >= share * writes);
+    const bound = BOUNDS_MS[at];
+    return bound === undefined ? `> ${BOUNDS_MS.at(-1) ?? 0}` : `< ${bound}`;
+  };
+  return { writes, p50: below(0.5), p99: below(0.99), worst: below(1) };
+}
+
+async function series(targets: readonly string[]): Promise<string[][]> {
+  await using sockets = await TemporaryDirectory.create();
+  const work = await mkdtemp(join(values.directory, "latency-"));
+  try {
+    const disks: TestDisk[] = targets.map((target) => ({
+      target,
+      format: "qcow2",
+      path: join(work, `${target}.qcow2`),
+    }));
+    for (const { path } of disks) {
+      await qemuImg("create", "-q", "-f", "qcow2", "-o", "preallocation=falloc", path, `${mib}M`);
+    }
+    await mkdir(join(work, "scratch"));
+    await mkdir(join(work, "backups"));
+    const files = await buildGuest();
+    const accelerator = await chooseAccelerator(files);
+    await using guest = await bootGuest({
+      files,
+      directory: sockets.path,
+      disks,
+      accelerator,
+      worksOnDisk: false,
+    });
+    const configPath = await writeConfig(work, {
+      domains: [domainConfig("vm", guest.vm)],
+      more: { runtimeDir: sockets.file("run") },
+    });
+    const fleece = async (...words: string[]) => {
+      const result = await runFleece(["--embedded", "--json", ...words], { configPath });
+      if (result.exitCode !== 0) throw new Error(result.stderr);
+      return snapshotSchema.parse(result.json());
+    };
+    await startLoad(guest, targets);
+    const pause = () => delay(seconds * 1000);
+    await pause();
+    const before = await measure(guest, targets, pause);
+    let heldMs = "0";
+    const creation = await measure(guest, targets, async () => {
+      const created = await fleece("block-snapshot", "create", "vm", "--name", "bench", "--checkpoint");
+      heldMs = String(created.heldMs ?? 0);
+    });
+    const during = await measure(guest, targets, pause);
+    await fleece("block-snapshot", "delete", "vm", "bench");
+    const after = await measure(guest, targets, pause);
+    const name = `${targets.length} disk${targets.length === 1 ? "" : "s"} (${accelerator})`;
+    const row = (phase: string, { writes, p50, p99, worst }: Phase, held = "") => [
+      name,
+      phase,
+      String(writes),
+      p50,
+      p99,
+      worst,
+      held,
+    ];
+    return [
+      row("before", before),
+      row("while it is created", creation, heldMs),
+      row("active", during),
+      row("after", after),
+    ];
+  } finally {
+    await rm(work, { recursive: true, force: true });
+  }
+}
+
+await mkdir(values.directory, { recursive: true });
+const rows = [...(await series(TARGETS.slice(0, 1))), ...(await series(TARGETS))];
+const head = ["", "snapshot", "writes", "half of them, ms", "99 %, ms", "all, ms", "held, ms"];
+process.stdout.write(`${format([head, ...rows])}\n`);
