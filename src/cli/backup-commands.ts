@@ -64,7 +64,7 @@ function addRun(group: Command, run: RunAction): void {
     .argument("<domain>", "name of the domain in the configuration")
     .addOption(new Option("--full", "store all content").conflicts("incremental"))
     .addOption(
-      new Option("--incremental", "store what changed since the newest backup, or fail").conflicts("full"),
+      new Option("--incremental", "store what differs from an earlier backup, or fail").conflicts("full"),
     )
     .addOption(diskOption("back up this disk"))
     .option("--repository <name>", "where to store it (default: the first of the configuration)")

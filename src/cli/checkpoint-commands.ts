@@ -40,7 +40,7 @@ export function addCheckpointCommands(group: Command, run: RunAction): void {
     .summary("delete a checkpoint without losing changes")
     .description(
       "Delete a checkpoint. Its changes are merged into the checkpoint before it, so that none is lost. " +
-        "A backup that was taken at the deleted checkpoint cannot be followed by an incremental one any more.",
+        "The next backup is based on one with an older checkpoint, or reads all and compares.",
     )
     .argument(...DOMAIN)
     .argument(...NAME)

@@ -26,7 +26,7 @@ export async function getCheckpoint(
 
 /**
  * Merges a checkpoint into the one before it and returns what it was. Fails with CHECKPOINT_NOT_FOUND, CHECKPOINT_BUSY,
- * CHECKPOINT_DAMAGED or DOMAIN_BUSY. A backup that has it as its base of changes needs a full next time.
+ * CHECKPOINT_DAMAGED or DOMAIN_BUSY. The next backup is based on an older one, or compares.
  */
 export function removeCheckpoint(
   context: ServiceContext,

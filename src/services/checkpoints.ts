@@ -87,7 +87,7 @@ function refusal(target: string, name: string, why: "busy" | "inconsistent"): Fl
       );
 }
 
-/** Before a new checkpoint: see `deadBitmaps`. One that is in use stays, and with it the reason for a full. */
+/** Before a new checkpoint: see `deadBitmaps`. One that is in use stays, and with it the reason to compare. */
 export async function removeDeadBitmaps(driver: BlockDriver, state: DomainState): Promise<void> {
   const changes = new Map<string, readonly BitmapStep[]>();
   for (const { target, checkpoints } of state.disks) {

@@ -18,6 +18,8 @@ interface BackupMessage {
   readonly heldMs: string;
   readonly disks: readonly {
     readonly target: string;
+    readonly mode: string;
+    readonly reason: string;
     readonly sizeBytes: string;
     readonly readBytes: string;
     readonly storedBytes: string;
@@ -85,21 +87,27 @@ describe("backup run", () => {
     expect(checkpoints.map(({ parent }) => parent)).toEqual([undefined, full.id, second.id, third.id]);
   });
 
-  it("falls back to a full after a crash of QEMU and says why; asked for an incremental, it refuses", async () => {
+  it("compares after a crash of QEMU, also if asked for an incremental, and shows why", async () => {
     const at = await startSite();
-    await at.json<BackupMessage>("backup", "run", "vm");
+    const full = await at.json<BackupMessage>("backup", "run", "vm");
     await at.vm.restart();
     await at.vm.kill();
     await at.vm.restart();
-    const refused = await at.run("backup", "run", "vm", "--incremental");
-    expect(refused.stderr).toMatch(/not possible.*inconsistent.*\(CHECKPOINT_INVALID\)/);
-    expect(refused.exitCode).toBe(1);
-    const next = await at.json<BackupMessage>("backup", "run", "vm");
-    expect(next.level).toBe("FULL");
-    expect(next.reason).toMatch(/inconsistent/);
-    const bitmaps = (await at.vm.blockState()).bitmaps;
-    expect(bitmaps.filter(({ inconsistent }) => inconsistent)).toEqual([]);
-    expect((await at.json<BackupMessage>("backup", "run", "vm")).level).toBe("INCREMENTAL");
+    const next = await at.json<BackupMessage>("backup", "run", "vm", "--incremental");
+    expect(next).toMatchObject({ level: "INCREMENTAL", parent: full.id });
+    expect(next.disks).toMatchObject([
+      { target: "vda", mode: "COMPARE", storedBytes: "0" },
+      { target: "vdb", mode: "COMPARE", storedBytes: "0" },
+    ]);
+    for (const { reason } of next.disks) expect(reason).toMatch(/inconsistent/);
+    expect((await at.run("backup", "list", "vm")).stdout).toMatch(
+      new RegExp(`^${next.id}: .*disk vdb is read whole and compared with it: .* inconsistent`, "m"),
+    );
+    const shown = (await at.run("backup", "show", next.id)).stdout;
+    expect(shown).toMatch(/^Level +incremental: based on .*disk vda is read whole/m);
+    expect(shown).toMatch(/^vdb .* compare /m);
+    const after = await at.json<BackupMessage>("backup", "run", "vm");
+    expect(after.disks).toMatchObject([{ mode: "CHANGES" }, { mode: "CHANGES" }]);
   });
 
   it("backs up chosen disks alone", async () => {
@@ -109,8 +117,8 @@ describe("backup run", () => {
     const bitmaps = (await at.vm.blockState()).bitmaps;
     expect(bitmaps.map(({ node }) => node)).toEqual(["vdb-format"]);
     const next = await at.json<BackupMessage>("backup", "run", "vm");
-    expect(next.level).toBe("FULL");
-    expect(next.reason).toMatch(/does not hold disk vda/);
+    expect(next).toMatchObject({ level: "INCREMENTAL", parent: backup.id });
+    expect(next.reason).toMatch(/disk vda is stored whole: .* does not hold it/);
   });
 
   it("costs the changed data of a 64 GiB sparse disk, not its size", async () => {

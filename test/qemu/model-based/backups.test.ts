@@ -23,7 +23,8 @@ type Step =
   | { do: "cancelledBackup"; afterSteps: number }
   | { do: "killedBackup"; afterMs: number }
   | { do: "deleteCheckpoint" | "deleteBackup"; which: number }
-  | { do: "restartVm" | "togglePower" };
+  | { do: "restartVm" | "togglePower" | "killQemu" }
+  | { do: "loseBitmap"; disk: number };
 
 const step: fc.Arbitrary<Step> = fc.oneof(
   { weight: 5, arbitrary: fc.record({ do: fc.constant("change" as const), changes }) },
@@ -56,6 +57,8 @@ const step: fc.Arbitrary<Step> = fc.oneof(
     }),
   },
   { weight: 2, arbitrary: fc.record({ do: fc.constantFrom("restartVm" as const, "togglePower" as const) }) },
+  { weight: 1, arbitrary: fc.record({ do: fc.constant("killQemu" as const) }) },
+  { weight: 1, arbitrary: fc.record({ do: fc.constant("loseBitmap" as const), disk: fc.nat(2) }) },
 );
 
 describe("Backups of a domain, against a naive model", () => {
@@ -64,6 +67,7 @@ describe("Backups of a domain, against a naive model", () => {
     async () => {
       let backups = 0;
       let incrementals = 0;
+      let comparisons = 0;
       await fc.assert(
         fc.asyncProperty(
           fc.boolean(),
@@ -82,6 +86,7 @@ describe("Backups of a domain, against a naive model", () => {
             }
             backups += world.backups;
             incrementals += world.incrementals;
+            comparisons += world.comparisons;
           },
         ),
         // A shrunk history costs minutes of real VMs; the whole one is printed and can be replayed by its seed.
@@ -89,6 +94,9 @@ describe("Backups of a domain, against a naive model", () => {
       );
       expect(backups).toBeGreaterThan(0);
       expect(incrementals).toBeGreaterThan(0);
+      process.stdout.write(
+        `${backups} backups, ${incrementals} incremental, ${comparisons} disks compared\n`,
+      );
     },
     RUNS * STEPS * 30_000,
   );
@@ -112,5 +120,9 @@ async function perform(world: World, next: Step): Promise<void> {
       return world.restartVm();
     case "togglePower":
       return world.togglePower();
+    case "killQemu":
+      return world.killQemu();
+    case "loseBitmap":
+      return world.loseBitmap(next.disk);
   }
 }

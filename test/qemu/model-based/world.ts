@@ -48,6 +48,10 @@ export class World implements AsyncDisposable {
   readonly history: string[] = [];
   backups = 0;
   incrementals = 0;
+  /** Disks that were read from end to end and compared. */
+  comparisons = 0;
+  /** Targets whose recording bitmap somebody took away, until the next backup. */
+  readonly #untracked = new Set<string>();
 
   private constructor(parts: {
     directory: TemporaryDirectory;
@@ -127,6 +131,8 @@ export class World implements AsyncDisposable {
     await concurrent;
     this.backups++;
     if (entry.manifest.level === "incremental") this.incrementals++;
+    this.comparisons += entry.manifest.disks.filter(({ mode }) => mode === "compare").length;
+    this.#untracked.clear();
     this.history.push(`  -> ${entry.manifest.level} ${entry.id}: ${entry.manifest.reason}`);
     if (level === "full") expect(entry.manifest.level).toBe("full");
     this.#moments.set(entry.id, moment);
@@ -199,6 +205,27 @@ export class World implements AsyncDisposable {
   async togglePower(): Promise<void> {
     if (this.#vm.running) await this.#vm.quit();
     else await this.#vm.restart();
+  }
+
+  /** As a crash of QEMU; what the guest has flushed survives it, but no bitmap does. */
+  async killQemu(): Promise<void> {
+    if (!this.#vm.running) return;
+    for (const { target } of this.#disks) await this.#vm.guestFlush(target);
+    await this.#vm.kill();
+    await this.#vm.restart();
+  }
+
+  /** Somebody removes the bitmap that records. */
+  async loseBitmap(disk: number): Promise<void> {
+    if (!this.#vm.running) return;
+    const { target } = this.#disks[disk % this.#disks.length] ?? { target: "vda" };
+    const node = this.#vm.nodeName(target);
+    const { bitmaps } = await this.#vm.blockState();
+    const recording = bitmaps.find((bitmap) => bitmap.node === node && bitmap.recording);
+    if (recording === undefined) return;
+    await this.#vm.qmp("block-dirty-bitmap-remove", { node, name: recording.name });
+    this.#untracked.add(target);
+    this.history.push(`  -> ${target}: ${recording.name}`);
   }
 
   /** What must be true after anything: all that is listed is right, and nothing else is left. */
@@ -274,7 +301,10 @@ export class World implements AsyncDisposable {
     );
     expect(strange, "bitmaps that are no checkpoints").toEqual([]);
     for (const { target } of this.#disks) {
-      const bitmaps = state.bitmaps.filter(({ node }) => node === this.#vm.nodeName(target));
+      if (this.#untracked.has(target)) continue;
+      const bitmaps = state.bitmaps.filter(
+        ({ node, inconsistent }) => node === this.#vm.nodeName(target) && !inconsistent,
+      );
       const recording = bitmaps.filter((bitmap) => bitmap.recording);
       expect(recording.length, `recording bitmaps of ${target}`).toBe(Math.min(1, bitmaps.length));
     }

@@ -1,6 +1,7 @@
 import { cp, lstat, mkdir, readdir, readFile, stat, symlink, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { describe, expect, it } from "vitest";
+import type { IntactEntry } from "../../../src/model/backup.js";
 import { BLOCK_SIZE } from "../../../src/model/extents.js";
 import { imageInfo, qemuImg } from "../../support/image-tool.js";
 import { temporaryDirectory } from "../../support/lifetime.js";
@@ -181,6 +182,149 @@ describe("an incremental backup", () => {
       fixture.backUp("b2", { vda: { content: noise(SIZE + 512, 1) } }, full),
     ).rejects.toMatchObject({ code: "INTERNAL" });
     expect(await readdir(join(fixture.path, DOMAIN))).toEqual([".lock", "b1"]);
+  });
+});
+
+describe("a disk that is compared with the parent", () => {
+  it("stores the blocks that differ alone, zeroes over old data and the cut last block too", async () => {
+    const fixture = await RepositoryFixture.create();
+    const first = noise(SIZE, 1);
+    first.fill(0, 20 * BLOCK_SIZE, 30 * BLOCK_SIZE);
+    const full = await fixture.backUp("b1", { vda: { content: first } });
+
+    const second = Buffer.from(first);
+    noise(2 * BLOCK_SIZE, 7).copy(second, 4 * BLOCK_SIZE);
+    noise(BLOCK_SIZE, 8).copy(second, 25 * BLOCK_SIZE);
+    second.fill(0, 10 * BLOCK_SIZE, 12 * BLOCK_SIZE);
+    second.fill(0, 14 * BLOCK_SIZE, 16 * BLOCK_SIZE);
+    second.fill(7, 40 * BLOCK_SIZE + 100);
+    // Zeroes come as such and as data, also where the parent is zero.
+    const tail = { offset: 30 * BLOCK_SIZE, length: SIZE - 30 * BLOCK_SIZE, kind: "data" } as const;
+    const runs = [dataRun(0, 14), zeroRun(14, 2), dataRun(16, 7), zeroRun(23, 2), dataRun(25, 5), tail];
+    const compared = { content: second, runs, mode: "compare" } as const;
+    const middle = await fixture.backUp("b2", { vda: compared }, full);
+    expect(middle.manifest.disks[0]).toMatchObject({
+      mode: "compare",
+      reason: "a test",
+      storedBytes: 3 * BLOCK_SIZE + 3 * 512,
+      zeroBytes: 4 * BLOCK_SIZE,
+    });
+
+    // On what was compared goes what changed, and what is compared again: with the whole chain.
+    const third = Buffer.from(second);
+    noise(BLOCK_SIZE, 9).copy(third, 11 * BLOCK_SIZE);
+    const changed = { content: third, runs: [dataRun(11)] };
+    const last = await fixture.backUp("b3", { vda: changed }, middle);
+    const same = await fixture.backUp("b4", { vda: { content: third, mode: "compare" } }, last);
+    expect(same.manifest.disks[0]).toMatchObject({ storedBytes: 0, zeroBytes: 0, readBytes: SIZE });
+    for (const [entry, content] of [
+      [middle, second],
+      [last, third],
+      [same, third],
+    ] as const) {
+      expect((await fixture.read(entry, "vda")).equals(content), entry.id).toBe(true);
+      expect(await fixture.verify(entry, "vda"), entry.id).toBeUndefined();
+      expect((await plainConvert(fixture.file(entry.id, "vda.qcow2"))).equals(content)).toBe(true);
+    }
+  });
+
+  it("makes the same files as an incremental that was told the changes", async () => {
+    const fixture = await RepositoryFixture.create();
+    const first = noise(SIZE, 1);
+    const full = await fixture.backUp("b1", { vda: { content: first } });
+    const second = Buffer.from(first);
+    noise(3 * BLOCK_SIZE, 5).copy(second, 17 * BLOCK_SIZE);
+    const told = await fixture.backUp("b2", { vda: { content: second, runs: [dataRun(17, 3)] } }, full);
+    const compared = await fixture.backUp("b3", { vda: { content: second, mode: "compare" } }, full);
+    expect(compared.manifest.disks[0]?.digestsSha256).toBe(told.manifest.disks[0]?.digestsSha256);
+  });
+
+  it("is refused when the digests to compare with are damaged, and leaves nothing", async () => {
+    const fixture = await RepositoryFixture.create();
+    const content = noise(SIZE, 1);
+    const full = await fixture.backUp("b1", { vda: { content } });
+    await writeFile(fixture.file("b1", "vda.digests"), "nonsense");
+    await expect(fixture.backUp("b2", { vda: { content, mode: "compare" } }, full)).rejects.toMatchObject({
+      code: "DAMAGED",
+    });
+    expect(await readdir(join(fixture.path, DOMAIN))).toEqual([".lock", "b1"]);
+    expect(await readdir(fixture.runtimeRoot)).toEqual([]);
+  });
+
+  it("cannot be finished before all that was announced has come", async () => {
+    const fixture = await RepositoryFixture.create();
+    const content = noise(SIZE, 1);
+    const full = await fixture.backUp("b1", { vda: { content } });
+    const lock = await fixture.repository.lock(DOMAIN);
+    const draft = await fixture.begin("b2", new Map([["vda", { content, mode: "compare" }]]), full);
+    const sink = draft.disk("vda");
+    sink.expect(dataRun(0, 4));
+    await sink.write(2 * BLOCK_SIZE, content.subarray(2 * BLOCK_SIZE, 4 * BLOCK_SIZE));
+    await expect(sink.write(3 * BLOCK_SIZE, content.subarray(0, 2 * BLOCK_SIZE))).rejects.toThrow(
+      /announced/,
+    );
+    await expect(sink.finish({ readBytes: 0, durationMs: 0 })).rejects.toMatchObject({ code: "INTERNAL" });
+    await draft.discard();
+    await lock.release();
+  });
+});
+
+describe("a disk that is stored whole in an incremental", () => {
+  it("needs nothing older, and others go on from it", async () => {
+    const fixture = await RepositoryFixture.create();
+    const vda = noise(SIZE, 1);
+    const full = await fixture.backUp("b1", { vda: { content: vda }, vdb: { content: vda } });
+    // Grown, and new in the middle of a chain.
+    const grown = noise(SIZE + BLOCK_SIZE, 2);
+    const second = {
+      vda: { content: vda, runs: [] },
+      vdb: { content: grown, mode: "whole" },
+      vdc: { content: vda, mode: "whole" },
+    } as const;
+    const middle = await fixture.backUp("b2", second, full);
+    const third = Buffer.from(grown);
+    noise(BLOCK_SIZE, 3).copy(third, 3 * BLOCK_SIZE);
+    const last = await fixture.backUp(
+      "b3",
+      { vda: { content: vda, mode: "compare" }, vdb: { content: third, runs: [dataRun(3)] } },
+      middle,
+    );
+    for (const [entry, target, content] of [
+      [middle, "vda", vda],
+      [middle, "vdb", grown],
+      [middle, "vdc", vda],
+      [last, "vda", vda],
+      [last, "vdb", third],
+    ] as const) {
+      expect((await fixture.read(entry, target)).equals(content), `${entry.id} ${target}`).toBe(true);
+      expect(await fixture.verify(entry, target)).toBeUndefined();
+    }
+    expect((await imageInfo(fixture.file("b2", "vdb.qcow2"), "qcow2")).backing).toBeUndefined();
+    expect(await imageInfo(fixture.file("b3", "vdb.qcow2"), "qcow2")).toMatchObject({
+      backing: "../b2/vdb.qcow2",
+    });
+  });
+});
+
+describe("a backup whose manifest is of schema 1", () => {
+  it("is listed, read, and gone on from", async () => {
+    const fixture = await RepositoryFixture.create();
+    const content = noise(SIZE, 1);
+    const full = await fixture.backUp("b1", { vda: { content } });
+    const middle = await fixture.backUp("b2", { vda: { content, runs: [] } }, full);
+    for (const { id, manifest } of [full, middle]) {
+      const disks = manifest.disks.map(({ sourceFile: _1, mode: _2, reason: _3, ...disk }) => disk);
+      const old = { ...manifest, schemaVersion: 1, disks };
+      await writeFile(fixture.file(id, "manifest.json"), JSON.stringify(old));
+    }
+    const [first, second] = (await fixture.repository.list()) as IntactEntry[];
+    if (first === undefined || second === undefined) throw new Error("Expected two backups");
+    expect(first.manifest.disks[0]).toMatchObject({ mode: "whole", reason: "asked for" });
+    expect(second.manifest.disks[0]).toMatchObject({ mode: "changes" });
+    expect((await fixture.read(second, "vda")).equals(content)).toBe(true);
+    const next = await fixture.backUp("b3", { vda: { content, mode: "compare" } }, second);
+    expect(next.manifest).toMatchObject({ schemaVersion: 2, disks: [{ storedBytes: 0 }] });
+    expect(await fixture.verify(next, "vda")).toBeUndefined();
   });
 });
 

@@ -37,19 +37,45 @@ describe("runBackup", () => {
     expect(world.domain.disk("vda").bitmaps.size).toBe(0);
   });
 
-  it("takes a full after a crash of QEMU, without the bitmaps that it has spoilt", async () => {
+  it("compares after a crash of QEMU, without the bitmaps that it has spoilt, and says why everywhere", async () => {
     const { context, world, ids } = await chain();
     world.domain.restart();
     world.domain.crash();
     world.domain.start();
-    const next = await runBackup(context, { domain: "vm" });
+    world.domain.write("vda", 0, 65536, 0);
+    const last = ids[2] ?? "";
+    const lost = `checkpoint ${last} is inconsistent: QEMU ended without saving it`;
+    const next = await runBackup(context, { domain: "vm", level: "incremental" });
     expect(next.manifest).toMatchObject({
-      level: "full",
-      reason: expect.stringContaining(`checkpoint ${ids[2] ?? ""} is inconsistent`) as unknown,
+      level: "incremental",
+      parent: last,
+      reason: `based on backup ${last}; disk vda is read whole and compared with it: ${lost}`,
+      disks: [{ target: "vda", mode: "compare", reason: lost, storedBytes: 0, zeroBytes: 65536 }],
     });
+    expect(world.log).toContain(lost);
+    expect(world.repository.content(next.id, "vda").equals(world.domain.disk("vda").content)).toBe(true);
     expect(world.domain.disk("vda").state(true).checkpoints).toMatchObject([
       { name: next.id, inconsistent: false, recording: true },
     ]);
+  });
+
+  it("stores a disk whole that the last backup did not have, in an incremental", async () => {
+    const { path } = await temporaryDirectory();
+    const disks = ["vda", "vdb"].map((target) => ({ target, sizeBytes: 4 * 65536 }));
+    const world = new FakeWorld(path, { disks });
+    const { context } = world.process();
+    world.domain.write("vdb", 65536, 512, 7);
+    const first = await runBackup(context, { domain: "vm", disks: ["vda"] });
+    const next = await runBackup(context, { domain: "vm" });
+    expect(next.manifest).toMatchObject({
+      level: "incremental",
+      parent: first.id,
+      disks: [
+        { target: "vda", mode: "changes", readBytes: 0 },
+        { target: "vdb", mode: "whole", storedBytes: 65536, zeroBytes: 0 },
+      ],
+    });
+    await expect(deleteBackup(context, first.id)).rejects.toMatchObject({ code: "BACKUP_HAS_CHILDREN" });
   });
 });
 

@@ -48,6 +48,11 @@ describe("runBackup of a running domain with a fault at any point leaves nothing
       expect(found).toEqual([]);
     });
 
+    it(`in an incremental of one disk whose checkpoint was lost: ${fault}`, DEADLINE, async () => {
+      const scenario = { fault, level: "incremental", running: true, disks: ["vda"], lost: true } as const;
+      expect(await strikeEverywhere(scenario)).toEqual([]);
+    });
+
     it(`in an incremental of one disk, without holding the guest: ${fault}`, DEADLINE, async () => {
       const found = await strikeEverywhere({ fault, level: "incremental", running: true, disks: ["sdb"] });
       expect(found).toEqual([]);

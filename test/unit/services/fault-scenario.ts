@@ -22,6 +22,8 @@ export interface Scenario {
   /** With an earlier backup, the one under test is incremental. */
   readonly level: "full" | "incremental";
   readonly running: boolean;
+  /** QEMU crashes after the earlier backup: the one under test must compare. */
+  readonly lost?: boolean;
   readonly disks?: readonly string[];
 }
 
@@ -80,6 +82,11 @@ class Play {
     const earlier =
       level === "full" ? undefined : await runBackup(this.#world.process().context, this.#request());
     for (let write = 0; write < 3; write++) this.#guestWrites();
+    if (this.#scenario.lost === true) {
+      this.#world.domain.crash();
+      this.#world.domain.start();
+      this.#guestWrites();
+    }
     const victim = this.#world.process((point) => this.#pass(point));
     const request = { ...this.#request(), signal: this.#stop.signal };
     const outcome = await Promise.race([
@@ -203,7 +210,8 @@ class Play {
 
   #checkCheckpoints(earlier: IntactEntry | undefined, published: IntactEntry | undefined): void {
     if (this.#scenario.fault === "crash") return;
-    const kept = [earlier, published].flatMap((entry) => (entry === undefined ? [] : [entry.id]));
+    const lasting = this.#scenario.lost === true ? undefined : earlier;
+    const kept = [lasting, published].flatMap((entry) => (entry === undefined ? [] : [entry.id]));
     for (const target of this.#targets) {
       const { checkpoints } = this.#world.domain.disk(target).state(true);
       const found = checkpoints.map(({ name, recording }) => `${name}${recording ? " recording" : ""}`);
@@ -214,7 +222,7 @@ class Play {
     }
   }
 
-  /** The next backup is incremental where the last one allows it, and holds what the disks hold now. */
+  /** The next backup is incremental if there is one to base it on, and holds what the disks hold now. */
   async #checkNext(base: IntactEntry | undefined): Promise<void> {
     const { domain, repository } = this.#world;
     if (this.#scenario.running && domain.qemu === undefined) domain.start();
@@ -229,8 +237,8 @@ class Play {
         );
       }
     }
-    const expected = base === undefined || this.#scenario.fault === "crash" ? "full" : "incremental";
-    if (next.manifest.level !== expected && !(this.#scenario.fault === "crash")) {
+    const expected = base === undefined ? "full" : "incremental";
+    if (next.manifest.level !== expected) {
       this.#problems.push(`the next backup is ${next.manifest.level}: ${next.manifest.reason}`);
     }
     await this.#checkTraces("after the next backup");
