@@ -1,7 +1,7 @@
 import { constants } from "node:fs";
 import { access, readFile, stat } from "node:fs/promises";
 import type { Config } from "./model/config.js";
-import { parseConfig } from "./model/config.js";
+import { parseConfig, quiesceSettings } from "./model/config.js";
 import { QemuDriverFactory } from "./drivers/driver-factory.js";
 import { QemuHostCleaner } from "./drivers/host-cleaner.js";
 import { StorageDaemonImages } from "./drivers/images.js";
@@ -54,6 +54,12 @@ export async function startAgent(config: Config, log: Logger): Promise<ServiceCo
       ]),
     ),
     domains: config.domains.map(({ name }) => name),
+    quiesce: new Map(
+      config.domains.flatMap((domain) => {
+        const settings = quiesceSettings(domain);
+        return settings === undefined ? [] : [[domain.name, settings]];
+      }),
+    ),
     checkScratch: () => checkScratch(config.scratchDir),
     scratchDir: config.scratchDir,
     parallelDisks: config.parallelDisks,

@@ -4,6 +4,7 @@ import { deleteBackup, findBackup, listBackups } from "../services/backup-catalo
 import type { BackupProgress } from "../services/backup-run.js";
 import { runBackup } from "../services/backup-run.js";
 import type { ServiceContext } from "../services/context.js";
+import { CONSISTENCIES } from "./consistency.js";
 import { formatName } from "./domains.js";
 import type { Backup, BackupDisk, Level, ListBackupsResponse, SoundBackup } from "./messages.js";
 import type { CallOptions, Progress } from "./progress.js";
@@ -17,15 +18,16 @@ export interface RunBackupRequest {
   readonly disks: readonly string[];
   /** Left out: the first of the configuration. */
   readonly repository?: string | undefined;
+  /** Left out: as configured. */
+  readonly quiesce?: boolean | undefined;
 }
 
 const LEVELS = { full: "FULL", incremental: "INCREMENTAL" } as const;
 const LEVELS_BY_NAME = { FULL: "full", INCREMENTAL: "incremental" } as const;
-const CONSISTENCIES = { clean: "CLEAN", filesystem: "FILESYSTEM", crash: "CRASH" } as const;
 
 export async function runBackupHandler(
   context: ServiceContext,
-  { domain, level, disks, repository }: RunBackupRequest,
+  { domain, level, disks, repository, quiesce }: RunBackupRequest,
   { signal, onProgress }: CallOptions = {},
 ): Promise<SoundBackup> {
   const entry = await runBackup(context, {
@@ -33,6 +35,7 @@ export async function runBackupHandler(
     ...(level === undefined ? {} : { level: LEVELS_BY_NAME[level] }),
     ...(disks.length === 0 ? {} : { disks }),
     ...(repository === undefined ? {} : { repository }),
+    ...(quiesce === undefined ? {} : { quiesce }),
     ...(signal === undefined ? {} : { signal }),
     ...(onProgress === undefined ? {} : { onProgress: (progress) => onProgress(progressMessage(progress)) }),
   });
@@ -85,6 +88,8 @@ function soundBackupMessage({ id, repository, domain, manifest }: IntactEntry): 
     endTime: timestampFromText(manifest.finishedAt),
     consistency: CONSISTENCIES[manifest.consistency],
     heldMs: manifest.heldMs,
+    frozenMs: manifest.frozenMs,
+    quiesceFailure: manifest.quiesceFailure,
     checkpoint: manifest.checkpoint,
     disks: manifest.disks.map(backupDiskMessage),
   };

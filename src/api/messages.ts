@@ -82,6 +82,8 @@ export interface SoundBackup extends BackupPlace {
   readonly endTime: Timestamp;
   readonly consistency: ConsistencyName;
   readonly heldMs: number;
+  readonly frozenMs?: number | undefined;
+  readonly quiesceFailure?: string | undefined;
   readonly checkpoint: string;
   readonly disks: readonly BackupDisk[];
   readonly damage?: undefined;
@@ -146,6 +148,9 @@ export interface BlockSnapshot {
   readonly name: string;
   readonly time: Timestamp;
   readonly consistency: ConsistencyName;
+  readonly heldMs: number;
+  readonly frozenMs?: number | undefined;
+  readonly quiesceFailure?: string | undefined;
   readonly checkpoint?: string | undefined;
   readonly leaseMs: number;
   readonly leaseEndTime: Timestamp;

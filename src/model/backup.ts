@@ -21,6 +21,10 @@ export interface Manifest {
   readonly consistency: Consistency;
   /** How long the guest was stopped so that all disks show one moment, in milliseconds. */
   readonly heldMs: number;
+  /** How long its file systems were frozen, in milliseconds; only if they were. */
+  readonly frozenMs?: number | undefined;
+  /** Why they were not, although that was asked for. */
+  readonly quiesceFailure?: string | undefined;
   /** The checkpoint created at the frozen moment. */
   readonly checkpoint: string;
   readonly disks: readonly ManifestDisk[];

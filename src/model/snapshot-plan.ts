@@ -1,5 +1,6 @@
 import type { CheckpointBitmap, CheckpointId } from "./checkpoint.js";
 import { nextOrder } from "./checkpoint.js";
+import type { QuiesceOutcome, QuiescePlan } from "./quiesce.js";
 
 /** The domain as a driver finds it, looked up anew each time: node names change with every restart or hot-plug. */
 export interface DomainState {
@@ -42,6 +43,8 @@ export interface SnapshotPlan {
   readonly disks: readonly PlannedDisk[];
   /** The checkpoint to create at the same moment. */
   readonly checkpoint?: CheckpointId;
+  /** Freeze the guest's file systems for the moment; without effect for an inactive domain. */
+  readonly quiesce?: QuiescePlan;
 }
 
 export interface PlannedDisk {
@@ -115,6 +118,8 @@ export interface FreezeResult {
   readonly timeMs: number;
   /** How long the guest was stopped for the moment to be one over all disks; 0 if it was not. */
   readonly heldMs: number;
+  /** Set if the plan asked for it and the domain is not inactive. */
+  readonly quiesce?: QuiesceOutcome;
   readonly fingerprints: readonly FileFingerprint[];
 }
 
@@ -124,11 +129,12 @@ export interface SnapshotRequest {
   readonly scratchDir: string;
   /** The name and moment of a new checkpoint; its order follows from the bitmaps that exist. */
   readonly checkpoint?: { readonly name: string; readonly timeMs: number };
+  readonly quiesce?: QuiescePlan | undefined;
 }
 
 /** Names and numbers for everything that a snapshot of these disks will need. The targets must exist. */
 export function planSnapshot(state: DomainState, request: SnapshotRequest): SnapshotPlan {
-  const { id, checkpoint, scratchDir } = request;
+  const { id, checkpoint, scratchDir, quiesce } = request;
   const chosen = state.disks.filter(({ target }) => request.targets.includes(target));
   return {
     id,
@@ -146,5 +152,6 @@ export function planSnapshot(state: DomainState, request: SnapshotRequest): Snap
     ...(checkpoint === undefined
       ? {}
       : { checkpoint: { ...checkpoint, order: nextOrder(state.disks.map((disk) => disk.checkpoints)) } }),
+    ...(quiesce === undefined ? {} : { quiesce }),
   };
 }

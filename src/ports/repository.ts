@@ -75,6 +75,8 @@ export interface DraftSummary {
   readonly finishedAtMs: number;
   readonly consistency: Consistency;
   readonly heldMs: number;
+  readonly frozenMs?: number;
+  readonly quiesceFailure?: string;
   readonly checkpoint: string;
 }
 

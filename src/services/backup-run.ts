@@ -4,6 +4,7 @@ import type { LevelDecision } from "../model/level.js";
 import { decideLevel } from "../model/level.js";
 import type { DiskState, DomainState, ExportAddress, SnapshotPlan } from "../model/snapshot-plan.js";
 import { planSnapshot } from "../model/snapshot-plan.js";
+import { consistencyOf, quiesceFacts } from "../model/quiesce.js";
 import type { BlockDriver } from "../ports/block-driver.js";
 import type { BackupDraft, BackupRepository } from "../ports/repository.js";
 import { forEachLimited } from "../shared/async.js";
@@ -18,6 +19,7 @@ import { refuseFrozenDisks } from "./open-snapshots.js";
 import { Operation } from "./operation.js";
 import { keepCheckpointIfPublished } from "./published.js";
 import { pull } from "./pull.js";
+import { logMoment, planQuiesce } from "./quiesce.js";
 import { unwind } from "./unwind.js";
 
 export interface BackupRequest {
@@ -27,6 +29,8 @@ export interface BackupRequest {
   /** Targets; left out: all disks. */
   readonly disks?: readonly string[];
   readonly repository?: string;
+  /** Freeze the guest's file systems for the moment; left out: as configured. */
+  readonly quiesce?: boolean;
   readonly signal?: AbortSignal;
   readonly onProgress?: (progress: BackupProgress) => void;
 }
@@ -53,6 +57,7 @@ export type BackupProgress =
 export async function runBackup(context: ServiceContext, request: BackupRequest): Promise<IntactEntry> {
   const domain = requireDomain(context, request.domain);
   const repository = requireRepository(context, request.repository);
+  planQuiesce(context, domain, request.quiesce);
   await repository.checkWritable();
   return withDomain(context, domain, `backup run ${domain}`, async (session) => {
     const lock = await repository.lock(domain);
@@ -167,8 +172,10 @@ class Attempt {
         targets: disks.map(({ target }) => target),
         scratchDir: this.#context.scratchDir,
         checkpoint: { name: this.#backupId, timeMs: this.#context.clock.now() },
+        quiesce: planQuiesce(this.#context, session.domain, this.#request.quiesce),
       });
       const frozen = await driver.freeze(plan, operation, signal);
+      logMoment(this.#context, session.domain, frozen);
       const addresses = await this.#export(plan, operation);
       await forEachLimited(
         addresses,
@@ -183,8 +190,9 @@ class Attempt {
         timeMs: frozen.timeMs,
         startedAtMs: this.#parts.startedAtMs,
         finishedAtMs: this.#context.clock.now(),
-        consistency: state.mode === "inactive" ? "clean" : "crash",
+        consistency: consistencyOf(state.mode, frozen.quiesce),
         heldMs: frozen.heldMs,
+        ...quiesceFacts(frozen.quiesce),
         checkpoint: this.#backupId,
       });
     } finally {

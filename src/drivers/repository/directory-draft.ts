@@ -128,7 +128,7 @@ export class DirectoryDraft implements BackupDraft {
     if ((summary.level === "incremental") !== (parent !== undefined)) {
       throw new FleeceError("INTERNAL", `Expected the level of the draft, got ${summary.level}`);
     }
-    const { level, reason, consistency, heldMs, checkpoint } = summary;
+    const { level, reason, consistency, heldMs, frozenMs, quiesceFailure, checkpoint } = summary;
     return {
       schemaVersion: SCHEMA_VERSION,
       ...{ id, domain, level },
@@ -137,7 +137,7 @@ export class DirectoryDraft implements BackupDraft {
       time: new Date(summary.timeMs).toISOString(),
       startedAt: new Date(summary.startedAtMs).toISOString(),
       finishedAt: new Date(summary.finishedAtMs).toISOString(),
-      ...{ consistency, heldMs, checkpoint },
+      ...{ consistency, heldMs, frozenMs, quiesceFailure, checkpoint },
       disks: this.#request.disks.map(({ target }) => this.#finishedDisk(target)),
     };
   }

@@ -45,6 +45,8 @@ const manifestSchema = z
     finishedAt: time,
     consistency: z.enum(["clean", "filesystem", "crash"]),
     heldMs: milliseconds,
+    frozenMs: milliseconds.optional(),
+    quiesceFailure: z.string().max(10_000).optional(),
     checkpoint: name("checkpoint"),
     disks: z.array(diskSchema).min(1).max(10_000),
   })

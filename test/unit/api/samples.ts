@@ -20,6 +20,8 @@ export const fullEntry: IntactEntry = {
     finishedAt: "2026-11-21T10:53:10.500Z",
     consistency: "crash",
     heldMs: 12,
+    frozenMs: 30,
+    quiesceFailure: "the agent is out",
     checkpoint: "20261121T105300Z-k3j9ab",
     disks: [
       {
@@ -87,6 +89,8 @@ export const fullSnapshot: BlockSnapshot = {
   leaseUntilMs: 1_795_260_180_250,
   mode: "running",
   timeMs: 1_795_258_380_250,
+  heldMs: 12,
+  quiesce: { frozen: true, frozenMs: 30 },
   fingerprints: [],
   plan: {
     id: "k3j9ab00",

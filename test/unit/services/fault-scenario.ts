@@ -23,6 +23,7 @@ export interface Scenario {
   readonly level: "full" | "incremental";
   readonly running: boolean;
   readonly disks?: readonly string[];
+  readonly quiesce?: true;
 }
 
 export interface Passed {
@@ -90,8 +91,8 @@ class Play {
       this.#killed,
     ]);
     if (outcome === "killed") await victim.die();
-    else if (this.#world.guest === "paused")
-      this.#problems.push("the guest is held when the command has ended");
+    else if (this.#world.guest === "paused" || this.#world.guest === "frozen")
+      this.#problems.push(`the guest is ${this.#world.guest} when the command has ended`);
     await recoverAll(this.#world.process().context);
     await this.#checkTraces("after the recovery");
     const published = await this.#checkBackups(earlier);
@@ -103,8 +104,12 @@ class Play {
   }
 
   #request(): BackupRequest {
-    const { disks } = this.#scenario;
-    return { domain: "vm", ...(disks === undefined ? {} : { disks }) };
+    const { disks, quiesce } = this.#scenario;
+    return {
+      domain: "vm",
+      ...(disks === undefined ? {} : { disks }),
+      ...(quiesce === undefined ? {} : { quiesce }),
+    };
   }
 
   get #targets(): readonly string[] {
@@ -168,6 +173,7 @@ class Play {
       exports: [],
       nbdSocketPath: undefined,
       status: "running",
+      frozen: false,
     };
     const expected = {
       qemu: this.#world.domain.qemu === undefined ? undefined : clean,
