@@ -1,6 +1,6 @@
 import { readFile } from "node:fs/promises";
 import type { Config } from "./model/config.js";
-import { parseConfig } from "./model/config.js";
+import { parseConfig, quiesceSettings } from "./model/config.js";
 import { QemuDriverFactory } from "./drivers/driver-factory.js";
 import { QemuHostCleaner } from "./drivers/host-cleaner.js";
 import { StorageDaemonImages } from "./drivers/images.js";
@@ -58,6 +58,12 @@ export async function startAgent(
       ]),
     ),
     domains: config.domains.map(({ name }) => name),
+    quiesce: new Map(
+      config.domains.flatMap((domain) => {
+        const settings = quiesceSettings(domain);
+        return settings === undefined ? [] : [[domain.name, settings]];
+      }),
+    ),
     scratchDir: config.scratchDir,
     scratch: new ScratchDirectory({ path: config.scratchDir, reserveBytes: config.scratch.reserve }),
     scratchLimits: new Map(

@@ -4,6 +4,7 @@ import { deleteBackup, findBackup, listBackups } from "../services/backup-catalo
 import type { BackupProgress } from "../services/backup-run.js";
 import { runBackup } from "../services/backup-run.js";
 import type { ServiceContext } from "../services/context.js";
+import { CONSISTENCIES } from "./consistency.js";
 import { formatName } from "./domains.js";
 import type { Backup, BackupDisk, Level, ListBackupsResponse, SoundBackup } from "./messages.js";
 import type { CallOptions, Progress } from "./progress.js";
@@ -17,16 +18,17 @@ export interface RunBackupRequest {
   readonly disks: readonly string[];
   /** Left out: the first of the configuration. */
   readonly repository?: string | undefined;
+  /** Left out: as configured. */
+  readonly quiesce?: boolean | undefined;
 }
 
 const LEVELS = { full: "FULL", incremental: "INCREMENTAL" } as const;
 const LEVELS_BY_NAME = { FULL: "full", INCREMENTAL: "incremental" } as const;
 const MODES = { changes: "CHANGES", compare: "COMPARE", whole: "WHOLE" } as const;
-const CONSISTENCIES = { clean: "CLEAN", filesystem: "FILESYSTEM", crash: "CRASH" } as const;
 
 export async function runBackupHandler(
   context: ServiceContext,
-  { domain, level, disks, repository }: RunBackupRequest,
+  { domain, level, disks, repository, quiesce }: RunBackupRequest,
   { signal, onProgress }: CallOptions = {},
 ): Promise<SoundBackup> {
   const entry = await runBackup(context, {
@@ -34,6 +36,7 @@ export async function runBackupHandler(
     ...(level === undefined ? {} : { level: LEVELS_BY_NAME[level] }),
     ...(disks.length === 0 ? {} : { disks }),
     ...(repository === undefined ? {} : { repository }),
+    ...(quiesce === undefined ? {} : { quiesce }),
     ...(signal === undefined ? {} : { signal }),
     ...(onProgress === undefined ? {} : { onProgress: (progress) => onProgress(progressMessage(progress)) }),
   });
@@ -87,6 +90,8 @@ function soundBackupMessage({ id, repository, domain, manifest }: IntactEntry): 
     consistency: CONSISTENCIES[manifest.consistency],
     heldMs: manifest.heldMs,
     scratchPeakBytes: manifest.scratchPeakBytes,
+    frozenMs: manifest.frozenMs,
+    quiesceFailure: manifest.quiesceFailure,
     checkpoint: manifest.checkpoint,
     disks: manifest.disks.map(backupDiskMessage),
   };

@@ -1,9 +1,11 @@
 import type { ServiceContext } from "../services/context.js";
 import { createBlockSnapshot, deleteBlockSnapshot, renewBlockSnapshot } from "../services/block-snapshots.js";
 import type { BlockSnapshot as ServiceSnapshot } from "../services/open-snapshots.js";
+import { consistencyOf, quiesceFacts } from "../model/quiesce.js";
 import { getBlockSnapshot, listBlockSnapshots } from "../services/open-snapshots.js";
 import { scratchUse } from "../services/scratch-watch.js";
 import { blockExportMessage } from "./block-exports.js";
+import { CONSISTENCIES } from "./consistency.js";
 import { formatName } from "./domains.js";
 import type { BlockSnapshot, BlockSnapshotDisk, ListBlockSnapshotsResponse } from "./messages.js";
 import { timestampFromMs } from "./timestamp.js";
@@ -17,6 +19,8 @@ export interface CreateBlockSnapshotRequest {
   /** Set to create a checkpoint at the same moment; without a name it is called like the snapshot. */
   readonly checkpoint?: { readonly name?: string | undefined } | undefined;
   readonly leaseMs: number;
+  /** Left out: as configured. */
+  readonly quiesce?: boolean | undefined;
 }
 
 export interface BlockSnapshotRequest {
@@ -26,7 +30,7 @@ export interface BlockSnapshotRequest {
 
 export async function createBlockSnapshotHandler(
   context: ServiceContext,
-  { domain, name, disks, checkpoint, leaseMs }: CreateBlockSnapshotRequest,
+  { domain, name, disks, checkpoint, leaseMs, quiesce }: CreateBlockSnapshotRequest,
   signal?: AbortSignal,
 ): Promise<BlockSnapshot> {
   const created = await createBlockSnapshot(context, {
@@ -37,6 +41,7 @@ export async function createBlockSnapshotHandler(
     ...(checkpoint === undefined
       ? {}
       : { checkpoint: checkpoint.name === undefined ? {} : { name: checkpoint.name } }),
+    ...(quiesce === undefined ? {} : { quiesce }),
     ...(signal === undefined ? {} : { signal }),
   });
   return withUse(context, created);
@@ -78,12 +83,14 @@ async function withUse(context: ServiceContext, snapshot: ServiceSnapshot): Prom
 }
 
 export function blockSnapshotMessage(snapshot: ServiceSnapshot, scratchUsedBytes: number): BlockSnapshot {
-  const { domain, name, timeMs, mode, plan, leaseMs, leaseUntilMs, exports } = snapshot;
+  const { domain, name, timeMs, heldMs, quiesce, mode, plan, leaseMs, leaseUntilMs, exports } = snapshot;
   return {
     domain,
     name,
     time: timestampFromMs(timeMs),
-    consistency: mode === "inactive" ? "CLEAN" : "CRASH",
+    consistency: CONSISTENCIES[consistencyOf(mode, quiesce)],
+    heldMs: heldMs ?? 0,
+    ...quiesceFacts(quiesce),
     checkpoint: plan.checkpoint?.name,
     scratchUsedBytes,
     scratchLimitBytes: mode === "inactive" ? undefined : plan.scratchLimitBytes,

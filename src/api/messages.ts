@@ -87,6 +87,8 @@ export interface SoundBackup extends BackupPlace {
   readonly consistency: ConsistencyName;
   readonly heldMs: number;
   readonly scratchPeakBytes?: number | undefined;
+  readonly frozenMs?: number | undefined;
+  readonly quiesceFailure?: string | undefined;
   readonly checkpoint: string;
   readonly disks: readonly BackupDisk[];
   readonly damage?: undefined;
@@ -151,6 +153,9 @@ export interface BlockSnapshot {
   readonly name: string;
   readonly time: Timestamp;
   readonly consistency: ConsistencyName;
+  readonly heldMs: number;
+  readonly frozenMs?: number | undefined;
+  readonly quiesceFailure?: string | undefined;
   readonly checkpoint?: string | undefined;
   readonly scratchUsedBytes: number;
   readonly scratchLimitBytes?: number | undefined;

@@ -7,6 +7,7 @@ import {
 } from "../api/backups.js";
 import { backupDeleted, backupDetails, backupDone, backupList } from "./backup-view.js";
 import { diskOption } from "./disk-option.js";
+import { NO_QUIESCE_OPTION, QUIESCE_OPTION } from "./quiesce-option.js";
 import type { RunAction } from "./session.js";
 
 /** Taking, finding and deleting; what reads the content is in backup-read-commands.ts. */
@@ -67,11 +68,13 @@ function addRun(group: Command, run: RunAction): void {
       new Option("--incremental", "store what differs from an earlier backup, or fail").conflicts("full"),
     )
     .addOption(diskOption("back up this disk"))
+    .addOption(QUIESCE_OPTION)
+    .addOption(NO_QUIESCE_OPTION)
     .option("--repository <name>", "where to store it (default: the first of the configuration)")
-    .action((domain, { full, incremental, disk: disks, repository }) =>
+    .action((domain, { full, incremental, disk: disks, repository, quiesce }) =>
       run(async ({ agent, answer, progress, signal, terminal }) => {
         const level = full === true ? "FULL" : incremental === true ? "INCREMENTAL" : undefined;
-        const request = { domain, level, disks, repository } as const;
+        const request = { domain, level, disks, repository, quiesce } as const;
         const message = await runBackupHandler(agent, request, { signal, onProgress: progress.show });
         answer("Backup", message, (backup) => backupDone(backup, terminal));
       }),

@@ -49,7 +49,9 @@ export function backupDetails(backup: Backup, terminal: boolean): string {
     ["Moment", formatTime(backup.time)],
     ["Consistency", CONSISTENCY[backup.consistency]],
     ["Checkpoint", backup.checkpoint],
+    ["Not frozen", backup.quiesceFailure],
     ["Guest held", `${backup.heldMs} ms`],
+    ["Guest frozen", milliseconds(backup.frozenMs)],
     [
       "Scratch",
       backup.scratchPeakBytes === undefined ? undefined : `${formatBytes(backup.scratchPeakBytes)} at most`,
@@ -107,6 +109,10 @@ export const CONSISTENCY = {
   FILESYSTEM: "file systems frozen",
   CRASH: "crash (as after a power cut)",
 } as const;
+
+export function milliseconds(ms: number | undefined): string | undefined {
+  return ms === undefined ? undefined : `${ms} ms`;
+}
 
 function levelOf({ level }: SoundBackup): string {
   return level.toLowerCase();

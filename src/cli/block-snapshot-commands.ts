@@ -15,6 +15,7 @@ import {
 } from "./block-snapshot-view.js";
 import { diskOption } from "./disk-option.js";
 import { parseDuration } from "./duration-option.js";
+import { NO_QUIESCE_OPTION, QUIESCE_OPTION } from "./quiesce-option.js";
 import type { RunAction } from "./session.js";
 
 const DOMAIN = ["<domain>", "name of the domain in the configuration"] as const;
@@ -89,9 +90,11 @@ function addCreate(group: Command, run: RunAction): void {
         "30m",
       ),
     )
-    .action((domain, { name, disk: disks, checkpoint, lease: leaseMs }) =>
+    .addOption(QUIESCE_OPTION)
+    .addOption(NO_QUIESCE_OPTION)
+    .action((domain, { name, disk: disks, checkpoint, lease: leaseMs, quiesce }) =>
       run(async ({ agent, answer, signal, terminal }) => {
-        const request = { domain, name, disks, checkpoint: checkpointRequest(checkpoint), leaseMs };
+        const request = { domain, name, disks, checkpoint: checkpointRequest(checkpoint), leaseMs, quiesce };
         const message = await createBlockSnapshotHandler(agent, request, signal);
         answer("BlockSnapshot", message, (snapshot) => blockSnapshotCreated(snapshot, terminal));
       }),

@@ -1,6 +1,6 @@
 import type { BlockSnapshot, ListBlockSnapshotsResponse } from "../api/messages.js";
 import { formatBytes, formatDuration } from "../shared/units.js";
-import { CONSISTENCY } from "./backup-view.js";
+import { CONSISTENCY, milliseconds } from "./backup-view.js";
 import { exportTable } from "./export-view.js";
 import { facts, formatTime, table } from "./layout.js";
 import { printable } from "./printable.js";
@@ -29,7 +29,10 @@ export function blockSnapshotDetails(snapshot: BlockSnapshot, terminal: boolean)
     ["Domain", snapshot.domain],
     ["Moment", formatTime(snapshot.time)],
     ["Consistency", CONSISTENCY[snapshot.consistency]],
+    ["Not frozen", snapshot.quiesceFailure],
     ["Checkpoint", snapshot.checkpoint],
+    ["Guest held", milliseconds(snapshot.heldMs)],
+    ["Guest frozen", milliseconds(snapshot.frozenMs)],
     ["Scratch", scratchOf(snapshot)],
     ["Lease", `${formatDuration(leaseMs)}, ends ${formatTime(leaseEndTime)}`],
   ]);

@@ -21,6 +21,7 @@ export class QemuHostCleaner implements HostCleaner {
         return endDaemonExport(entry.directory, entry.id);
       case "checkpoint":
       case "vm-held":
+      case "vm-frozen":
       case "vm-node":
       case "vm-filter":
       case "vm-export":

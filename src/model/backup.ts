@@ -29,6 +29,10 @@ export interface Manifest {
   readonly heldMs: number;
   /** The most that was seen of what the guest's writes cost in scratch space meanwhile; older backups do not say. */
   readonly scratchPeakBytes?: number | undefined;
+  /** How long its file systems were frozen, in milliseconds; only if they were. */
+  readonly frozenMs?: number | undefined;
+  /** Why they were not, although that was asked for. */
+  readonly quiesceFailure?: string | undefined;
   /** The checkpoint created at the frozen moment. */
   readonly checkpoint: string;
   readonly disks: readonly ManifestDisk[];

@@ -6,6 +6,7 @@ import { FleeceError } from "../shared/errors.js";
 import { formatBytes, MIB, parseBytes } from "../shared/units.js";
 import type { NameKind } from "./names.js";
 import { checkName } from "./names.js";
+import type { QuiesceSettings } from "./quiesce.js";
 
 /** The configuration file: see config/README.md, which a test keeps complete. Every path is absolute once it is parsed. */
 
@@ -40,11 +41,27 @@ const LEAST_SCRATCH_LIMIT_BYTES = MIB;
 const scratchLimit = size.refine((bytes) => bytes >= LEAST_SCRATCH_LIMIT_BYTES, {
   message: `Expected at least ${formatBytes(LEAST_SCRATCH_LIMIT_BYTES)}`,
 });
+const duration = z.string().refine((value) => durationMs(value) !== undefined, {
+  message: "Expected a number of seconds or minutes with its unit, 1s to 10m",
+});
+
+/** `10s`, `1.5m`; undefined for anything else. */
+function durationMs(text: string): number | undefined {
+  const [, amount, unit] = /^(\d{1,3}(?:\.\d{1,3})?)([sm])$/.exec(text) ?? [];
+  const ms = Math.round(Number(amount) * (unit === "m" ? 60_000 : 1000));
+  return ms >= 1000 && ms <= 600_000 ? ms : undefined;
+}
 
 const disk = z.strictObject({
   target: name("disk"),
   file: filePath,
   format: z.enum(["qcow2", "raw"]),
+});
+
+const quiesce = z.strictObject({
+  always: z.boolean().default(false),
+  timeout: duration.default("10s"),
+  onFailure: z.enum(["continue", "stop"]).default("continue"),
 });
 
 const domain = z
@@ -53,9 +70,19 @@ const domain = z
     qmp: filePath.optional(),
     disks: z.array(disk).min(1).optional(),
     scratch: z.strictObject({ limit: scratchLimit }).optional(),
+    guestAgent: filePath.optional(),
+    quiesce: quiesce.optional(),
   })
   .refine((value) => value.qmp !== undefined || value.disks !== undefined, {
     message: "Expected `qmp` (to reach the domain while it runs), `disks` (while it is inactive) or both",
+  })
+  .refine((value) => value.guestAgent === undefined || value.qmp !== undefined, {
+    message: "Expected `qmp` beside `guestAgent`, which answers only while the domain runs",
+    path: ["guestAgent"],
+  })
+  .refine((value) => value.quiesce === undefined || value.guestAgent !== undefined, {
+    message: "Expected `guestAgent` (the agent's socket) beside `quiesce`",
+    path: ["quiesce"],
   });
 
 const repository = z.strictObject({ name: name("repository"), path: filePath });
@@ -93,6 +120,13 @@ export const configSchema = z
 export type Config = z.infer<typeof configSchema>;
 export type DomainConfig = Config["domains"][number];
 export type DiskConfig = NonNullable<DomainConfig["disks"]>[number];
+
+/** Undefined for a domain without a guest agent. */
+export function quiesceSettings({ guestAgent, quiesce: keys }: DomainConfig): QuiesceSettings | undefined {
+  if (guestAgent === undefined) return undefined;
+  const { always, timeout, onFailure } = keys ?? quiesce.parse({});
+  return { byDefault: always, timeoutMs: durationMs(timeout) ?? 0, onFailure };
+}
 
 function reportRepeats(
   context: z.RefinementCtx,
@@ -170,6 +204,7 @@ function absolute(config: Config, base: string): Config {
     domains: config.domains.map((entry) => ({
       ...entry,
       ...(entry.qmp === undefined ? {} : { qmp: from(entry.qmp) }),
+      ...(entry.guestAgent === undefined ? {} : { guestAgent: from(entry.guestAgent) }),
       ...(entry.disks === undefined
         ? {}
         : { disks: entry.disks.map((listed) => ({ ...listed, file: from(listed.file) })) }),

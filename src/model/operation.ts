@@ -1,3 +1,4 @@
+import type { QuiesceOutcome } from "./quiesce.js";
 import type { ExportAddress, FileFingerprint, SnapshotPlan } from "./snapshot-plan.js";
 
 /**
@@ -24,6 +25,9 @@ export interface SnapshotJournal {
   readonly mode: "running" | "inactive";
   readonly plan: SnapshotPlan;
   readonly timeMs: number;
+  /** How long the guest was stopped for the moment; records of earlier versions lack it. */
+  readonly heldMs?: number;
+  readonly quiesce?: QuiesceOutcome;
   readonly fingerprints: readonly FileFingerprint[];
   readonly exports: readonly OpenExport[];
   /** Why content was lost, in words; found out while it could be, since exports that have ended cannot tell. */

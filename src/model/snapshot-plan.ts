@@ -1,5 +1,6 @@
 import type { CheckpointBitmap, CheckpointId } from "./checkpoint.js";
 import { nextOrder } from "./checkpoint.js";
+import type { QuiesceOutcome, QuiescePlan } from "./quiesce.js";
 
 /** The domain as a driver finds it, looked up anew each time: node names change with every restart or hot-plug. */
 export interface DomainState {
@@ -57,6 +58,8 @@ export interface SnapshotPlan {
    * a backup of ours watches.
    */
   readonly scratchLimitBytes?: number;
+  /** Freeze the guest's file systems for the moment; without effect for an inactive domain. */
+  readonly quiesce?: QuiescePlan;
 }
 
 export interface PlannedDisk {
@@ -139,6 +142,8 @@ export interface FreezeResult {
   readonly timeMs: number;
   /** How long the guest was stopped for the moment to be one over all disks; 0 if it was not. */
   readonly heldMs: number;
+  /** Set if the plan asked for it and the domain is not inactive. */
+  readonly quiesce?: QuiesceOutcome;
   readonly fingerprints: readonly FileFingerprint[];
 }
 
@@ -149,11 +154,12 @@ export interface SnapshotRequest {
   /** The name and moment of a new checkpoint; its order follows from the bitmaps that exist. */
   readonly checkpoint?: { readonly name: string; readonly timeMs: number };
   readonly scratchLimitBytes?: number | undefined;
+  readonly quiesce?: QuiescePlan | undefined;
 }
 
 /** Names and numbers for everything that a snapshot of these disks will need. The targets must exist. */
 export function planSnapshot(state: DomainState, request: SnapshotRequest): SnapshotPlan {
-  const { id, checkpoint, scratchDir, scratchLimitBytes } = request;
+  const { id, checkpoint, scratchDir, scratchLimitBytes, quiesce } = request;
   const chosen = state.disks.filter(({ target }) => request.targets.includes(target));
   return {
     id,
@@ -172,5 +178,6 @@ export function planSnapshot(state: DomainState, request: SnapshotRequest): Snap
     ...(checkpoint === undefined
       ? {}
       : { checkpoint: { ...checkpoint, order: nextOrder(state.disks.map((disk) => disk.checkpoints)) } }),
+    ...(quiesce === undefined ? {} : { quiesce }),
   };
 }

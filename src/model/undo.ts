@@ -10,6 +10,8 @@ export type UndoEntry =
   | { readonly kind: "checkpoint"; readonly checkpoint: CheckpointId; readonly targets: readonly string[] }
   /** The guest is stopped by us: continue it. */
   | { readonly kind: "vm-held" }
+  /** The guest's file systems are frozen by us, through the guest agent on this socket: thaw them. */
+  | { readonly kind: "vm-frozen"; readonly socketPath: string }
   /** A node in the domain's QEMU: delete it. */
   | { readonly kind: "vm-node"; readonly node: string }
   /** A filter between a device and its disk: give the device its disk back. The filter knows which disk that is. */

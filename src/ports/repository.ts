@@ -92,6 +92,8 @@ export interface DraftSummary {
   readonly consistency: Consistency;
   readonly heldMs: number;
   readonly scratchPeakBytes: number;
+  readonly frozenMs?: number;
+  readonly quiesceFailure?: string;
   readonly checkpoint: string;
 }
 

@@ -9,6 +9,7 @@ export {
 } from "./session.js";
 export type { FollowJobOptions } from "./job.js";
 export { isQmpError, QmpError, qmpErrorCodes, type QmpErrorCode, type QmpErrorFacts } from "./errors.js";
+export { LineFramer } from "./line-framer.js";
 export { isVersionAtLeast, type QmpVersion } from "./version.js";
 export type { ConnectionHooks, QmpWarning } from "./connection.js";
 export type { QmpRunState } from "./run-state.js";

@@ -4,6 +4,7 @@ import type { DiskDecision, LevelDecision } from "../model/level.js";
 import { decideLevel } from "../model/level.js";
 import type { DiskState, DomainState, ExportAddress, SnapshotPlan } from "../model/snapshot-plan.js";
 import { planSnapshot } from "../model/snapshot-plan.js";
+import { consistencyOf, quiesceFacts } from "../model/quiesce.js";
 import type { BlockDriver } from "../ports/block-driver.js";
 import type { BackupDraft, BackupRepository } from "../ports/repository.js";
 import { forEachLimited } from "../shared/async.js";
@@ -20,6 +21,7 @@ import { keepCheckpointIfPublished } from "./published.js";
 import { pull } from "./pull.js";
 import type { ScratchUse } from "./scratch-watch.js";
 import { withScratchWatch } from "./scratch-watch.js";
+import { logMoment, planQuiesce } from "./quiesce.js";
 import { unwind } from "./unwind.js";
 
 export interface BackupRequest {
@@ -29,6 +31,8 @@ export interface BackupRequest {
   /** Targets; left out: all disks. */
   readonly disks?: readonly string[];
   readonly repository?: string;
+  /** Freeze the guest's file systems for the moment; left out: as configured. */
+  readonly quiesce?: boolean;
   readonly signal?: AbortSignal;
   readonly onProgress?: (progress: BackupProgress) => void;
 }
@@ -56,6 +60,7 @@ export type BackupProgress =
 export async function runBackup(context: ServiceContext, request: BackupRequest): Promise<IntactEntry> {
   const domain = requireDomain(context, request.domain);
   const repository = requireRepository(context, request.repository);
+  planQuiesce(context, domain, request.quiesce);
   await repository.checkWritable();
   return withDomain(context, domain, `backup run ${domain}`, async (session) => {
     const lock = await repository.lock(domain);
@@ -177,8 +182,10 @@ class Attempt {
         scratchDir: this.#context.scratchDir,
         scratchLimitBytes: this.#context.scratchLimits.get(session.domain),
         checkpoint: { name: this.#backupId, timeMs: this.#context.clock.now() },
+        quiesce: planQuiesce(this.#context, session.domain, this.#request.quiesce),
       });
       const frozen = await driver.freeze(plan, operation, signal);
+      logMoment(this.#context, session.domain, frozen);
       const addresses = await this.#export(plan, operation);
       const onUse = (use: ScratchUse): void => this.#request.onProgress?.({ step: "scratch", ...use });
       const scratchPeakBytes = await withScratchWatch(
@@ -199,9 +206,10 @@ class Attempt {
         timeMs: frozen.timeMs,
         startedAtMs: this.#parts.startedAtMs,
         finishedAtMs: this.#context.clock.now(),
-        consistency: state.mode === "inactive" ? "clean" : "crash",
+        consistency: consistencyOf(state.mode, frozen.quiesce),
         heldMs: frozen.heldMs,
         scratchPeakBytes,
+        ...quiesceFacts(frozen.quiesce),
         checkpoint: this.#backupId,
       });
     } finally {

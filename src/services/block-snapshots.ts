@@ -1,5 +1,6 @@
 import { checkName } from "../model/names.js";
 import type { SnapshotJournal } from "../model/operation.js";
+import type { QuiescePlan } from "../model/quiesce.js";
 import type { DomainState } from "../model/snapshot-plan.js";
 import { planSnapshot } from "../model/snapshot-plan.js";
 import { errorMessage, FleeceError } from "../shared/errors.js";
@@ -18,6 +19,7 @@ import {
   withSnapshot,
 } from "./open-snapshots.js";
 import { Operation } from "./operation.js";
+import { logMoment, planQuiesce } from "./quiesce.js";
 import { unwind } from "./unwind.js";
 
 export interface SnapshotOptions {
@@ -28,6 +30,8 @@ export interface SnapshotOptions {
   /** A checkpoint to create at the same moment; without a name of its own it is called like the snapshot. */
   readonly checkpoint?: { readonly name?: string };
   readonly leaseMs: number;
+  /** Freeze the guest's file systems for the moment; left out: as configured. */
+  readonly quiesce?: boolean;
   readonly signal?: AbortSignal;
 }
 
@@ -46,6 +50,7 @@ export function createBlockSnapshot(
   const request = {
     name: checkName("block snapshot", options.name ?? timedId(context.clock.now())),
     leaseMs: checkLease(options.leaseMs),
+    quiescePlan: planQuiesce(context, domain, options.quiesce),
   };
   const checkpoint =
     options.checkpoint === undefined
@@ -77,6 +82,7 @@ interface NamedRequest {
   readonly name: string;
   readonly leaseMs: number;
   readonly checkpointName: string | undefined;
+  readonly quiescePlan: QuiescePlan | undefined;
   readonly disks?: readonly string[];
   readonly signal?: AbortSignal;
 }
@@ -84,7 +90,7 @@ interface NamedRequest {
 async function prepare(
   context: ServiceContext,
   session: DomainSession,
-  { name, leaseMs, checkpointName, disks: targets, signal }: NamedRequest,
+  { name, leaseMs, checkpointName, quiescePlan, disks: targets, signal }: NamedRequest,
 ): Promise<Operation> {
   const driver = await session.driver(signal);
   const state = await driver.inspect(signal);
@@ -99,6 +105,7 @@ async function prepare(
     targets: disks.map(({ target }) => target),
     scratchDir: context.scratchDir,
     scratchLimitBytes: context.scratchLimits.get(session.domain),
+    quiesce: quiescePlan,
     ...(checkpointName === undefined ? {} : { checkpoint: { name: checkpointName, timeMs: now } }),
   });
   return Operation.begin(context.store, {
@@ -128,9 +135,10 @@ async function open(
 ): Promise<BlockSnapshot> {
   const subject = snapshotSubject(operation);
   const driver = await session.driver();
-  const { timeMs, fingerprints } = await driver.freeze(subject.plan, operation, signal);
+  const frozen = await driver.freeze(subject.plan, operation, signal);
+  logMoment(context, session.domain, frozen);
   const leaseUntilMs = context.clock.now() + subject.leaseMs;
-  const opened: SnapshotJournal = { ...subject, phase: "open", timeMs, fingerprints, leaseUntilMs };
+  const opened: SnapshotJournal = { ...subject, ...frozen, phase: "open", leaseUntilMs };
   await operation.setSubject(opened);
   return { ...opened, domain: session.domain };
 }

@@ -1,4 +1,5 @@
 import { checkName } from "../model/names.js";
+import type { QuiesceSettings } from "../model/quiesce.js";
 import type { ReaderFactory } from "../ports/block-io.js";
 import type { DriverFactory } from "../ports/block-driver.js";
 import type { Clock } from "../ports/clock.js";
@@ -25,6 +26,8 @@ export interface ServiceContext {
   /** In the order of the configuration; the first is the default. */
   readonly repositories: ReadonlyMap<string, BackupRepository>;
   readonly domains: readonly string[];
+  /** Of the domains that have a guest agent. */
+  readonly quiesce: ReadonlyMap<string, QuiesceSettings>;
   readonly scratchDir: string;
   readonly scratch: ScratchSpace;
   /** In bytes, by domain; undefined where there is none. */

@@ -46,6 +46,7 @@ export async function undoEntry(entry: UndoEntry, session: DomainSession, host: 
     case "daemon-export":
       return host.undo(entry);
     case "vm-held":
+    case "vm-frozen":
     case "vm-node":
     case "vm-filter":
     case "vm-export":

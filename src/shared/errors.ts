@@ -35,6 +35,7 @@ export const ERROR_CODES = {
   ],
   UNSUPPORTED: ["failed", "The QEMU version or the disk cannot do what is needed"],
   SNAPSHOT_BROKEN: ["failed", "The block snapshot lost content that it should have preserved"],
+  QUIESCE_FAILED: ["failed", "The guest's file systems could not be frozen, or are not known to be thawed"],
   NO_SPACE: ["failed", "A file system or device that is written to is full"],
   PERMISSION_DENIED: ["failed", "A file or directory may not be read or written by this user"],
   PATH_NOT_FOUND: ["failed", "A file or directory that must exist does not"],

@@ -199,6 +199,7 @@ export function describeBlockDriver(name: string, start: () => Promise<DriverHar
         { kind: "file", path: `${harness.scratchDir}/never-made` },
       ]);
       frozen.log.entries.push(...never, { kind: "vm-held" });
+      frozen.log.entries.push({ kind: "vm-frozen", socketPath: `${harness.scratchDir}/no-agent` });
       await undoAll(harness, driver, frozen.log);
       expect(await harness.traces()).toEqual(before);
     });

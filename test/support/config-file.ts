@@ -8,6 +8,8 @@ import type { DiskFormat } from "./vm-arguments.js";
 export interface DomainConfig {
   readonly name: string;
   readonly qmp?: string;
+  readonly guestAgent?: string;
+  readonly quiesce?: JsonObject;
   readonly disks?: readonly { readonly target: string; readonly file: string; readonly format: DiskFormat }[];
 }
 

@@ -9,12 +9,12 @@ const folder = fileURLToPath(new URL("../../var/tools", import.meta.url));
  * A program of a Debian package that tests need and that is better not installed, since the installation of a server starts
  * it: the installed one, or one unpacked under var/tools. Undefined where neither can be had: the test then skips by name.
  */
-export async function debianTool(name: string): Promise<string | undefined> {
+export async function debianTool(name: string, packageName = name): Promise<string | undefined> {
   for (const place of (process.env["PATH"] ?? "").split(delimiter)) {
     if (await exists(join(place, name))) return join(place, name);
   }
-  const unpacked = join(folder, name);
-  if (!(await exists(unpacked))) await unpack(name, unpacked).catch(() => undefined);
+  const unpacked = join(folder, packageName);
+  if (!(await exists(unpacked))) await unpack(packageName, unpacked).catch(() => undefined);
   for (const place of ["usr/bin", "usr/sbin", "bin", "sbin"]) {
     if (await exists(join(unpacked, place, name))) return join(unpacked, place, name);
   }

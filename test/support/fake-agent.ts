@@ -39,6 +39,7 @@ export class FakeWorld {
   }
 
   get guest(): string {
+    if (this.domain.qemu?.frozen === true) return "frozen";
     return this.domain.qemu?.status ?? "inactive";
   }
 }
@@ -65,6 +66,9 @@ export class FakeProcess {
       outputs: gated(outputDirectories, "outputs", gate),
       repositories: new Map([[repository.name, gated(repository, "repository", gate)]]),
       domains: [domain.name],
+      quiesce: new Map([
+        [domain.name, { byDefault: false, timeoutMs: 10_000, onFailure: "continue" as const }],
+      ]),
       scratchDir: "/scratch",
       scratch: domain.host.scratch,
       scratchLimits: new Map([[domain.name, undefined]]),

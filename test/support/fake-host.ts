@@ -36,6 +36,7 @@ export class FakeHost implements HostCleaner {
         return;
       case "checkpoint":
       case "vm-held":
+      case "vm-frozen":
       case "vm-node":
       case "vm-filter":
       case "vm-export":

@@ -15,6 +15,8 @@ export class FakeQemu {
   readonly exports = new Map<string, FakeExport & { readonly node: string; readonly bitmap?: string }>();
   nbdSocketPath: string | undefined;
   status: "running" | "paused" = "running";
+  /** Whether the guest's file systems are, through its agent. */
+  frozen = false;
 
   addNode(name: string, node: FakeNode): void {
     if (name.length > 31) throw refused(`Invalid node-name: ${name}`);
@@ -98,7 +100,7 @@ export class FakeQemu {
     const bitmaps = [...this.nodes.values()].flatMap((node) =>
       node.kind === "access" ? [...node.bitmaps.keys()] : [],
     );
-    const { status, nbdSocketPath } = this;
+    const { status, frozen, nbdSocketPath } = this;
     return {
       nodes: [...this.nodes.keys()],
       bitmaps,
@@ -106,6 +108,7 @@ export class FakeQemu {
       exports: [...this.exports.keys()],
       nbdSocketPath,
       status,
+      frozen,
     };
   }
 

@@ -16,6 +16,7 @@ import { refused } from "./fake-disk.js";
 import type { FakeQemu } from "./fake-qemu.js";
 
 const SOCKET_DIRECTORY = "/run/fake-vm";
+const FROZEN: UndoEntry = { kind: "vm-frozen", socketPath: "/run/fake-vm.qga" };
 const SOCKET = `${SOCKET_DIRECTORY}/nbd.sock`;
 
 /** The driver of a QEMU process in memory. Each step on it is one round trip, with a gate on either side. */
@@ -72,14 +73,18 @@ export class FakeRunningDriver implements BlockDriver {
         { kind: "vm-filter", target, filter: nodes.filter } as const,
       ]),
     );
-    const { timeMs, heldMs } = await this.#held(disks.length > 1, undo, () => this.#moment(plan));
+    const frozen = plan.quiesce !== undefined && (await this.#freezeGuest(undo));
+    const { timeMs, heldMs } = await this.#thawedAfter(frozen, undo, () =>
+      this.#held(disks.length > 1, undo, () => this.#moment(plan)),
+    );
     for (const { nodes } of disks) {
       await undo.register({ kind: "vm-node", node: nodes.access });
       await this.#step("add access", signal, () =>
         this.#qemu.addNode(nodes.access, { kind: "access", filter: nodes.filter, bitmaps: new Map() }),
       );
     }
-    return { timeMs, heldMs, fingerprints: [] };
+    const quiesce = frozen ? { quiesce: { frozen: true, frozenMs: 2 } as const } : {};
+    return { timeMs, heldMs, ...quiesce, fingerprints: [] };
   }
 
   async startExports(
@@ -111,6 +116,9 @@ export class FakeRunningDriver implements BlockDriver {
       switch (entry.kind) {
         case "vm-held":
           this.#qemu.status = "running";
+          return;
+        case "vm-frozen":
+          this.#qemu.frozen = false;
           return;
         case "vm-node":
           if (this.#qemu.nodes.has(entry.node)) this.#qemu.removeNode(entry.node);
@@ -180,6 +188,24 @@ export class FakeRunningDriver implements BlockDriver {
       );
     }
     return timeMs;
+  }
+
+  async #freezeGuest(undo: UndoLog): Promise<boolean> {
+    await undo.register(FROZEN);
+    await this.#step("freeze guest", undefined, () => (this.#qemu.frozen = true));
+    return true;
+  }
+
+  async #thawedAfter<T>(frozen: boolean, undo: UndoLog, action: () => Promise<T>): Promise<T> {
+    if (!frozen) return action();
+    let result: T;
+    try {
+      result = await action();
+    } finally {
+      await this.#step("thaw guest", undefined, () => (this.#qemu.frozen = false));
+    }
+    await undo.settle(FROZEN);
+    return result;
   }
 
   async #held(

@@ -65,6 +65,8 @@ const manifestSchema1 = z
 const manifestSchema2 = z.strictObject({
   schemaVersion: z.literal(SCHEMA_VERSION),
   ...manifestFields,
+  frozenMs: milliseconds.optional(),
+  quiesceFailure: reason.optional(),
   scratchPeakBytes: bytes.optional(),
   disks: z.array(diskSchema).min(1).max(10_000),
 });

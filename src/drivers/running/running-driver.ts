@@ -24,6 +24,8 @@ import { bitmapTransaction } from "./bitmap-transaction.js";
 import { iothreadObstacle, iothreadOf } from "./iothreads.js";
 import { addProbe, probeName, tryProbes } from "./loss-probe.js";
 import { startNbdServer } from "./nbd-server.js";
+import type { QuietMomentParts } from "./quiet-moment.js";
+import { quietMoment } from "./quiet-moment.js";
 import { addScratch, isWorthReleasing } from "./scratch.js";
 import { assignTargets } from "./targets.js";
 import { undoInQemu } from "./undo.js";
@@ -41,10 +43,18 @@ export class RunningDriver implements BlockDriver {
   readonly #qmp: QmpSession;
   readonly #config: DomainConfig;
   readonly #clock: Clock;
+  readonly #qmpSocketPath: string;
   readonly #nbdSocketPath: string;
 
-  constructor(options: { qmp: QmpSession; config: DomainConfig; clock: Clock; nbdSocketPath: string }) {
+  constructor(options: {
+    qmp: QmpSession;
+    config: DomainConfig;
+    clock: Clock;
+    qmpSocketPath: string;
+    nbdSocketPath: string;
+  }) {
     this.#qmp = options.qmp;
+    this.#qmpSocketPath = options.qmpSocketPath;
     this.#config = options.config;
     this.#clock = options.clock;
     this.#nbdSocketPath = options.nbdSocketPath;
@@ -88,8 +98,18 @@ export class RunningDriver implements BlockDriver {
         await addScratch(this.#qmp, disk, undo, { diskNode, limitBytes, signal });
       }
       await undo.register(...this.#momentEntries(plan));
-      const { heldMs, timeMs } = await this.#held(plan.disks.length > 1, undo, () =>
-        this.#moment(plan, located),
+      const { value: timeMs, ...quiet } = await quietMoment(
+        {
+          qmp: this.#qmp,
+          clock: this.#clock,
+          domain: plan.domain,
+          qmpSocketPath: this.#qmpSocketPath,
+          hold: plan.disks.length > 1,
+          quiesce: this.#quiesce(plan),
+          undo,
+          signal,
+        },
+        () => this.#moment(plan, located),
       );
       for (const { nodes } of plan.disks) {
         await undo.register({ kind: "vm-node", node: nodes.access });
@@ -100,7 +120,7 @@ export class RunningDriver implements BlockDriver {
           discard: "unmap",
         });
       }
-      return { timeMs, heldMs, fingerprints: [] };
+      return { timeMs, ...quiet, fingerprints: [] };
     });
   }
 
@@ -158,7 +178,7 @@ export class RunningDriver implements BlockDriver {
   }
 
   undo(entry: UndoEntry): Promise<void> {
-    return this.#guarded(() => undoInQemu(this.#qmp, entry));
+    return this.#guarded(() => undoInQemu(this.#qmp, entry, this.#clock));
   }
 
   close(): Promise<void> {
@@ -277,29 +297,11 @@ export class RunningDriver implements BlockDriver {
     return timeMs;
   }
 
-  /** Runs `action` with the guest stopped if `needed` and it runs; the guest continues on every path. */
-  async #held(
-    needed: boolean,
-    undo: UndoLog,
-    action: () => Promise<number>,
-  ): Promise<{ timeMs: number; heldMs: number }> {
-    if (!needed || (await this.#qmp.execute("query-status")).status !== "running") {
-      return { timeMs: await action(), heldMs: 0 };
-    }
-    const entry: UndoEntry = { kind: "vm-held" };
-    await undo.register(entry);
-    const start = this.#clock.monotonicMs();
-    let timeMs: number;
-    let heldMs: number;
-    try {
-      await this.#qmp.execute("stop");
-      timeMs = await action();
-    } finally {
-      await this.#qmp.execute("cont");
-      heldMs = Math.round(this.#clock.monotonicMs() - start);
-    }
-    await undo.settle(entry);
-    return { timeMs, heldMs };
+  #quiesce({ quiesce }: SnapshotPlan): QuietMomentParts["quiesce"] {
+    const { guestAgent } = this.#config;
+    if (quiesce === undefined) return undefined;
+    if (guestAgent !== undefined) return { ...quiesce, agentSocketPath: guestAgent };
+    throw new FleeceError("INTERNAL", `Expected a guest agent for domain ${this.#config.name}`);
   }
 }
 

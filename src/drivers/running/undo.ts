@@ -1,5 +1,7 @@
 import type { UndoEntry } from "../../model/undo.js";
+import type { Clock } from "../../ports/clock.js";
 import type { QmpSession } from "../../qmp/index.js";
+import { thawLeftover } from "../guest-agent/guest-freezer.js";
 import { removeBitmap, removeExport } from "../node-exports.js";
 import { filteredNode, locateDisks } from "./block-graph.js";
 import { stopNbdServer } from "./nbd-server.js";
@@ -8,7 +10,7 @@ import { stopNbdServer } from "./nbd-server.js";
  * Undoes one entry inside QEMU, after asking it what exists: the entry may have been written for something that was never
  * made, was undone before, or went with an earlier QEMU process. Only names of ours are ever touched.
  */
-export async function undoInQemu(qmp: QmpSession, entry: UndoEntry): Promise<void> {
+export async function undoInQemu(qmp: QmpSession, entry: UndoEntry, clock: Clock): Promise<void> {
   switch (entry.kind) {
     case "vm-export":
       return removeExport(qmp, entry.id);
@@ -22,6 +24,8 @@ export async function undoInQemu(qmp: QmpSession, entry: UndoEntry): Promise<voi
       return removeNode(qmp, entry.node);
     case "vm-held":
       return continueGuest(qmp);
+    case "vm-frozen":
+      return thawLeftover({ socketPath: entry.socketPath, clock });
     case "checkpoint":
     case "file":
     case "directory":

@@ -21,6 +21,8 @@ export const fullEntry: IntactEntry = {
     consistency: "crash",
     heldMs: 12,
     scratchPeakBytes: 2 ** 21,
+    frozenMs: 30,
+    quiesceFailure: "the agent is out",
     checkpoint: "20261121T105300Z-k3j9ab",
     disks: [
       {
@@ -91,6 +93,8 @@ export const fullSnapshot: BlockSnapshot = {
   leaseUntilMs: 1_795_260_180_250,
   mode: "running",
   timeMs: 1_795_258_380_250,
+  heldMs: 12,
+  quiesce: { frozen: true, frozenMs: 30 },
   fingerprints: [],
   plan: {
     id: "k3j9ab00",

@@ -28,7 +28,7 @@ describe.each([
   ["Domain", domainMessage(fullState), ["Domain.trouble"]],
   ["Checkpoint", checkpointMessage("web01", fullCheckpoint), []],
   ["Backup", backupMessage(fullEntry), ["Backup.damage"]],
-  ["BlockSnapshot", blockSnapshotMessage(fullSnapshot, 4096), []],
+  ["BlockSnapshot", blockSnapshotMessage(fullSnapshot, 4096), ["BlockSnapshot.quiesceFailure"]],
 ] as const)("the translation to %s", (name, message, apart) => {
   it("fills every field of the definition", () => {
     expect(missing(type(name), message, name)).toEqual(apart);
@@ -69,7 +69,9 @@ describe("blockSnapshotMessage", () => {
       time: "2026-11-21T10:53:00.250Z",
       leaseEndTime: "2026-11-21T11:23:00.250Z",
       leaseMs: "1800000",
-      consistency: "CRASH",
+      consistency: "FILESYSTEM",
+      heldMs: "12",
+      frozenMs: "30",
       checkpoint: "c2",
       disks: [{ target: "vda", format: "QCOW2", scratchFile: "/scratch/k3j9ab00-vda.qcow2" }],
       exports: [{ domain: "web01", snapshot: "night", since: "c1" }],

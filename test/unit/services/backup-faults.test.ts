@@ -42,6 +42,13 @@ describe("runBackup of a running domain with a fault at any point leaves nothing
     });
   }
 
+  for (const fault of ["fail", "disconnect", "kill"] as const) {
+    it(`in a full of two disks with the guest frozen: ${fault}`, DEADLINE, async () => {
+      const found = await strikeEverywhere({ fault, level: "full", running: true, quiesce: true });
+      expect(found).toEqual([]);
+    });
+  }
+
   for (const fault of ["fail", "kill"] as const) {
     it(`in a first full of one disk: ${fault}`, DEADLINE, async () => {
       const found = await strikeEverywhere({ fault, level: "full", running: true, disks: ["vda"] });

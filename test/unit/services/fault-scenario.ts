@@ -25,6 +25,7 @@ export interface Scenario {
   /** QEMU crashes after the earlier backup: the one under test must compare. */
   readonly lost?: boolean;
   readonly disks?: readonly string[];
+  readonly quiesce?: true;
 }
 
 export interface Passed {
@@ -97,8 +98,8 @@ class Play {
       this.#killed,
     ]);
     if (outcome === "killed") await victim.die();
-    else if (this.#world.guest === "paused")
-      this.#problems.push("the guest is held when the command has ended");
+    else if (this.#world.guest === "paused" || this.#world.guest === "frozen")
+      this.#problems.push(`the guest is ${this.#world.guest} when the command has ended`);
     await recoverAll(this.#world.process().context);
     await this.#checkTraces("after the recovery");
     const published = await this.#checkBackups(earlier);
@@ -110,8 +111,12 @@ class Play {
   }
 
   #request(): BackupRequest {
-    const { disks } = this.#scenario;
-    return { domain: "vm", ...(disks === undefined ? {} : { disks }) };
+    const { disks, quiesce } = this.#scenario;
+    return {
+      domain: "vm",
+      ...(disks === undefined ? {} : { disks }),
+      ...(quiesce === undefined ? {} : { quiesce }),
+    };
   }
 
   get #targets(): readonly string[] {
@@ -175,6 +180,7 @@ class Play {
       exports: [],
       nbdSocketPath: undefined,
       status: "running",
+      frozen: false,
     };
     const expected = {
       qemu: this.#world.domain.qemu === undefined ? undefined : clean,

@@ -1,0 +1,1 @@
+export const CONSISTENCIES = { clean: "CLEAN", filesystem: "FILESYSTEM", crash: "CRASH" } as const;
