@@ -42,5 +42,6 @@ function diskMessage(disk: DiskState): Disk {
     checkpoints: disk.checkpoints.map(({ name }) => name),
     foreignBitmaps: disk.foreignBitmaps,
     obstacle: disk.obstacle,
+    staged: disk.staged ?? false,
   };
 }

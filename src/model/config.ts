@@ -31,7 +31,13 @@ const disk = z.strictObject({
 });
 
 const domain = z
-  .strictObject({ name: name("domain"), qmp: filePath.optional(), disks: z.array(disk).min(1).optional() })
+  .strictObject({
+    name: name("domain"),
+    qmp: filePath.optional(),
+    disks: z.array(disk).min(1).optional(),
+    /** Left out: `auto`. */
+    exports: z.enum(["auto", "staged"]).optional(),
+  })
   .refine((value) => value.qmp !== undefined || value.disks !== undefined, {
     message: "Expected `qmp` (to reach the domain while it runs), `disks` (while it is inactive) or both",
   });

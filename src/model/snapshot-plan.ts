@@ -20,12 +20,14 @@ export interface DiskState {
   readonly checkpoints: readonly CheckpointBitmap[];
   /** Names of bitmaps that others made; never touched. */
   readonly foreignBitmaps: readonly string[];
+  /** Set when exports of this disk are staged: copied out of QEMU first, for no NBD client may connect to it. */
+  readonly staged?: true;
   /** Set when no snapshot of this disk may be taken, with the reason. */
   readonly obstacle?: Obstacle;
 }
 
 export interface Obstacle {
-  readonly code: "UNSAFE_IOTHREAD" | "FOREIGN_FILTER" | "UNSUPPORTED";
+  readonly code: "FOREIGN_FILTER" | "UNSUPPORTED";
   readonly reason: string;
 }
 
@@ -62,6 +64,8 @@ export interface SnapshotNodes {
   readonly filter: string;
   /** The filter's view of the frozen moment; for an inactive domain the disk itself, read-only. */
   readonly access: string;
+  /** Where QEMU writes to when it copies the frozen moment out; also the name of the job. */
+  readonly push: string;
 }
 
 /** Node names that belong to this program begin so. Bitmaps have their own mark: see checkpoint.ts. */
@@ -70,7 +74,12 @@ const NODE_MARK = "fleece-";
 /** QEMU allows 31 characters: `fleece-` + 8 + `-` + index + `-filter` stays below for 10,000 disks. */
 export function snapshotNodes(id: string, diskIndex: number): SnapshotNodes {
   const stem = `${NODE_MARK}${id}-${diskIndex}`;
-  return { scratch: `${stem}-scratch`, filter: `${stem}-filter`, access: `${stem}-access` };
+  return {
+    scratch: `${stem}-scratch`,
+    filter: `${stem}-filter`,
+    access: `${stem}-access`,
+    push: `${stem}-push`,
+  };
 }
 
 export function isOurNode(node: string): boolean {
@@ -85,6 +94,8 @@ export interface PlannedExport {
   readonly nodes: SnapshotNodes;
   /** Bitmaps of the disk whose union is the map of changes; left out to offer the content alone. */
   readonly changes?: { readonly since: string; readonly bitmaps: readonly string[] };
+  /** Nothing but changed blocks will be read: a staged export may leave out the rest, which then reads as zeroes. */
+  readonly changesOnly?: true;
 }
 
 /** Where the frozen content of a disk can be read. */
@@ -95,6 +106,8 @@ export interface ExportAddress {
   readonly sizeBytes: number;
   /** The NBD metadata context with the changes, when a checkpoint was asked about. */
   readonly changesContext?: string;
+  /** A storage daemon of ours serves a copy, so that readers cannot touch the domain's QEMU. */
+  readonly staged?: true;
 }
 
 /**

@@ -13,6 +13,7 @@ import { removeDeadBitmaps } from "./checkpoints.js";
 import type { ServiceContext } from "./context.js";
 import { requireDomain, requireRepository, withDomain } from "./context.js";
 import { chooseDisks } from "./choose-disks.js";
+import { logExports } from "./log-exports.js";
 import type { DomainSession } from "./domain-session.js";
 import { refuseFrozenDisks } from "./open-snapshots.js";
 import { Operation } from "./operation.js";
@@ -192,16 +193,18 @@ class Attempt {
     }
   }
 
-  #export(plan: SnapshotPlan, operation: Operation): Promise<readonly ExportAddress[]> {
+  async #export(plan: SnapshotPlan, operation: Operation): Promise<readonly ExportAddress[]> {
     const { decision, driver } = this.#parts;
     const exports = plan.disks.map(({ target, nodes }) => {
       const exportName = `${target}-${plan.id}`;
       if (decision.level === "full") return { target, exportName, nodes };
       const bitmaps = decision.changes.get(target) ?? [];
       const since = decision.parent.manifest.checkpoint;
-      return { target, exportName, nodes, changes: { since, bitmaps } };
+      return { target, exportName, nodes, changes: { since, bitmaps }, changesOnly: true } as const;
     });
-    return driver.startExports(plan, exports, operation, this.#request.signal);
+    const addresses = await driver.startExports(plan, exports, operation, this.#request.signal);
+    logExports(this.#context, plan, addresses);
+    return addresses;
   }
 
   async #pullDisk(address: ExportAddress, draft: BackupDraft, signal: AbortSignal): Promise<void> {

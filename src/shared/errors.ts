@@ -28,10 +28,6 @@ export const ERROR_CODES = {
   DAMAGED: ["damage", "A backup's files are not what its manifest and digests say"],
   CHECKPOINT_INVALID: ["failed", "The changes since that checkpoint cannot be told completely"],
   CHECKPOINT_DAMAGED: ["failed", "A bitmap is inconsistent, so that merging it would lose changes"],
-  UNSAFE_IOTHREAD: [
-    "failed",
-    "An NBD client would abort this QEMU version, since the disk runs in an iothread",
-  ],
   UNSUPPORTED: ["failed", "The QEMU version or the disk cannot do what is needed"],
   SNAPSHOT_BROKEN: ["failed", "The block snapshot lost content that it should have preserved"],
   NO_SPACE: ["failed", "A file system or device that is written to is full"],

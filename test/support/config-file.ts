@@ -9,6 +9,7 @@ export interface DomainConfig {
   readonly name: string;
   readonly qmp?: string;
   readonly disks?: readonly { readonly target: string; readonly file: string; readonly format: DiskFormat }[];
+  readonly exports?: "auto" | "staged";
 }
 
 export interface TestConfig {

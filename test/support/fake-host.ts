@@ -34,6 +34,7 @@ export class FakeHost implements HostCleaner {
       case "vm-held":
       case "vm-node":
       case "vm-filter":
+      case "vm-job":
       case "vm-export":
       case "vm-nbd-server":
       case "vm-bitmap":

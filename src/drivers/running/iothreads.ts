@@ -1,19 +1,16 @@
-import type { Obstacle } from "../../model/snapshot-plan.js";
 import type { QmpSession } from "../../qmp/index.js";
 
 /**
  * QEMU before 9.0 aborts the whole virtual machine when an NBD client disconnects from an export whose node runs in an
- * iothread (assertion in blockdev-nbd.c, seen on 7.2; fixed upstream by 9.0). Such disks must never be exported by it.
+ * iothread (assertion in blockdev-nbd.c, seen on 7.2; fixed upstream by 9.0). Whether that can happen to this device's disk.
  */
-export async function iothreadObstacle(qmp: QmpSession, qomPath: string): Promise<Obstacle | undefined> {
-  if (qmp.version.major >= 9) return undefined;
+export async function clientsAbort(qmp: QmpSession, qomPath: string): Promise<boolean> {
+  if (qmp.version.major >= 9) return false;
   for (const path of await deviceAndControllers(qmp, qomPath)) {
     const iothread = await property(qmp, path, "iothread");
-    if (iothread === undefined || iothread === "") continue;
-    const reason = `it runs in iothread ${iothread.replace(/^\/objects\//, "")}, and QEMU ${qmp.version.major}.${qmp.version.minor} aborts the virtual machine when an NBD client disconnects from such a disk`;
-    return { code: "UNSAFE_IOTHREAD", reason };
+    if (iothread !== undefined && iothread !== "") return true;
   }
-  return undefined;
+  return false;
 }
 
 /** A SCSI disk has no iothread of its own: its controller has, somewhere on the path of the bus it sits on. */

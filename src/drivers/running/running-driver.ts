@@ -22,11 +22,12 @@ import { withQmpErrors } from "../qmp-errors.js";
 import type { LocatedDisk } from "./block-graph.js";
 import { locateDisks } from "./block-graph.js";
 import { bitmapTransaction } from "./bitmap-transaction.js";
-import { iothreadObstacle } from "./iothreads.js";
+import { clientsAbort } from "./iothreads.js";
 import { addProbe, probeName, tryProbes } from "./loss-probe.js";
 import { startNbdServer } from "./nbd-server.js";
+import { StagedExports } from "./staged-exports.js";
 import { assignTargets } from "./targets.js";
-import { undoInQemu } from "./undo.js";
+import { frozenEntries, undoInQemu } from "./undo.js";
 
 /**
  * The disks of a running QEMU. Content is frozen by a copy-before-write filter inserted under the device at run time.
@@ -41,12 +42,20 @@ export class RunningDriver implements BlockDriver {
   readonly #config: DomainConfig;
   readonly #clock: Clock;
   readonly #nbdSocketPath: string;
+  readonly #staged: StagedExports;
 
-  constructor(options: { qmp: QmpSession; config: DomainConfig; clock: Clock; nbdSocketPath: string }) {
+  constructor(options: {
+    qmp: QmpSession;
+    config: DomainConfig;
+    clock: Clock;
+    nbdSocketPath: string;
+    runtimeRoot: string;
+  }) {
     this.#qmp = options.qmp;
     this.#config = options.config;
     this.#clock = options.clock;
     this.#nbdSocketPath = options.nbdSocketPath;
+    this.#staged = new StagedExports(options.qmp, options.runtimeRoot);
   }
 
   inspect(signal?: AbortSignal): Promise<DomainState> {
@@ -87,8 +96,9 @@ export class RunningDriver implements BlockDriver {
       const { heldMs, timeMs } = await this.#held(plan.disks.length > 1, undo, () =>
         this.#moment(plan, located),
       );
-      for (const { nodes } of plan.disks) {
-        await undo.register({ kind: "vm-node", node: nodes.access });
+      for (const disk of plan.disks) {
+        const { nodes } = disk;
+        await undo.register(...frozenEntries(disk).access);
         await this.#qmp.execute("blockdev-add", {
           driver: "snapshot-access",
           "node-name": nodes.access,
@@ -104,15 +114,27 @@ export class RunningDriver implements BlockDriver {
    * for its reads fail once content is lost. But before QEMU 8.0 it takes the block status of what it has preserved from the
    * disk if the request reaches further (`hbitmap_status`, fixed upstream by a4d5224c2c): what the guest has zeroed or
    * discarded since reads as zeroes, and an NBD server leaves it out. That view tells only whether content was lost.
+   *
+   * If a disk of the snapshot is one that no NBD client may come near, all of it goes the other way: see StagedExports.
    */
   startExports(
-    _plan: SnapshotPlan,
+    plan: SnapshotPlan,
     exports: readonly PlannedExport[],
     undo: UndoLog,
     signal?: AbortSignal,
   ): Promise<readonly ExportAddress[]> {
     return this.#guarded(async () => {
       const located = await this.#locate(signal);
+      if (await this.#needsStaging(plan, located)) {
+        const disks = exports.map((planned) => {
+          const disk = plan.disks.find(({ target }) => target === planned.target);
+          if (disk === undefined) {
+            throw new FleeceError("DISK_NOT_FOUND", `The snapshot has no disk ${planned.target}`);
+          }
+          return { disk, planned, diskNode: this.#disk(located, planned.target).diskNode };
+        });
+        return this.#staged.open(disks, undo, signal);
+      }
       await startNbdServer(this.#qmp, this.#nbdSocketPath, undo, this.#config.name);
       const addresses: ExportAddress[] = [];
       for (const planned of exports) {
@@ -135,15 +157,15 @@ export class RunningDriver implements BlockDriver {
 
   /**
    * A break cannot be queried, but every read through the filter fails from then on: so one is tried on each disk that has
-   * been offered, after all others.
+   * been offered, after all others. A disk that has been staged needs no filter any more.
    */
   checkIntact(plan: SnapshotPlan, _fingerprints?: unknown, signal?: AbortSignal): Promise<void> {
     return this.#guarded(async () => {
       const nodes = await this.#qmp.execute("query-named-block-nodes", { flat: true });
       const names = new Set(nodes.map((node) => node["node-name"]));
-      const missing = plan.disks.find((disk) => !names.has(disk.nodes.filter));
-      if (missing !== undefined) {
-        throw new FleeceError("SNAPSHOT_BROKEN", `The filter of disk ${missing.target} is gone from QEMU`);
+      for (const disk of plan.disks) {
+        if (names.has(disk.nodes.filter) || (await this.#staged.holds(disk, signal))) continue;
+        throw new FleeceError("SNAPSHOT_BROKEN", `The filter of disk ${disk.target} is gone from QEMU`);
       }
       await tryProbes(this.#qmp, plan.disks, this.#nbdSocketPath, signal);
     });
@@ -184,7 +206,7 @@ export class RunningDriver implements BlockDriver {
   }
 
   async #describe(target: string, disk: LocatedDisk, jobs: Obstacle | undefined): Promise<DiskState> {
-    const obstacle = disk.obstacle ?? jobs ?? (await iothreadObstacle(this.#qmp, disk.qomPath));
+    const obstacle = disk.obstacle ?? jobs;
     const reported = disk.bitmaps.flatMap(
       ({ name, recording, busy, persistent, inconsistent, granularity, count }) => {
         // QEMU lists unnamed ones too, while filters or jobs are at work.
@@ -199,8 +221,20 @@ export class RunningDriver implements BlockDriver {
       file: disk.file,
       sizeBytes: disk.sizeBytes,
       ...sortOutBitmaps(reported),
+      ...((await this.#mustStage(disk)) ? { staged: true } : {}),
       ...(obstacle === undefined ? {} : { obstacle }),
     };
+  }
+
+  async #needsStaging(plan: SnapshotPlan, located: ReadonlyMap<string, LocatedDisk>): Promise<boolean> {
+    for (const { target } of plan.disks) {
+      if (await this.#mustStage(this.#disk(located, target))) return true;
+    }
+    return false;
+  }
+
+  async #mustStage({ qomPath }: LocatedDisk): Promise<boolean> {
+    return this.#config.exports === "staged" || (await clientsAbort(this.#qmp, qomPath));
   }
 
   /** A block job or a migration moves the graph under us; neither says in time which disks it will touch. */
@@ -221,10 +255,7 @@ export class RunningDriver implements BlockDriver {
     undo: UndoLog,
     signal?: AbortSignal,
   ): Promise<void> {
-    await undo.register(
-      { kind: "file", path: disk.scratchPath },
-      { kind: "vm-node", node: disk.nodes.scratch },
-    );
+    await undo.register(...frozenEntries(disk).scratch);
     await createImage({ path: disk.scratchPath, format: "qcow2", sizeBytes: disk.sizeBytes, signal });
     await this.#qmp.execute("blockdev-add", {
       driver: "qcow2",
@@ -241,10 +272,7 @@ export class RunningDriver implements BlockDriver {
     const targets = disks.map((disk) => disk.target);
     return [
       ...(checkpoint === undefined ? [] : [{ kind: "checkpoint", checkpoint, targets } as const]),
-      ...disks.flatMap(({ target, nodes }) => [
-        { kind: "vm-node", node: nodes.filter } as const,
-        { kind: "vm-filter", target, filter: nodes.filter } as const,
-      ]),
+      ...disks.flatMap((disk) => frozenEntries(disk).filter),
     ];
   }
 

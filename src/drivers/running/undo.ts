@@ -1,8 +1,29 @@
+import type { PlannedDisk } from "../../model/snapshot-plan.js";
 import type { UndoEntry } from "../../model/undo.js";
 import type { QmpSession } from "../../qmp/index.js";
+import { isQmpError } from "../../qmp/index.js";
 import { removeBitmap, removeExport } from "../node-exports.js";
 import { filteredNode, locateDisks } from "./block-graph.js";
 import { stopNbdServer } from "./nbd-server.js";
+
+/** What one frozen disk takes inside QEMU and beside it, in the order in which a freeze acquires it. */
+export function frozenEntries({ target, nodes, scratchPath }: PlannedDisk): {
+  readonly scratch: readonly UndoEntry[];
+  readonly filter: readonly UndoEntry[];
+  readonly access: readonly UndoEntry[];
+} {
+  return {
+    scratch: [
+      { kind: "file", path: scratchPath },
+      { kind: "vm-node", node: nodes.scratch },
+    ],
+    filter: [
+      { kind: "vm-node", node: nodes.filter },
+      { kind: "vm-filter", target, filter: nodes.filter },
+    ],
+    access: [{ kind: "vm-node", node: nodes.access }],
+  };
+}
 
 /**
  * Undoes one entry inside QEMU, after asking it what exists: the entry may have been written for something that was never
@@ -20,6 +41,8 @@ export async function undoInQemu(qmp: QmpSession, entry: UndoEntry): Promise<voi
       return removeFilter(qmp, entry.filter);
     case "vm-node":
       return removeNode(qmp, entry.node);
+    case "vm-job":
+      return endJob(qmp, entry.id);
     case "vm-held":
       return continueGuest(qmp);
     case "checkpoint":
@@ -31,7 +54,7 @@ export async function undoInQemu(qmp: QmpSession, entry: UndoEntry): Promise<voi
   }
 }
 
-async function nodeExists(qmp: QmpSession, node: string): Promise<boolean> {
+export async function nodeExists(qmp: QmpSession, node: string): Promise<boolean> {
   const nodes = await qmp.execute("query-named-block-nodes", { flat: true });
   return nodes.some((listed) => listed["node-name"] === node);
 }
@@ -50,6 +73,16 @@ async function removeFilter(qmp: QmpSession, filter: string): Promise<void> {
   const users = locateDisks({ devices, nodes, graph }).filter(({ rootNode }) => rootNode === filter);
   for (const { qomPath } of users) {
     await qmp.execute("qom-set", { path: qomPath, property: "drive", value: diskNode });
+  }
+}
+
+/** Cancelled, it fails, and it may have failed before: that it is gone is all that counts. */
+async function endJob(qmp: QmpSession, id: string): Promise<void> {
+  if (!(await qmp.execute("query-jobs")).some((job) => job.id === id)) return;
+  try {
+    await qmp.followJob(id, { signal: AbortSignal.abort() });
+  } catch (error) {
+    if (!isQmpError(error, "QMP_ABORTED", "QMP_JOB_FAILED", "QMP_JOB_LOST")) throw error;
   }
 }
 
