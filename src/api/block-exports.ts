@@ -49,7 +49,7 @@ export async function stopBlockExportsHandler(
 }
 
 export function blockExportMessage(open: ServiceExport): BlockExport {
-  const { domain, snapshot, target, exportName, socketPath, sizeBytes, since, changesContext } = open;
+  const { domain, snapshot, target, exportName, socketPath, sizeBytes, since, changesContext, staged } = open;
   return {
     domain,
     snapshot,
@@ -59,5 +59,6 @@ export function blockExportMessage(open: ServiceExport): BlockExport {
     sizeBytes,
     since,
     changesContext,
+    staged: staged ?? false,
   };
 }

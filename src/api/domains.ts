@@ -42,5 +42,6 @@ function diskMessage(disk: DiskState): Disk {
     checkpoints: disk.checkpoints.map(({ name }) => name),
     foreignBitmaps: disk.foreignBitmaps,
     obstacle: disk.obstacle && { code: disk.obstacle.code, reason: disk.obstacle.reason },
+    staged: disk.staged ?? false,
   };
 }

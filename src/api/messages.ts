@@ -14,6 +14,7 @@ export interface Disk {
   readonly checkpoints: readonly string[];
   readonly foreignBitmaps: readonly string[];
   readonly obstacle?: { readonly code: string; readonly reason: string } | undefined;
+  readonly staged: boolean;
 }
 
 export interface Domain {
@@ -139,6 +140,7 @@ export interface BlockExport {
   readonly sizeBytes: number;
   readonly since?: string | undefined;
   readonly changesContext?: string | undefined;
+  readonly staged: boolean;
 }
 
 export interface BlockSnapshotDisk {

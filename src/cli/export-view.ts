@@ -13,6 +13,7 @@ const COLUMNS: readonly Column<BlockExport>[] = [
   { head: "SIZE", cell: ({ sizeBytes }) => formatBytes(sizeBytes), align: "right" },
   { head: "EXPORT", cell: ({ exportName }) => exportName },
   { head: "CHANGES", cell: ({ changesContext }) => changesContext ?? "-" },
+  { head: "STAGED", cell: ({ staged }) => (staged ? "yes" : "no") },
   { head: "URI", cell: ({ uri }) => uri },
 ];
 

@@ -32,7 +32,9 @@ export class QemuDriverFactory implements DriverFactory {
     try {
       const qmp = await connectQmp({ socketPath, ...(signal === undefined ? {} : { signal }) });
       const nbdSocketPath = path.join(this.#socketDirectory(socketPath), "nbd.sock");
-      return new RunningDriver({ qmp, config, clock: this.#clock, qmpSocketPath: socketPath, nbdSocketPath });
+      const runtimeRoot = this.#runtimeRoot;
+      const sockets = { qmpSocketPath: socketPath, nbdSocketPath };
+      return new RunningDriver({ qmp, config, clock: this.#clock, ...sockets, runtimeRoot });
     } catch (error) {
       if (isQmpError(error, "QMP_SOCKET_ABSENT", "QMP_REFUSED")) return this.#inactive(config, error);
       throw mapQmpError(error, `Domain ${name}`);

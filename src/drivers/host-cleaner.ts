@@ -24,6 +24,7 @@ export class QemuHostCleaner implements HostCleaner {
       case "vm-frozen":
       case "vm-node":
       case "vm-filter":
+      case "vm-job":
       case "vm-export":
       case "vm-nbd-server":
       case "vm-bitmap":

@@ -72,6 +72,8 @@ const domain = z
     scratch: z.strictObject({ limit: scratchLimit }).optional(),
     guestAgent: filePath.optional(),
     quiesce: quiesce.optional(),
+    /** Left out: `auto`. */
+    exports: z.enum(["auto", "staged"]).optional(),
   })
   .refine((value) => value.qmp !== undefined || value.disks !== undefined, {
     message: "Expected `qmp` (to reach the domain while it runs), `disks` (while it is inactive) or both",

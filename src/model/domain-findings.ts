@@ -30,10 +30,6 @@ export function noDisks({ domain, disks }: DomainState): Blocker | undefined {
 }
 
 const OBSTACLES = {
-  UNSAFE_IOTHREAD: {
-    code: "UNSAFE_IOTHREAD",
-    advice: "Take the disk out of its iothread, use QEMU 9.0 or newer, or back the domain up while it is off",
-  },
   FOREIGN_FILTER: {
     code: "FOREIGN_FILTER",
     advice: "Wait until what works on the disk has ended, or end it with the program that started it",
@@ -143,10 +139,10 @@ function ready(domain: string, { target, format, checkpoints }: DiskState): Find
 
 function iothreadNote(
   domain: string,
-  { target, iothread, obstacle }: DiskState,
+  { target, iothread }: DiskState,
   qemuVersion: string | undefined,
 ): Finding | undefined {
-  if (iothread === undefined || obstacle?.code === "UNSAFE_IOTHREAD") return undefined;
+  if (iothread === undefined) return undefined;
   const [issue] = qemuVersion === undefined ? [] : issuesOf(qemuVersion, "a disk in an iothread");
   const consequence = issue === undefined ? "" : `, and QEMU ${qemuVersion ?? ""} ${issue.consequence}`;
   return {

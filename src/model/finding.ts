@@ -45,7 +45,6 @@ export const FINDING_CODES = {
   DOMAIN_UNREADABLE: ["blocker", "The domain answers, but cannot be looked at"],
   QEMU_TOO_OLD: ["blocker", "The QEMU version lacks what a backup needs"],
   NO_DISKS: ["blocker", "The domain has no disk that can be backed up"],
-  UNSAFE_IOTHREAD: ["blocker", "An NBD client would abort this QEMU, since the disk runs in an iothread"],
   FOREIGN_FILTER: ["blocker", "A filter, a block job or a migration works on the disk"],
   DISK_UNSUPPORTED: ["blocker", "The disk is of a kind that cannot be frozen"],
   SNAPSHOT_OPEN: ["blocker", "A block snapshot holds the disk"],

@@ -20,7 +20,8 @@ export const KNOWN_QEMU_ISSUES: readonly KnownQemuIssue[] = [
     fixed: "9.0",
     condition: "a disk in an iothread",
     consequence: "aborts the virtual machine when an NBD client disconnects from such a disk",
-    handling: "No NBD client is let near such a disk; with QEMU 9.0 or newer that is no matter",
+    handling:
+      "Exports of the domain are staged: QEMU copies into a storage daemon, which readers connect to; nothing to do",
   },
   {
     code: "QEMU_BLOCK_STATUS",

@@ -29,12 +29,14 @@ export interface DiskState {
   readonly checkpoints: readonly CheckpointBitmap[];
   /** Names of bitmaps that others made; never touched. */
   readonly foreignBitmaps: readonly string[];
+  /** Set when exports of this disk are staged: copied out of QEMU first, for no NBD client may connect to it. */
+  readonly staged?: true;
   /** Set when no snapshot of this disk may be taken, with the reason. */
   readonly obstacle?: Obstacle;
 }
 
 export interface Obstacle {
-  readonly code: "UNSAFE_IOTHREAD" | "FOREIGN_FILTER" | "UNSUPPORTED";
+  readonly code: "FOREIGN_FILTER" | "UNSUPPORTED";
   readonly reason: string;
   /** The node on top of the disk, if that is the obstacle. */
   readonly filter?: string;
@@ -80,6 +82,8 @@ export interface SnapshotNodes {
   readonly filter: string;
   /** The filter's view of the frozen moment; for an inactive domain the disk itself, read-only. */
   readonly access: string;
+  /** Where QEMU writes to when it copies the frozen moment out; also the name of the job. */
+  readonly push: string;
 }
 
 /** Node names that belong to this program begin so. Bitmaps have their own mark: see checkpoint.ts. */
@@ -88,7 +92,12 @@ const NODE_MARK = "fleece-";
 /** QEMU allows 31 characters: `fleece-` + 8 + `-` + index + `-filter` stays below for 10,000 disks. */
 export function snapshotNodes(id: string, diskIndex: number): SnapshotNodes {
   const stem = `${NODE_MARK}${id}-${diskIndex}`;
-  return { scratch: `${stem}-scratch`, filter: `${stem}-filter`, access: `${stem}-access` };
+  return {
+    scratch: `${stem}-scratch`,
+    filter: `${stem}-filter`,
+    access: `${stem}-access`,
+    push: `${stem}-push`,
+  };
 }
 
 export function isOurNode(node: string): boolean {
@@ -110,6 +119,8 @@ export interface PlannedExport {
   readonly changes?: { readonly since: string; readonly bitmaps: readonly string[] };
   /** The reader is the only one, and will give up what it has read, so that it takes no scratch space any more. */
   readonly release?: boolean;
+  /** Nothing but changed blocks will be read: a staged export may leave out the rest, which then reads as zeroes. */
+  readonly changesOnly?: true;
 }
 
 /** Where the frozen content of a disk can be read. */
@@ -122,6 +133,8 @@ export interface ExportAddress {
   readonly changesContext?: string;
   /** The export on the same socket by which content can be given up, where that was asked for and can be had. */
   readonly releaseExport?: string;
+  /** A storage daemon of ours serves a copy, so that readers cannot touch the domain's QEMU. */
+  readonly staged?: true;
 }
 
 /**

@@ -16,6 +16,8 @@ export type UndoEntry =
   | { readonly kind: "vm-node"; readonly node: string }
   /** A filter between a device and its disk: give the device its disk back. The filter knows which disk that is. */
   | { readonly kind: "vm-filter"; readonly target: string; readonly filter: string }
+  /** A block job in the domain's QEMU: cancel it. */
+  | { readonly kind: "vm-job"; readonly id: string }
   | { readonly kind: "vm-export"; readonly id: string }
   /** The domain's NBD server: stop it when no export is left. */
   | { readonly kind: "vm-nbd-server"; readonly socketPath: string }

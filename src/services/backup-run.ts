@@ -14,6 +14,7 @@ import { removeDeadBitmaps } from "./checkpoints.js";
 import type { ServiceContext } from "./context.js";
 import { requireDomain, requireRepository, withDomain } from "./context.js";
 import { chooseDisks } from "./choose-disks.js";
+import { logExports } from "./log-exports.js";
 import type { DomainSession } from "./domain-session.js";
 import { refuseFrozenDisks } from "./open-snapshots.js";
 import { Operation } from "./operation.js";
@@ -217,7 +218,7 @@ class Attempt {
     }
   }
 
-  #export(plan: SnapshotPlan, operation: Operation): Promise<readonly ExportAddress[]> {
+  async #export(plan: SnapshotPlan, operation: Operation): Promise<readonly ExportAddress[]> {
     const { decision, driver } = this.#parts;
     const exports = plan.disks.map(({ target, nodes }) => {
       const exportName = `${target}-${plan.id}`;
@@ -225,9 +226,11 @@ class Attempt {
       const disk = this.#decision(target);
       if (decision.level === "full" || disk.mode !== "changes") return base;
       const since = decision.parent.manifest.checkpoint;
-      return { ...base, changes: { since, bitmaps: disk.bitmaps } };
+      return { ...base, changes: { since, bitmaps: disk.bitmaps }, changesOnly: true } as const;
     });
-    return driver.startExports(plan, exports, operation, this.#request.signal);
+    const addresses = await driver.startExports(plan, exports, operation, this.#request.signal);
+    logExports(this.#context, plan, addresses);
+    return addresses;
   }
 
   #decision(target: string): DiskDecision {

@@ -5,6 +5,7 @@ import type { UndoEntry, UndoKind } from "../model/undo.js";
 import type { BlockDriver } from "../ports/block-driver.js";
 import { FleeceError } from "../shared/errors.js";
 import { findCheckpoint } from "./checkpoints.js";
+import { logExports } from "./log-exports.js";
 import type { ServiceContext } from "./context.js";
 import { requireDomain } from "./context.js";
 import type { DomainSession } from "./domain-session.js";
@@ -63,6 +64,7 @@ export function startExports(
       const before = new Set(operation.record.undo.map(entryKey));
       try {
         const addresses = await driver.startExports(subject.plan, planned, operation, signal);
+        logExports(context, subject.plan, addresses);
         const opened = addresses.map((address) => ({
           ...address,
           ...(since === undefined ? {} : { since }),

@@ -49,6 +49,7 @@ export async function undoEntry(entry: UndoEntry, session: DomainSession, host: 
     case "vm-frozen":
     case "vm-node":
     case "vm-filter":
+    case "vm-job":
     case "vm-export":
     case "vm-nbd-server":
     case "vm-bitmap":

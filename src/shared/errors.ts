@@ -29,10 +29,6 @@ export const ERROR_CODES = {
   NOT_READY: ["failed", "The next backup would be refused; the report says why"],
   CHECKPOINT_INVALID: ["failed", "The changes since that checkpoint cannot be told completely"],
   CHECKPOINT_DAMAGED: ["failed", "A bitmap is inconsistent, so that merging it would lose changes"],
-  UNSAFE_IOTHREAD: [
-    "failed",
-    "An NBD client would abort this QEMU version, since the disk runs in an iothread",
-  ],
   UNSUPPORTED: ["failed", "The QEMU version or the disk cannot do what is needed"],
   SNAPSHOT_BROKEN: ["failed", "The block snapshot lost content that it should have preserved"],
   QUIESCE_FAILED: ["failed", "The guest's file systems could not be frozen, or are not known to be thawed"],

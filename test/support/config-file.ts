@@ -11,6 +11,7 @@ export interface DomainConfig {
   readonly guestAgent?: string;
   readonly quiesce?: JsonObject;
   readonly disks?: readonly { readonly target: string; readonly file: string; readonly format: DiskFormat }[];
+  readonly exports?: "auto" | "staged";
 }
 
 export interface TestConfig {

@@ -39,6 +39,7 @@ export class FakeHost implements HostCleaner {
       case "vm-frozen":
       case "vm-node":
       case "vm-filter":
+      case "vm-job":
       case "vm-export":
       case "vm-nbd-server":
       case "vm-bitmap":

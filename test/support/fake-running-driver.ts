@@ -137,6 +137,8 @@ export class FakeRunningDriver implements BlockDriver {
         case "vm-bitmap":
           this.#qemu.removeBitmap(entry.node, entry.bitmap);
           return;
+        case "vm-job":
+          return;
         case "checkpoint":
         case "file":
         case "directory":

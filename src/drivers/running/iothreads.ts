@@ -1,17 +1,11 @@
-import type { Obstacle } from "../../model/snapshot-plan.js";
 import type { QmpSession } from "../../qmp/index.js";
 
 /**
  * QEMU before 9.0 aborts the whole virtual machine when an NBD client disconnects from an export whose node runs in an
- * iothread (assertion in blockdev-nbd.c, seen on 7.2; fixed upstream by 9.0). Such disks must never be exported by it.
+ * iothread (assertion in blockdev-nbd.c, seen on 7.2; fixed upstream by 9.0). Whether that can happen to this device's disk.
  */
-export function iothreadObstacle(
-  { version }: QmpSession,
-  iothread: string | undefined,
-): Obstacle | undefined {
-  if (iothread === undefined || version.major >= 9) return undefined;
-  const reason = `it runs in iothread ${iothread}, and QEMU ${version.major}.${version.minor} aborts the virtual machine when an NBD client disconnects from such a disk`;
-  return { code: "UNSAFE_IOTHREAD", reason };
+export function clientsAbort({ version }: QmpSession, iothread: string | undefined): boolean {
+  return iothread !== undefined && version.major < 9;
 }
 
 /** The name of the iothread that a disk runs in, if any. */

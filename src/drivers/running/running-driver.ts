@@ -21,14 +21,15 @@ import { withQmpErrors } from "../qmp-errors.js";
 import type { LocatedDisk } from "./block-graph.js";
 import { locateDisks } from "./block-graph.js";
 import { bitmapTransaction } from "./bitmap-transaction.js";
-import { iothreadObstacle, iothreadOf } from "./iothreads.js";
+import { clientsAbort, iothreadOf } from "./iothreads.js";
 import { addProbe, probeName, tryProbes } from "./loss-probe.js";
 import { startNbdServer } from "./nbd-server.js";
 import type { QuietMomentParts } from "./quiet-moment.js";
 import { quietMoment } from "./quiet-moment.js";
 import { addScratch, isWorthReleasing } from "./scratch.js";
+import { StagedExports } from "./staged-exports.js";
 import { assignTargets } from "./targets.js";
-import { undoInQemu } from "./undo.js";
+import { frozenEntries, undoInQemu } from "./undo.js";
 import { lookForUsers } from "./users.js";
 
 /**
@@ -45,6 +46,7 @@ export class RunningDriver implements BlockDriver {
   readonly #clock: Clock;
   readonly #qmpSocketPath: string;
   readonly #nbdSocketPath: string;
+  readonly #staged: StagedExports;
 
   constructor(options: {
     qmp: QmpSession;
@@ -52,12 +54,14 @@ export class RunningDriver implements BlockDriver {
     clock: Clock;
     qmpSocketPath: string;
     nbdSocketPath: string;
+    runtimeRoot: string;
   }) {
     this.#qmp = options.qmp;
     this.#qmpSocketPath = options.qmpSocketPath;
     this.#config = options.config;
     this.#clock = options.clock;
     this.#nbdSocketPath = options.nbdSocketPath;
+    this.#staged = new StagedExports(options);
   }
 
   inspect(signal?: AbortSignal): Promise<DomainState> {
@@ -111,8 +115,9 @@ export class RunningDriver implements BlockDriver {
         },
         () => this.#moment(plan, located),
       );
-      for (const { nodes } of plan.disks) {
-        await undo.register({ kind: "vm-node", node: nodes.access });
+      for (const disk of plan.disks) {
+        const { nodes } = disk;
+        await undo.register(...frozenEntries(disk).access);
         await this.#qmp.execute("blockdev-add", {
           driver: "snapshot-access",
           "node-name": nodes.access,
@@ -130,6 +135,8 @@ export class RunningDriver implements BlockDriver {
    * disk if the request reaches further (`hbitmap_status`, fixed upstream by a4d5224c2c): what the guest has zeroed or
    * discarded since reads as zeroes, and an NBD server leaves it out. That view tells only whether content was lost, and
    * takes what the reader gives up: the scratch image loses it, and the filter does not preserve it any more.
+   *
+   * If a disk of the snapshot is one that no NBD client may come near, all of it goes the other way: see StagedExports.
    */
   startExports(
     plan: SnapshotPlan,
@@ -139,6 +146,16 @@ export class RunningDriver implements BlockDriver {
   ): Promise<readonly ExportAddress[]> {
     return this.#guarded(async () => {
       const located = await this.#locate(signal);
+      if (await this.#needsStaging(plan, located)) {
+        const disks = exports.map((planned) => {
+          const disk = plan.disks.find(({ target }) => target === planned.target);
+          if (disk === undefined) {
+            throw new FleeceError("DISK_NOT_FOUND", `The snapshot has no disk ${planned.target}`);
+          }
+          return { disk, planned, diskNode: this.#disk(located, planned.target).diskNode };
+        });
+        return this.#staged.open(disks, undo, signal);
+      }
       await startNbdServer(this.#qmp, this.#nbdSocketPath, undo, this.#config.name);
       const addresses: ExportAddress[] = [];
       for (const planned of exports) {
@@ -163,15 +180,15 @@ export class RunningDriver implements BlockDriver {
 
   /**
    * A break cannot be queried, but every read through the filter fails from then on: so one is tried on each disk that has
-   * been offered, after all others.
+   * been offered, after all others. A disk that has been staged needs no filter any more.
    */
   checkIntact(plan: SnapshotPlan, _fingerprints?: unknown, signal?: AbortSignal): Promise<void> {
     return this.#guarded(async () => {
       const nodes = await this.#qmp.execute("query-named-block-nodes", { flat: true });
       const names = new Set(nodes.map((node) => node["node-name"]));
-      const missing = plan.disks.find((disk) => !names.has(disk.nodes.filter));
-      if (missing !== undefined) {
-        throw new FleeceError("SNAPSHOT_BROKEN", `The filter of disk ${missing.target} is gone from QEMU`);
+      for (const disk of plan.disks) {
+        if (names.has(disk.nodes.filter) || (await this.#staged.holds(disk, signal))) continue;
+        throw new FleeceError("SNAPSHOT_BROKEN", `The filter of disk ${disk.target} is gone from QEMU`);
       }
       await tryProbes(this.#qmp, plan, this.#nbdSocketPath, signal);
     });
@@ -213,7 +230,7 @@ export class RunningDriver implements BlockDriver {
 
   async #describe(target: string, disk: LocatedDisk, jobs: Obstacle | undefined): Promise<DiskState> {
     const iothread = await iothreadOf(this.#qmp, disk.qomPath);
-    const obstacle = disk.obstacle ?? jobs ?? iothreadObstacle(this.#qmp, iothread);
+    const obstacle = disk.obstacle ?? jobs;
     const reported = disk.bitmaps.flatMap(
       ({ name, recording, busy, persistent, inconsistent, granularity, count }) => {
         // QEMU lists unnamed ones too, while filters or jobs are at work.
@@ -232,8 +249,21 @@ export class RunningDriver implements BlockDriver {
       ...(disk.allocatedBytes === undefined ? {} : { allocatedBytes: disk.allocatedBytes }),
       ...(iothread === undefined ? {} : { iothread }),
       ...sortOutBitmaps(reported),
+      ...(this.#mustStage(iothread) ? { staged: true } : {}),
       ...(obstacle === undefined ? {} : { obstacle }),
     };
+  }
+
+  async #needsStaging(plan: SnapshotPlan, located: ReadonlyMap<string, LocatedDisk>): Promise<boolean> {
+    for (const { target } of plan.disks) {
+      const { qomPath } = this.#disk(located, target);
+      if (this.#mustStage(await iothreadOf(this.#qmp, qomPath))) return true;
+    }
+    return false;
+  }
+
+  #mustStage(iothread: string | undefined): boolean {
+    return this.#config.exports === "staged" || clientsAbort(this.#qmp, iothread);
   }
 
   /** A block job or a migration moves the graph under us; neither says in time which disks it will touch. */
@@ -257,10 +287,7 @@ export class RunningDriver implements BlockDriver {
     const targets = disks.map((disk) => disk.target);
     return [
       ...(checkpoint === undefined ? [] : [{ kind: "checkpoint", checkpoint, targets } as const]),
-      ...disks.flatMap(({ target, nodes }) => [
-        { kind: "vm-node", node: nodes.filter } as const,
-        { kind: "vm-filter", target, filter: nodes.filter } as const,
-      ]),
+      ...disks.flatMap((disk) => frozenEntries(disk).filter),
     ];
   }
 

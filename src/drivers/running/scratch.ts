@@ -4,6 +4,7 @@ import type { UndoLog } from "../../ports/block-driver.js";
 import type { QmpSession } from "../../qmp/index.js";
 import { KIB } from "../../shared/units.js";
 import { createImage } from "../qemu-tools.js";
+import { frozenEntries } from "./undo.js";
 
 /** The scratch image of a disk: a qcow2 over the disk, in a file that can be given a fixed size. */
 
@@ -20,11 +21,12 @@ export interface ScratchOptions {
  */
 export async function addScratch(
   qmp: QmpSession,
-  { scratchPath, sizeBytes, nodes }: PlannedDisk,
+  disk: PlannedDisk,
   undo: UndoLog,
   { diskNode, limitBytes, signal }: ScratchOptions,
 ): Promise<void> {
-  await undo.register({ kind: "file", path: scratchPath }, { kind: "vm-node", node: nodes.scratch });
+  const { scratchPath, sizeBytes, nodes } = disk;
+  await undo.register(...frozenEntries(disk).scratch);
   await createImage({ path: scratchPath, format: "qcow2", sizeBytes, signal });
   const file = { driver: "file", filename: scratchPath, discard: "unmap" } as const;
   if (limitBytes !== undefined) await truncate(scratchPath, fixedSize(limitBytes));

@@ -1,10 +1,31 @@
+import type { PlannedDisk } from "../../model/snapshot-plan.js";
 import type { UndoEntry } from "../../model/undo.js";
 import type { Clock } from "../../ports/clock.js";
 import type { QmpSession } from "../../qmp/index.js";
+import { isQmpError } from "../../qmp/index.js";
 import { thawLeftover } from "../guest-agent/guest-freezer.js";
 import { removeBitmap, removeExport } from "../node-exports.js";
 import { filteredNode, locateDisks } from "./block-graph.js";
 import { stopNbdServer } from "./nbd-server.js";
+
+/** What one frozen disk takes inside QEMU and beside it, in the order in which a freeze acquires it. */
+export function frozenEntries({ target, nodes, scratchPath }: PlannedDisk): {
+  readonly scratch: readonly UndoEntry[];
+  readonly filter: readonly UndoEntry[];
+  readonly access: readonly UndoEntry[];
+} {
+  return {
+    scratch: [
+      { kind: "file", path: scratchPath },
+      { kind: "vm-node", node: nodes.scratch },
+    ],
+    filter: [
+      { kind: "vm-node", node: nodes.filter },
+      { kind: "vm-filter", target, filter: nodes.filter },
+    ],
+    access: [{ kind: "vm-node", node: nodes.access }],
+  };
+}
 
 /**
  * Undoes one entry inside QEMU, after asking it what exists: the entry may have been written for something that was never
@@ -22,6 +43,8 @@ export async function undoInQemu(qmp: QmpSession, entry: UndoEntry, clock: Clock
       return removeFilter(qmp, entry.filter);
     case "vm-node":
       return removeNode(qmp, entry.node);
+    case "vm-job":
+      return endJob(qmp, entry.id);
     case "vm-held":
       return continueGuest(qmp);
     case "vm-frozen":
@@ -35,7 +58,7 @@ export async function undoInQemu(qmp: QmpSession, entry: UndoEntry, clock: Clock
   }
 }
 
-async function nodeExists(qmp: QmpSession, node: string): Promise<boolean> {
+export async function nodeExists(qmp: QmpSession, node: string): Promise<boolean> {
   const nodes = await qmp.execute("query-named-block-nodes", { flat: true });
   return nodes.some((listed) => listed["node-name"] === node);
 }
@@ -54,6 +77,16 @@ async function removeFilter(qmp: QmpSession, filter: string): Promise<void> {
   const users = locateDisks({ devices, nodes, graph }).filter(({ rootNode }) => rootNode === filter);
   for (const { qomPath } of users) {
     await qmp.execute("qom-set", { path: qomPath, property: "drive", value: diskNode });
+  }
+}
+
+/** Cancelled, it fails, and it may have failed before: that it is gone is all that counts. */
+async function endJob(qmp: QmpSession, id: string): Promise<void> {
+  if (!(await qmp.execute("query-jobs")).some((job) => job.id === id)) return;
+  try {
+    await qmp.followJob(id, { signal: AbortSignal.abort() });
+  } catch (error) {
+    if (!isQmpError(error, "QMP_ABORTED", "QMP_JOB_FAILED", "QMP_JOB_LOST")) throw error;
   }
 }
 

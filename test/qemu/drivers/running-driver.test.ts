@@ -15,7 +15,7 @@ import { TestVm } from "../../support/vm.js";
 const MIB = 1024 * 1024;
 
 /** Three buses, odd sizes. */
-async function startHarness(): Promise<DriverHarness> {
+async function startHarness(exports: "auto" | "staged"): Promise<DriverHarness> {
   const directory = await TemporaryDirectory.create();
   const disks: TestDisk[] = [
     { target: "vda", path: directory.file("a.qcow2"), format: "qcow2", bus: "virtio-blk" },
@@ -30,7 +30,7 @@ async function startHarness(): Promise<DriverHarness> {
   const runtimeRoot = directory.file("run");
   const scratchDir = directory.file("scratch");
   await mkdir(scratchDir);
-  const domain = domainConfig("vm", vm);
+  const domain = { ...domainConfig("vm", vm), exports };
   const factory = new QemuDriverFactory({ domains: [domain as never], clock: systemClock, runtimeRoot });
   const done = (verdict: { ok: boolean; text: string }) => expect(verdict).toMatchObject({ ok: true });
   return {
@@ -57,4 +57,5 @@ async function startHarness(): Promise<DriverHarness> {
   };
 }
 
-describeBlockDriver("a running QEMU", startHarness);
+describeBlockDriver("a running QEMU", () => startHarness("auto"));
+describeBlockDriver("a running QEMU whose exports are staged", () => startHarness("staged"));

@@ -79,7 +79,8 @@ export const fullState: DomainState = {
       sizeBytes: 2 ** 30,
       checkpoints: [bitmap],
       foreignBitmaps: ["theirs"],
-      obstacle: { code: "UNSAFE_IOTHREAD", reason: "it runs in an iothread" },
+      staged: true,
+      obstacle: { code: "FOREIGN_FILTER", reason: "another tool's filter is on it" },
     },
   ],
 };
@@ -107,7 +108,7 @@ export const fullSnapshot: BlockSnapshot = {
         format: "qcow2",
         sizeBytes: 2 ** 30,
         scratchPath: "/scratch/k3j9ab00-vda.qcow2",
-        nodes: { scratch: "s", filter: "f", access: "a" },
+        nodes: { scratch: "s", filter: "f", access: "a", push: "p" },
         previousBitmaps: [],
       },
     ],
@@ -120,6 +121,7 @@ export const fullSnapshot: BlockSnapshot = {
       sizeBytes: 2 ** 30,
       since: "c1",
       changesContext: "qemu:dirty-bitmap:since-c1",
+      staged: true,
     },
   ],
 };

@@ -84,7 +84,7 @@ describe("lists", () => {
 
   it("say what keeps a disk from being backed up, and what bitmaps others have", () => {
     const text = domainDetails(domainMessage(fullState), false);
-    expect(text).toContain("Disk vda cannot be backed up: it runs in an iothread (UNSAFE_IOTHREAD)\n");
+    expect(text).toContain("Disk vda cannot be backed up: another tool's filter is on it (FOREIGN_FILTER)\n");
     expect(text).toContain("Disk vda has bitmaps of other programs: theirs\n");
   });
 });

@@ -27,8 +27,8 @@ function state(...disks: DiskState[]): DomainState {
 
 describe("snapshotNodes", () => {
   it("keeps to the 31 characters of QEMU's node names for 10,000 disks", () => {
-    const { scratch, filter, access } = snapshotNodes(randomId(8), 9999);
-    for (const node of [scratch, filter, access]) {
+    const { scratch, filter, access, push } = snapshotNodes(randomId(8), 9999);
+    for (const node of [scratch, filter, access, push]) {
       expect(node.length).toBeLessThanOrEqual(31);
       expect(isOurNode(node)).toBe(true);
     }

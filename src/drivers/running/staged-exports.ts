@@ -1,0 +1,238 @@
+import path from "node:path";
+import type { ExportAddress, PlannedDisk, PlannedExport } from "../../model/snapshot-plan.js";
+import { CHECKPOINT_GRANULARITY } from "../../model/checkpoint.js";
+import { BLOCK_SIZE } from "../../model/extents.js";
+import type { UndoEntry } from "../../model/undo.js";
+import type { UndoLog } from "../../ports/block-driver.js";
+import type { Clock } from "../../ports/clock.js";
+import type { BlockdevBackup, QmpSession } from "../../qmp/index.js";
+import { isQmpError } from "../../qmp/index.js";
+import { FleeceError } from "../../shared/errors.js";
+import { QemuHostCleaner } from "../host-cleaner.js";
+import { addExport, exportId, mergedBitmapName, removeExport } from "../node-exports.js";
+import { createImage } from "../qemu-tools.js";
+import { detachedDirectoryPath } from "../runtime-directory.js";
+import { StorageDaemon } from "../storage-daemon.js";
+import { frozenEntries, nodeExists, undoInQemu } from "./undo.js";
+
+/** A disk to offer, with the node that has its checkpoints' bitmaps. */
+export interface DiskToStage {
+  readonly disk: PlannedDisk;
+  readonly planned: PlannedExport;
+  readonly diskNode: string;
+}
+
+/**
+ * Exports that no NBD client of others reaches QEMU by. QEMU itself, as a client, copies the frozen content into an image
+ * that a storage daemon of ours holds, one for each disk; readers connect to that. Once the copy is complete the
+ * guest's disk is let go: neither slow readers nor hostile ones cost the guest anything.
+ *
+ * In the daemon, the node with the planned scratch name is the image, and the one with the access name is a read-only view
+ * of it that exists only when the copy is complete.
+ */
+export class StagedExports {
+  readonly #qmp: QmpSession;
+  readonly #clock: Clock;
+  readonly #runtimeRoot: string;
+  readonly #host = new QemuHostCleaner();
+
+  constructor(options: { qmp: QmpSession; clock: Clock; runtimeRoot: string }) {
+    this.#qmp = options.qmp;
+    this.#clock = options.clock;
+    this.#runtimeRoot = options.runtimeRoot;
+  }
+
+  /** All disks are copied before the first is let go, so that after an error before that the snapshot is as it was. */
+  async open(
+    disks: readonly DiskToStage[],
+    undo: UndoLog,
+    signal?: AbortSignal,
+  ): Promise<readonly ExportAddress[]> {
+    for (const each of disks) {
+      if (!(await this.holds(each.disk, signal))) await this.#stage(each, undo, signal);
+    }
+    for (const { disk, planned } of disks) await this.#letGo(disk, planned, undo);
+    const addresses: ExportAddress[] = [];
+    for (const each of disks) addresses.push(await this.#offer(each, undo, signal));
+    return addresses;
+  }
+
+  /** Whether the frozen content of the disk is safe in a daemon that lives. */
+  async holds({ nodes }: PlannedDisk, signal?: AbortSignal): Promise<boolean> {
+    const daemon = await StorageDaemon.attach(this.#directory(nodes), signal);
+    if (daemon === undefined) return false;
+    try {
+      return await daemon.attempt((qmp) => nodeExists(qmp, nodes.access));
+    } finally {
+      await daemon.detach();
+    }
+  }
+
+  async #stage(each: DiskToStage, undo: UndoLog, signal?: AbortSignal): Promise<void> {
+    const { disk, planned } = each;
+    const { nodes, sizeBytes } = disk;
+    const entries = [...this.#hostEntries(disk), ...copyEntries(planned)];
+    // A command that was killed while it staged this disk of a snapshot that lives on may have left some of it.
+    await this.#undo(entries);
+    await undo.register(...entries);
+    await createImage({ path: stagedPath(disk), format: "qcow2", sizeBytes, signal });
+    const directory = this.#directory(nodes);
+    const daemon = await StorageDaemon.start({ directory, lifetime: "detached", signal });
+    try {
+      await this.#copy(each, daemon, signal);
+    } catch (error) {
+      throw await copyFailure(error, daemon, disk.target);
+    } finally {
+      await daemon.detach();
+    }
+  }
+
+  /**
+   * What is copied while the daemon's bitmap records is the changes; what is copied after it, the rest. A block that was
+   * zeroed is copied as zeroes, so it is recorded too.
+   */
+  async #copy(
+    { disk, planned, diskNode }: DiskToStage,
+    daemon: StorageDaemon,
+    signal?: AbortSignal,
+  ): Promise<void> {
+    const { access, scratch, push } = disk.nodes;
+    const { changes, changesOnly } = planned;
+    const file = { driver: "file", filename: stagedPath(disk), discard: "unmap" } as const;
+    // Nothing of the image outlives its daemon, so nothing of it has to reach the disk.
+    const cache = { "no-flush": true };
+    await daemon.execute("blockdev-add", {
+      ...{ driver: "qcow2", "node-name": scratch, discard: "unmap", cache, file: { ...file, cache } },
+      // The last block of a disk, if it is a short one, is copied as data whatever it is.
+      "detect-zeroes": "on",
+    });
+    await daemon.execute("block-export-add", {
+      ...{ type: "nbd", id: push, "node-name": scratch, name: push, writable: true },
+    });
+    const server = { type: "unix", path: daemon.nbdSocketPath } as const;
+    await this.#qmp.execute("blockdev-add", { driver: "nbd", "node-name": push, server, export: push });
+    if (changes !== undefined) {
+      const name = mergedBitmapName(changes.since);
+      const granularity = CHECKPOINT_GRANULARITY;
+      await daemon.execute("block-dirty-bitmap-add", { node: scratch, name, granularity });
+      await this.#qmp.execute("block-dirty-bitmap-add", { node: access, name, granularity, disabled: true });
+      const bitmaps = changes.bitmaps.map((bitmap) => ({ node: diskNode, name: bitmap }));
+      await this.#qmp.execute("block-dirty-bitmap-merge", { node: access, target: name, bitmaps });
+      await this.#runJob(disk, { sync: "bitmap", bitmap: name, "bitmap-mode": "never" }, signal);
+      await daemon.execute("block-dirty-bitmap-disable", { node: scratch, name });
+    }
+    if (changesOnly !== true) await this.#runJob(disk, { sync: "full" }, signal);
+    await undoInQemu(this.#qmp, { kind: "vm-node", node: push }, this.#clock);
+    await daemon.attempt((qmp) => removeExport(qmp, push));
+    await daemon.execute("blockdev-add", {
+      ...{ driver: "raw", "node-name": access, "read-only": true, file: scratch },
+    });
+  }
+
+  /**
+   * The source is the filter's own view: its reads fail once content is lost, so a job that has succeeded has copied the
+   * frozen moment. Before QEMU 8.0 that view takes what it has preserved from the live disk if a request reaches from it into
+   * what it has not (see RunningDriver.startExports). It preserves whole blocks of this size, so no request may be longer.
+   */
+  async #runJob(
+    { nodes }: PlannedDisk,
+    sync: Pick<BlockdevBackup, "sync" | "bitmap" | "bitmap-mode">,
+    signal?: AbortSignal,
+  ): Promise<void> {
+    const job = { "job-id": nodes.push, device: nodes.access, target: nodes.push, ...sync };
+    await this.#qmp.runJob("blockdev-backup", { ...job, "x-perf": { "max-chunk": BLOCK_SIZE } }, { signal });
+  }
+
+  /** Gives the guest its disk back, and the host the scratch space. */
+  async #letGo(disk: PlannedDisk, planned: PlannedExport, undo: UndoLog): Promise<void> {
+    const { scratch, filter, access } = frozenEntries(disk);
+    const entries = [...scratch, ...filter, ...access, ...copyEntries(planned)];
+    await this.#undo(entries);
+    await undo.settle(...entries);
+  }
+
+  async #offer({ disk, planned }: DiskToStage, undo: UndoLog, signal?: AbortSignal): Promise<ExportAddress> {
+    const { target, sizeBytes, nodes } = disk;
+    const directory = this.#directory(nodes);
+    const daemon = await StorageDaemon.attach(directory, signal);
+    if (daemon === undefined) {
+      const message = `The storage daemon that holds the frozen content of disk ${target} has ended`;
+      throw new FleeceError("SNAPSHOT_BROKEN", message, { facts: { target } });
+    }
+    try {
+      const map = await this.#stagedMap(daemon, disk, planned);
+      await undo.register({ kind: "daemon-export", directory, id: exportId(nodes.access) });
+      const request = { planned: map, node: nodes.access, bitmapNode: nodes.scratch, sizeBytes };
+      const address = await daemon.attempt((qmp) => addExport(qmp, request, daemon.nbdSocketPath));
+      return { ...address, staged: true };
+    } finally {
+      await daemon.detach();
+    }
+  }
+
+  /** The same export with the bitmap of the copy in place of those of the disk. */
+  async #stagedMap(
+    daemon: StorageDaemon,
+    { nodes, target }: PlannedDisk,
+    planned: PlannedExport,
+  ): Promise<PlannedExport> {
+    const { changes } = planned;
+    if (changes === undefined) return planned;
+    const recorded = mergedBitmapName(changes.since);
+    const all = await daemon.execute("query-named-block-nodes", { flat: true });
+    const bitmaps = all.find((node) => node["node-name"] === nodes.scratch)?.["dirty-bitmaps"] ?? [];
+    if (bitmaps.some(({ name }) => name === recorded)) {
+      return { ...planned, changes: { since: changes.since, bitmaps: [recorded] } };
+    }
+    throw new FleeceError(
+      "UNSUPPORTED",
+      `Disk ${target} was staged by an export that did not ask about checkpoint ${changes.since}, so the changes since then are not known any more: take a new block snapshot`,
+      { facts: { target, checkpoint: changes.since } },
+    );
+  }
+
+  async #undo(entries: readonly UndoEntry[]): Promise<void> {
+    for (const entry of entries.toReversed()) {
+      if (entry.kind === "file" || entry.kind === "daemon") await this.#host.undo(entry);
+      else await undoInQemu(this.#qmp, entry, this.#clock);
+    }
+  }
+
+  #hostEntries(disk: PlannedDisk): UndoEntry[] {
+    return [
+      { kind: "file", path: stagedPath(disk) },
+      { kind: "daemon", directory: this.#directory(disk.nodes) },
+    ];
+  }
+
+  #directory({ access }: PlannedDisk["nodes"]): string {
+    return detachedDirectoryPath(access, this.#runtimeRoot);
+  }
+}
+
+/** What only the copying needs, inside QEMU. */
+function copyEntries({ nodes, changes }: PlannedExport): UndoEntry[] {
+  const { access, push } = nodes;
+  return [
+    { kind: "vm-node", node: push },
+    ...(changes === undefined
+      ? []
+      : [{ kind: "vm-bitmap", node: access, bitmap: mergedBitmapName(changes.since) } as const]),
+    { kind: "vm-job", id: push },
+  ];
+}
+
+/** Beside the scratch image; the names of those begin with the eight characters of a snapshot's id. */
+function stagedPath({ scratchPath }: PlannedDisk): string {
+  return path.join(path.dirname(scratchPath), `staged-${path.basename(scratchPath)}`);
+}
+
+/** QEMU's block layer says EACCES for content that a copy-before-write filter has lost. */
+async function copyFailure(error: unknown, daemon: StorageDaemon, target: string): Promise<unknown> {
+  if (!isQmpError(error, "QMP_JOB_FAILED", "QMP_COMMAND_FAILED")) return error;
+  if (error.qemuText === "Permission denied") {
+    const message = `The frozen content of disk ${target} is gone, likely because scratch space ran out: ${error.message}`;
+    return new FleeceError("SNAPSHOT_BROKEN", message, { cause: error, facts: { target } });
+  }
+  return daemon.explain(error);
+}
