@@ -187,7 +187,8 @@ export class RunningDriver implements BlockDriver {
 
   async #describe(target: string, disk: LocatedDisk, jobs: Obstacle | undefined): Promise<DiskState> {
     const iothread = await iothreadOf(this.#qmp, disk.qomPath);
-    const obstacle = disk.obstacle ?? jobs ?? iothreadObstacle(this.#qmp, iothread);
+    // A job first: the filter that it may have put on the disk would be blamed otherwise.
+    const obstacle = jobs ?? disk.obstacle ?? iothreadObstacle(this.#qmp, iothread);
     const reported = disk.bitmaps.flatMap(
       ({ name, recording, busy, persistent, inconsistent, granularity, count }) => {
         // QEMU lists unnamed ones too, while filters or jobs are at work.
