@@ -36,8 +36,8 @@ export const KNOWN_QEMU_ISSUES: readonly KnownQemuIssue[] = [
     since: "7.1",
     fixed: "9.1",
     condition: "a running domain",
-    consequence: "takes 5 seconds or more of cbw-timeout for less than a second, or for some other time",
-    handling: "A guest's write waits 4 seconds at most for slow scratch space; nothing to do",
+    consequence: "miscounts the time that a guest's write may wait for scratch space, from 5 seconds on",
+    handling: "Backups set 4 seconds, which are true; nothing to do",
   },
 ];
 

@@ -230,7 +230,8 @@ export class RunningDriver implements BlockDriver {
 
   async #describe(target: string, disk: LocatedDisk, jobs: Obstacle | undefined): Promise<DiskState> {
     const iothread = await iothreadOf(this.#qmp, disk.qomPath);
-    const obstacle = disk.obstacle ?? jobs;
+    // A job first: the filter that it may have put on the disk would be blamed otherwise.
+    const obstacle = jobs ?? disk.obstacle;
     const reported = disk.bitmaps.flatMap(
       ({ name, recording, busy, persistent, inconsistent, granularity, count }) => {
         // QEMU lists unnamed ones too, while filters or jobs are at work.

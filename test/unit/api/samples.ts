@@ -2,6 +2,7 @@ import type { IntactEntry } from "../../../src/model/backup.js";
 import type { DomainState } from "../../../src/model/snapshot-plan.js";
 import type { BlockSnapshot } from "../../../src/services/open-snapshots.js";
 import type { Checkpoint } from "../../../src/services/checkpoints.js";
+import type { PreflightReport } from "../../../src/services/preflight.js";
 
 /** Values of the services with every optional field set. */
 export const fullEntry: IntactEntry = {
@@ -122,6 +123,23 @@ export const fullSnapshot: BlockSnapshot = {
       since: "c1",
       changesContext: "qemu:dirty-bitmap:since-c1",
       staged: true,
+    },
+  ],
+};
+
+export const fullReport: PreflightReport = {
+  domain: "web01",
+  repository: "default",
+  ready: false,
+  state: fullState,
+  decision: { level: "full", reason: "a full was asked for" },
+  findings: [
+    {
+      code: "SNAPSHOT_OPEN",
+      errorCode: "DOMAIN_BUSY",
+      subject: { domain: "web01", disk: "vda" },
+      found: "It is held",
+      advice: "Wait",
     },
   ],
 };

@@ -3,11 +3,12 @@ import { describe, expect, it } from "vitest";
 import { backupMessage } from "../../../src/api/backups.js";
 import { blockSnapshotMessage } from "../../../src/api/block-snapshots.js";
 import { checkpointMessage } from "../../../src/api/checkpoints.js";
+import { doctorMessage } from "../../../src/api/doctor.js";
 import { domainMessage } from "../../../src/api/domains.js";
 import { toJson } from "../../../src/api/json.js";
 import { protoRoot } from "../../../src/api/proto.js";
 import { timestampFromMs, timestampToMs } from "../../../src/api/timestamp.js";
-import { fullCheckpoint, fullEntry, fullSnapshot, fullState } from "./samples.js";
+import { fullCheckpoint, fullEntry, fullReport, fullSnapshot, fullState } from "./samples.js";
 
 const type = (name: string): protobuf.Type => protoRoot().lookupType(`fleece.v1.${name}`);
 
@@ -29,6 +30,7 @@ describe.each([
   ["Checkpoint", checkpointMessage("web01", fullCheckpoint), []],
   ["Backup", backupMessage(fullEntry), ["Backup.damage"]],
   ["BlockSnapshot", blockSnapshotMessage(fullSnapshot, 4096), ["BlockSnapshot.quiesceFailure"]],
+  ["DoctorReport", doctorMessage(fullReport), []],
 ] as const)("the translation to %s", (name, message, apart) => {
   it("fills every field of the definition", () => {
     expect(missing(type(name), message, name)).toEqual(apart);

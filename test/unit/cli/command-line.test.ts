@@ -8,6 +8,7 @@ import { fleece, someConfig } from "./run-in-process.js";
 
 const VERBS = [
   ...["domain list", "domain show"],
+  "doctor",
   ...["create", "list", "show", "renew", "delete"].map((verb) => `block-snapshot ${verb}`),
   ...["export start", "export list", "export stop"],
   ...["checkpoint list", "checkpoint show", "checkpoint delete"],

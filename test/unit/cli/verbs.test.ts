@@ -206,3 +206,38 @@ describe("fleece domain", () => {
     expect((await run("domain", "show", "other")).exitCode).toBe(3);
   });
 });
+
+describe("fleece doctor", () => {
+  it("gives its verdict, the findings by their severity, and the exit code", async () => {
+    const run = await world();
+    const well = await run("doctor", "vm");
+    expect(well).toMatchObject({ exitCode: 0, stderr: "" });
+    expect(well.stdout).toMatch(/^The next backup of domain vm to repository default will run, full: the\n/);
+    expect(well.stdout).toMatch(/^Notes\n {2}QEMU_BLOCK_STATUS\n(.|\n)*^ {2}FIRST_BACKUP\n/m);
+    expect(well.stdout.split("\n").filter((line) => line.length > 80)).toEqual([]);
+    await run("block-snapshot", "create", "vm", "--name", "night", "--disk", "vdb");
+    const held = await run("doctor", "vm");
+    expect(held.exitCode).toBe(1);
+    expect(held.stdout).toMatch(/would be refused\n\nBlockers\n {2}SNAPSHOT_OPEN \(disk vdb\)\n/);
+    expect(held.stderr).toBe(
+      "fleece: The next backup of domain vm would be refused: 1 blocker (NOT_READY)\n",
+    );
+  });
+
+  it("prints the message of the API with --json, also for a backup that would be refused", async () => {
+    const run = await world();
+    expect(message(await run("doctor", "vm", "--json"))).toMatchObject({
+      ...{ domain: "vm", repository: "default", ready: true, nextLevel: "FULL" },
+    });
+    await run("block-snapshot", "create", "vm", "--name", "night");
+    const held = await run("doctor", "vm", "--json");
+    const report = JSON.parse(held.stdout) as { ready: boolean; findings: unknown[] };
+    expect(report.ready).toBe(false);
+    expect(report.findings[0]).toMatchObject({
+      ...{ code: "SNAPSHOT_OPEN", severity: "BLOCKER", disk: "vda", errorCode: "DOMAIN_BUSY" },
+    });
+    expect(JSON.parse(held.stderr)).toMatchObject({
+      error: { code: "NOT_READY", facts: { blockers: ["SNAPSHOT_OPEN", "SNAPSHOT_OPEN"] } },
+    });
+  });
+});

@@ -1,4 +1,4 @@
-import { mkdir, readdir, symlink, writeFile } from "node:fs/promises";
+import { chmod, mkdir, readdir, readFile, symlink, writeFile } from "node:fs/promises";
 import { describe, expect, it } from "vitest";
 import { processOwner } from "../../../src/drivers/process-owner.js";
 import { StateDirectory } from "../../../src/drivers/state-directory.js";
@@ -76,5 +76,36 @@ describe("StateDirectory", () => {
     await lock.release();
     await lock.release();
     await (await state.lockDomain("vm", "the second")).release();
+  });
+
+  it("tells who holds a domain without taking the lock, making a file or writing to one", async () => {
+    const { path, state } = await store();
+    expect(await state.holder("vm")).toBeUndefined();
+    expect(await readdir(path)).toEqual([]);
+    const lock = await state.lockDomain("vm", "the first");
+    const file = `${path}/domains/vm.lock`;
+    const before = await readFile(file, "utf8");
+    expect(await state.holder("vm")).toContain("the first");
+    await lock.release();
+    expect(await state.holder("vm")).toBeUndefined();
+    expect(await readFile(file, "utf8")).toBe(before);
+    await (await state.lockDomain("vm", "the second")).release();
+  });
+
+  it("tells whether it can be used, and makes nothing", async () => {
+    const { path, state } = await store();
+    await state.checkUsable();
+    await new StateDirectory(`${path}/a/b`).checkUsable();
+    expect(await readdir(path)).toEqual([]);
+    await mkdir(`${path}/operations`);
+    await chmod(`${path}/operations`, 0o777);
+    await expect(state.checkUsable()).rejects.toMatchObject({ code: "PERMISSION_DENIED" });
+    await writeFile(`${path}/file`, "");
+    for (const root of [`${path}/file`, `${path}/file/below`]) {
+      await expect(new StateDirectory(root).checkUsable()).rejects.toMatchObject({ code: "PATH_NOT_FOUND" });
+      await expect(new StateDirectory(root).lockDomain("vm", "it")).rejects.toMatchObject({
+        code: "PATH_NOT_FOUND",
+      });
+    }
   });
 });
