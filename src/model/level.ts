@@ -89,7 +89,8 @@ function asParent(
     if (decision.mode === "whole") wholeBytes += disk.sizeBytes;
   }
   const based = [...decisions.values()].some(({ mode }) => mode !== "whole");
-  if (!based) return [...decisions].map(([target, { reason }]) => `disk ${target}: ${reason}`).join("; ");
+  if (!based)
+    return cut([...decisions].map(([target, { reason }]) => `disk ${target}: ${reason}`).join("; "));
   return { parent, decisions, readBytes, wholeBytes };
 }
 
@@ -125,5 +126,12 @@ function explain(parent: IntactEntry, decisions: DiskDecisions): string {
     const how = mode === "compare" ? "is read whole and compared with it" : "is stored whole";
     return [`; disk ${target} ${how}: ${reason}`];
   });
-  return `based on backup ${parent.id}${exceptions.join("")}`;
+  return cut(`based on backup ${parent.id}${exceptions.join("")}`);
+}
+
+/** Each disk has its own reason in the manifest; all of them together are to be read by people, however many there are. */
+const MAX_REASON_LENGTH = 2000;
+
+function cut(reason: string): string {
+  return reason.length <= MAX_REASON_LENGTH ? reason : `${reason.slice(0, MAX_REASON_LENGTH)}…`;
 }

@@ -254,6 +254,16 @@ describe("decideLevel", () => {
     }
   });
 
+  it("gives a reason of bounded length for any number of disks", () => {
+    const disks = Array.from({ length: 500 }, (_, index) => disk([], { target: `sd${index}` }));
+    for (const sizeBytes of [1024, 2048]) {
+      const listed = [backup("b1", { disks: disks.map(({ target }) => manifestDisk(target, sizeBytes)) })];
+      const { level, reason } = decideLevel(disks, listed);
+      expect(level).toBe(sizeBytes === 1024 ? "incremental" : "full");
+      expect(reason).toMatch(/^.{2000}…$/);
+    }
+  });
+
   const pair = { disks: both };
   const lost = ["c-b9"];
   it.each<[string, string, DiskState[], BackupEntry[]]>([
