@@ -25,6 +25,24 @@ function problemsOf(text: string): readonly string[] {
 }
 
 describe("parseConfig", () => {
+  it("reads sizes of scratch space in binary units, for all domains and for one", () => {
+    const one = LEAST.replace("    disks:", "    scratch: { limit: 1.5G }\n    disks:");
+    const { scratch, domains } = parseConfig(`${one}scratch: { limit: 10G, reserve: 4096 }\n`, "/c.yaml");
+    expect(scratch).toEqual({ limit: 10 * 2 ** 30, reserve: 4096 });
+    expect(domains[0]?.scratch).toEqual({ limit: 1.5 * 2 ** 30 });
+  });
+
+  it.each([
+    ["limit: 10GB", 'scratch.limit: Expected a size like 512M, 10G or 1.5T, got "10GB"'],
+    ["limit: -5", "scratch.limit: Expected a size like 512M, 10G or 1.5T, got -5"],
+    ["limit: 512K", "scratch.limit: Expected at least 1 MiB"],
+    ["reserve: 9000000T", 'scratch.reserve: Expected a size like 512M, 10G or 1.5T, got "9000000T"'],
+  ])("refuses %s for scratch space", (setting, problem) => {
+    expect(problemsOf(`${LEAST}scratch: { ${setting} }\n`)).toEqual([
+      expect.stringMatching(new RegExp(`:10:\\d+: ${problem.replace(/[.]/g, "\\.")}$`)),
+    ]);
+  });
+
   it("resolves every path from the file's directory and fills in the defaults", () => {
     expect(parseConfig(LEAST, "/etc/fleece/c.yaml")).toEqual({
       stateDir: "/etc/fleece/state",

@@ -1,6 +1,6 @@
 import { describe, expect, it } from "vitest";
 import { randomId, timedId } from "../../../src/shared/ids.js";
-import { formatBytes, formatDuration, GIB, KIB, MIB, TIB } from "../../../src/shared/units.js";
+import { formatBytes, formatDuration, GIB, KIB, MIB, parseBytes, TIB } from "../../../src/shared/units.js";
 
 describe("formatBytes", () => {
   it.each([
@@ -58,4 +58,18 @@ describe("timedId", () => {
     const ids = [0, 1e9, 1e12, 4e12].map((timeMs) => timedId(timeMs));
     expect(ids.toSorted()).toEqual(ids);
   });
+});
+
+describe("parseBytes", () => {
+  it.each([
+    ["0", 0],
+    ["4096", 4096],
+    ["64K", 64 * KIB],
+    ["1.5G", 1.5 * GIB],
+    ["2T", 2 * TIB],
+  ])("reads %s", (text, bytes) => expect(parseBytes(text)).toBe(bytes));
+
+  it.each(["", "G", "-1", "1e3", "10 G", "10g", "10GiB", "0.3", "9000000T"])("refuses %j", (text) =>
+    expect(parseBytes(text)).toBeUndefined(),
+  );
 });
