@@ -15,7 +15,15 @@ export interface GuestFiles {
 export const guestCacheFolder = fileURLToPath(new URL("../../var/guest", import.meta.url));
 
 /** What the guest needs where the distribution's kernel does not have it built in. */
-const wantedModules = ["virtio_pci", "virtio_blk", "virtio_scsi", "virtio_console", "sd_mod", "crc32c_generic", "ext4"];
+const wantedModules = [
+  "virtio_pci",
+  "virtio_blk",
+  "virtio_scsi",
+  "virtio_console",
+  "sd_mod",
+  "crc32c_generic",
+  "ext4",
+];
 
 /**
  * The guest's kernel and first root file system. Built once per cache folder and kept until `init.sh` changes;
