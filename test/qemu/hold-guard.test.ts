@@ -187,6 +187,18 @@ describe("A quiesced backup whose agent fails", () => {
     });
   });
 
+  it("needs no agent while the domain is off", async () => {
+    const { at, agent } = await scene(oneDisk, { always: true });
+    // Without the proxy, which listens also when QEMU does not.
+    const text = await readFile(at.configPath, "utf8");
+    await writeFile(at.configPath, text.replace(/qmp: .*/, `qmp: ${at.vm.qmpPath}`));
+    await at.vm.quit();
+    const backup = await at.json("backup", "run", "vm", "--quiesce");
+    expect(backup).toMatchObject({ consistency: "CLEAN" });
+    expect(backup).not.toHaveProperty("quiesceFailure");
+    expect(agent.commands).toEqual([]);
+  });
+
   it("is refused before anything is done for a domain without an agent", async () => {
     const at = await startSite({ disks: oneDisk });
     const before = await at.state();

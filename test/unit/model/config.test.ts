@@ -1,5 +1,5 @@
 import { describe, expect, it } from "vitest";
-import { parseConfig } from "../../../src/model/config.js";
+import { parseConfig, quiesceSettings } from "../../../src/model/config.js";
 import { FleeceError } from "../../../src/shared/errors.js";
 
 const LEAST = `stateDir: ./state
@@ -69,7 +69,37 @@ describe("parseConfig", () => {
     });
   });
 
+  it("knows how a domain is quiesced: with defaults, or as it says", () => {
+    const settings = (more: string) => {
+      const text = LEAST.replace("    disks:", `    guestAgent: web01.qga\n${more}    disks:`);
+      const [domain] = parseConfig(text, "/etc/fleece/c.yaml").domains;
+      return domain === undefined ? undefined : [domain.guestAgent, quiesceSettings(domain)];
+    };
+    const defaults = { byDefault: false, timeoutMs: 10_000, onFailure: "continue" };
+    const path = "/etc/fleece/web01.qga";
+    expect(settings("")).toEqual([path, defaults]);
+    expect(settings("    quiesce: {}\n")).toEqual([path, defaults]);
+    const given = "    quiesce: { always: true, timeout: 1.5m, onFailure: stop }\n";
+    expect(settings(given)).toEqual([path, { byDefault: true, timeoutMs: 90_000, onFailure: "stop" }]);
+  });
+
   it.each([
+    [
+      "    disks:",
+      "    guestAgent: a\n    quiesce: { timeout: 10 }\n    disks:",
+      "7:16: domains.0.quiesce.timeout: ",
+    ],
+    [
+      "    disks:",
+      "    guestAgent: a\n    quiesce: { timeout: 11m }\n    disks:",
+      "7:16: domains.0.quiesce.timeout: Expected a number of seconds or minutes",
+    ],
+    [
+      "    disks:",
+      "    quiesce: { always: true }\n    disks:",
+      "6:5: domains.0.quiesce: Expected `guestAgent`",
+    ],
+    ["qmp: /run/web01.qmp", "guestAgent: a", "5:5: domains.0.guestAgent: Expected `qmp` beside"],
     ["stateDir: ./state", "stateDir: 7", "1:1: stateDir: "],
     ["stateDir: ./state", 'stateDir: ""', "1:1: stateDir: Expected a path, got an empty string"],
     ["stateDir: ./state", 'stateDir: "a\\0b"', "1:1: stateDir: Expected a path without NUL"],
