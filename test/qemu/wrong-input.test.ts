@@ -5,12 +5,10 @@ import { tryKernelLock } from "../../src/drivers/kernel-lock.js";
 import { domainConfig, writeConfig } from "../support/config-file.js";
 import type { TestConfig } from "../support/config-file.js";
 import { runFleece } from "../support/fleece.js";
-import { createImage, fillImage } from "../support/image-tool.js";
-import { temporaryDirectory, untilTestEnds } from "../support/lifetime.js";
+import { fillImage } from "../support/image-tool.js";
+import { untilTestEnds } from "../support/lifetime.js";
 import { mountTmpfs } from "../support/mount.js";
 import { startSite, type Site } from "../support/site.js";
-import type { TestDisk } from "../support/vm-arguments.js";
-import { TestVm } from "../support/vm.js";
 
 const MIB = 1024 * 1024;
 
@@ -267,29 +265,6 @@ describe("backup run, when a disk is not free", () => {
     });
     await refused(at, ["backup", "run", "vm"], 4, "NBD_SERVER_BUSY", /only one/);
     await at.vm.qmp("nbd-server-stop");
-  });
-
-  it("refuses a disk in an iothread on a QEMU that an NBD client could abort", async () => {
-    const directory = await temporaryDirectory();
-    const disk: TestDisk = {
-      target: "vda",
-      path: directory.file("a.qcow2"),
-      format: "qcow2",
-      iothread: true,
-    };
-    await createImage(disk.path, MIB);
-    const vm = untilTestEnds(await TestVm.start({ directory: directory.path, disks: [disk] }));
-    for (const name of ["backups", "scratch"]) await mkdir(directory.file(name));
-    const configPath = await writeConfig(directory.path, { domains: [domainConfig("vm", vm)] });
-    const result = await runFleece(["--embedded", "backup", "run", "vm"], { configPath });
-    const version = (await vm.qmp("query-version")) as { qemu: { major: number } };
-    if (version.qemu.major >= 9) {
-      expect(result.exitCode, result.stderr).toBe(0);
-    } else {
-      expect(result.stderr).toMatch(/iothread.*aborts the virtual machine/);
-      expect(result.exitCode).toBe(1);
-    }
-    expect(vm.running).toBe(true);
   });
 });
 

@@ -21,6 +21,8 @@ export interface SiteOptions {
   /** Made beforehand; default: `backups` and `scratch`. */
   readonly directories?: readonly string[];
   readonly disks?: readonly SiteDisk[];
+  /** Of the domain; default: as the program has it. */
+  readonly exports?: "auto" | "staged";
 }
 
 /** A host as an administrator has it: a VM named `vm`, a configuration, and the built command. */
@@ -58,7 +60,12 @@ export async function startSite(options: SiteOptions = {}): Promise<Site> {
   for (const name of options.directories ?? ["backups", "scratch"]) await mkdir(directory.file(name));
   const vm = untilTestEnds(await TestVm.start({ directory: directory.path, disks }));
   const configPath = await writeConfig(directory.path, {
-    domains: [domainConfig("vm", vm)],
+    domains: [
+      {
+        ...domainConfig("vm", vm),
+        ...(options.exports === undefined ? {} : { exports: options.exports }),
+      },
+    ],
     more: { runtimeDir: directory.file("run") },
     ...options.config,
   });
