@@ -1,5 +1,4 @@
-import { afterAll, describe, it } from "vitest";
-import { Figures } from "./support/figures.js";
+import { describe, it } from "vitest";
 import { killAtEveryStep, type Scenario } from "./support/kill-matrix.js";
 import type { Scene } from "./support/scene.js";
 
@@ -103,13 +102,10 @@ function inactive(prepare: Scenario["prepare"]): Omit<Scenario, "name"> {
 }
 
 describe("kill -9 of the agent", () => {
-  const figures = new Figures();
-  afterAll(() => figures.print());
-
   it.each([...ON_RUNNING, ...ON_INACTIVE])(
     "in $name: the guest goes on, and the next command puts all in order",
     async (scenario) => {
-      await killAtEveryStep(scenario, figures);
+      await killAtEveryStep(scenario);
     },
   );
 });

@@ -1,6 +1,6 @@
 import { readdir } from "node:fs/promises";
 import { expect } from "vitest";
-import type { Figures } from "./figures.js";
+import { printFigure } from "./figures.js";
 import { Scene } from "./scene.js";
 import { CHANGES, type FaultyCommand, JOURNAL, startWithFault, type StepFault } from "./steps.js";
 
@@ -19,6 +19,8 @@ export interface Scenario {
 /** After so many kills a fresh VM: chains and histories would become long, and with them every check. */
 const KILLS_PER_SCENE = 8;
 
+const MOMENTS = { before: "before a change", after: "after a write of the journal" };
+
 /** `npm run test:faults` tries every step; `npm test` one of each operation. */
 const all = process.env["FLEECE_FAULTS"] === "all";
 
@@ -26,7 +28,7 @@ const all = process.env["FLEECE_FAULTS"] === "all";
  * Kills the command at every step that changes something, just before it, and at every write of the journal just after it
  * too. Steps are counted up until the command comes to its end by itself, so none is left out.
  */
-export async function killAtEveryStep(scenario: Scenario, figures: Figures): Promise<void> {
+export async function killAtEveryStep(scenario: Scenario): Promise<void> {
   const scene = await sceneFor(scenario);
   const steps = await listSteps(scene, scenario);
   const writes = steps.filter((step) => JOURNAL.test(step));
@@ -38,11 +40,11 @@ export async function killAtEveryStep(scenario: Scenario, figures: Figures): Pro
       : ([CHANGES, "before", steps.length] as const);
     const fault = { match, when, at: Math.ceil(count / 2), action: "kill" } as const;
     expect(await killOnce(scene, scenario, fault)).toBe(true);
-    figures.count(scenario.name, "kills");
+    printFigure(`agent: ${scenario.name}`, MOMENTS[when], 1);
     return;
   }
-  await killFromFirst(scenario, CHANGES, "before", steps.length, figures);
-  await killFromFirst(scenario, JOURNAL, "after", writes.length, figures);
+  await killFromFirst(scenario, JOURNAL, "after", writes.length);
+  await killFromFirst(scenario, CHANGES, "before", steps.length);
 }
 
 async function killFromFirst(
@@ -50,7 +52,6 @@ async function killFromFirst(
   match: RegExp,
   when: StepFault["when"],
   steps: number,
-  figures: Figures,
 ): Promise<void> {
   let killed = true;
   let at = 1;
@@ -59,12 +60,12 @@ async function killFromFirst(
     for (let turn = 0; turn < KILLS_PER_SCENE; turn++) {
       killed = await killOnce(scene, scenario, { match, at, when, action: "kill" });
       if (!killed) break;
-      figures.count(scenario.name, when === "before" ? "before a change" : "after a journal write");
       at++;
     }
     await scene.expectVerified();
     await scene.at.vm[Symbol.asyncDispose]();
   }
+  printFigure(`agent: ${scenario.name}`, MOMENTS[when], at - 1);
   expect(at - 1, `kills of ${scenario.name}, ${when} each step`).toBe(steps);
 }
 

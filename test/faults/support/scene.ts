@@ -1,4 +1,4 @@
-import { readFile, rm } from "node:fs/promises";
+import { readdir, readFile, rm } from "node:fs/promises";
 import { expect } from "vitest";
 import type { BlockState } from "../../support/block-state.js";
 import { copyToRaw } from "../../support/image-tool.js";
@@ -86,24 +86,27 @@ export class Scene {
     return message;
   }
 
-  /** Every backup that is listed and that the test has not met yet shows a moment since the last mark. */
-  async expectSound(): Promise<readonly BackupMessage[]> {
-    const { backups } = await this.at.json<{ backups?: BackupMessage[] }>("backup", "list");
-    for (const { id } of backups ?? []) {
+  /** Every backup in the repository that the test has not met yet shows a moment since the last mark; their ids. */
+  async expectSound(): Promise<readonly string[]> {
+    const names = await readdir(this.at.directory.file("backups/vm")).catch(() => []);
+    const ids = names.filter((name) => !name.startsWith(".")).toSorted();
+    for (const id of ids) {
       if (this.#moments.has(id)) continue;
       const found = await this.#contentOf(id);
       expect(this.#wasMoment(found), `backup ${id} shows a moment of the guest`).toBe(true);
       this.#moments.set(id, found);
     }
-    return backups ?? [];
+    return ids;
   }
 
   /** Everything that is listed still shows its moment, and the product's own reading finds no damage. */
   async expectVerified(): Promise<void> {
-    for (const { id } of await this.expectSound()) {
-      expect(sameContent(await this.#contentOf(id), this.#moments.get(id) ?? new Map<string, Buffer>())).toBe(
-        true,
-      );
+    const ids = await this.expectSound();
+    const { backups } = await this.at.json<{ backups?: BackupMessage[] }>("backup", "list");
+    expect((backups ?? []).map(({ id }) => id).toSorted()).toEqual(ids);
+    for (const id of ids) {
+      const known = this.#moments.get(id) ?? new Map<string, Buffer>();
+      expect(sameContent(await this.#contentOf(id), known), `backup ${id} shows its moment`).toBe(true);
       await this.at.json("backup", "verify", id);
     }
   }
