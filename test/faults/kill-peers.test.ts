@@ -76,9 +76,10 @@ describe.each(MOMENTS)("%s of a backup", (moment) => {
     for (const pid of daemons) process.kill(pid, "SIGKILL");
     command.continue();
     // All has been read before the publication.
-    const { exitCode } = await command.process.result();
-    expect(exitCode).toBe(moment === "before the publication" ? 0 : 1);
-    await scene.expectSound();
+    const { exitCode, stderr } = await command.process.result();
+    if (moment === "before the publication") expect(exitCode, stderr).toBe(0);
+    else expect(stderr).toMatch(/storage daemon|NBD/);
+    expect(await scene.expectSound()).toHaveLength(moment === "before the publication" ? 2 : 1);
     await scene.at.vm.restart();
     await expectChainGoesOn(scene);
     printFigure("kill -9 of an inactive domain's storage daemon", moment, 1);

@@ -113,7 +113,7 @@ async function killOnce(scene: Scene, scenario: Scenario, fault: StepFault): Pro
   expect(["running", "paused"]).toContain(await scene.status());
   if (scenario.inactive === true && fault.at % 2 === 1) await at.vm.quit();
   await settle(scene, fault.at % 2 === 0);
-  await scene.expectClean({ olderMayRecord: scenario.inactive === true });
+  await scene.expectClean({ olderMayRecord: scenario.inactive === true, deletedMayRemain: true });
   await expectNoPartialRestore(scene);
   if (!at.vm.running) await at.vm.restart();
   await scene.touch();

@@ -5,7 +5,7 @@
  * A step is named `rename PATH`, `rm PATH`, `mkdir PATH`, `unlink PATH`, `write PATH`, `sync PATH`, `spawn PROGRAM ARGUMENTS`,
  * `qmp COMMAND` or `nbd-read`. `FLEECE_TEST_STEPS` holds JSON: see StepFault in steps.ts.
  */
-import childProcess from "node:child_process";
+import childProcess, { execFileSync } from "node:child_process";
 import { appendFileSync } from "node:fs";
 import fs from "node:fs/promises";
 import { syncBuiltinESMExports } from "node:module";
@@ -18,7 +18,7 @@ const NBD_READ = 0;
 const settings = process.env["FLEECE_TEST_STEPS"];
 if (settings !== undefined && isMainThread) install(JSON.parse(settings));
 
-function install({ match, log, at, when, action }) {
+function install({ match, log, at, when, action, copy }) {
   const pattern = new RegExp(match);
   let count = 0;
 
@@ -27,10 +27,10 @@ function install({ match, log, at, when, action }) {
     if (!pattern.test(name)) return perform();
     count++;
     appendFileSync(log, `${name}\n`);
+    if (copy !== undefined) execFileSync("cp", ["-a", "--sparse=always", copy.from, `${copy.to}/${count}`]);
     const fires = action === "fail-from" ? count >= at : count === at;
     if (!fires) return perform();
     if (action === "fail" || action === "fail-from") throw noSpace(name);
-    if (action === "delay") return new Promise((resolve) => setTimeout(resolve, 300)).then(perform);
     if (when === "before") {
       end(action);
       return perform();

@@ -13,10 +13,11 @@ export interface StepFault {
   /** `after`: for steps of the file system, once they have been done; for others, once they are under way. */
   readonly when: "before" | "after";
   /**
-   * `kill` and `stop` send SIGKILL and SIGSTOP; `fail` lets the step fail with ENOSPC, `fail-from` all later ones too;
-   * `delay` holds it up for 300 ms.
+   * `kill` and `stop` send SIGKILL and SIGSTOP; `fail` lets the step fail with ENOSPC, `fail-from` all later ones too.
    */
-  readonly action: "kill" | "stop" | "fail" | "fail-from" | "delay";
+  readonly action: "kill" | "stop" | "fail" | "fail-from";
+  /** Before each step, the directory `from` is copied to `<to>/<number of the step>`. */
+  readonly copy?: { readonly from: string; readonly to: string };
 }
 
 /** A record of the journal gets its content, or goes. Each of them is a moment at which a kill finds other work to undo. */
