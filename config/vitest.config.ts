@@ -6,7 +6,7 @@ const root = fileURLToPath(new URL("..", import.meta.url));
 const conditions = ["source", "node", "import", "module", "default"];
 
 /**
- * Two projects. `unit` needs nothing but Node; `qemu` starts real QEMU processes and gets long deadlines,
+ * Three projects. `unit` needs nothing but Node; `qemu` and `faults` start real QEMU processes and get long deadlines,
  * which exist to end a hung test, not to measure anything.
  */
 export default defineConfig({
@@ -29,6 +29,18 @@ export default defineConfig({
           maxWorkers: 2,
           // Vitest wants projects with their own worker limits to run one after the other.
           sequence: { groupOrder: 1 },
+        },
+      },
+      {
+        extends: true,
+        test: {
+          name: "faults",
+          include: ["test/faults/**/*.test.ts"],
+          // Every fault, or a sample: test/faults/README.md.
+          testTimeout: process.env["FLEECE_FAULTS"] === "all" ? 3_600_000 : 300_000,
+          hookTimeout: 120_000,
+          maxWorkers: 2,
+          sequence: { groupOrder: 2 },
         },
       },
     ],

@@ -36,6 +36,9 @@ export class ProgressView {
       this.log.write(
         `${progress.level === "FULL" ? "Full" : "Incremental"} backup: ${printable(progress.reason)}\n`,
       );
+      // A domain that was started during its backup is begun again.
+      for (const { bar } of this.#rows.values()) this.#bars?.remove(bar);
+      this.#rows.clear();
       const width = Math.max(...progress.disks.map(({ target }) => target.length));
       for (const { target, sizeBytes } of progress.disks) this.#add(target, sizeBytes, width);
       return;

@@ -57,6 +57,7 @@ export type BackupProgress =
 /**
  * Takes one backup. Two phases: everything acquired is in the journal first; only when the backup has its final name does
  * its checkpoint count. Any failure before that merges the new checkpoint into its parent, as if it had never been.
+ * An inactive domain that is started meanwhile is backed up once more, as the running one that it is then.
  */
 export async function runBackup(context: ServiceContext, request: BackupRequest): Promise<IntactEntry> {
   const domain = requireDomain(context, request.domain);
@@ -105,7 +106,26 @@ async function backUp(
     repository,
     startedAtMs,
   });
-  return attempt.run();
+  try {
+    return await attempt.run();
+  } catch (error) {
+    if (state.mode !== "inactive" || signal?.aborted === true || !(await runsNow(session))) throw error;
+    context.log.warn(
+      { domain: session.domain },
+      `The domain was started during its backup, which is taken again: ${errorMessage(error)}`,
+    );
+    // Not for ever: the domain is not inactive any more.
+    return backUp(context, request, session, repository);
+  }
+}
+
+/** By a new look: how the domain was reached before tells nothing of how it can be reached now. */
+async function runsNow(session: DomainSession): Promise<boolean> {
+  await session.close();
+  return session.driver().then(
+    ({ mode }) => mode === "running",
+    () => false,
+  );
 }
 
 interface AttemptParts {

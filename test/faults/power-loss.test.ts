@@ -1,0 +1,136 @@
+import { access, mkdir, readdir, stat, truncate } from "node:fs/promises";
+import path from "node:path";
+import { describe, expect, it } from "vitest";
+import { loadConfig, startAgent } from "../../src/agent.js";
+import { isIntact } from "../../src/model/backup.js";
+import { listBackups } from "../../src/services/backup-catalog.js";
+import { verifyBackup } from "../../src/services/backup-read.js";
+import { writeConfig } from "../support/config-file.js";
+import { printFigure } from "./support/figures.js";
+import { Scene } from "./support/scene.js";
+import { startWithFault } from "./support/steps.js";
+
+/** Everything that the agent does to the names and to the durability of files of the repository. */
+const STEPS = /^(rename|rm|mkdir|sync|write) \S+\/backups\b/;
+
+/** `npm test` looks at every fifth state, and at the last ones, where the backup appears. */
+const all = process.env["FLEECE_FAULTS"] === "all";
+
+interface State {
+  readonly directory: string;
+  /** What was done before, oldest first. */
+  readonly steps: readonly string[];
+}
+
+/** Runs a command and keeps the repository as it is before each of its steps, and at the end. */
+async function statesOf(scene: Scene, args: readonly string[]): Promise<State[]> {
+  const { directory } = scene.at;
+  const [from, to] = [directory.file("backups"), directory.file("states")];
+  await mkdir(to);
+  const command = await startWithFault(scene.at, args, { match: STEPS, copy: { from, to } });
+  const { exitCode, stderr } = await command.process.result();
+  expect(exitCode, stderr).toBe(0);
+  const steps = await command.steps();
+  const numbers = (await readdir(to)).map(Number).toSorted((a, b) => a - b);
+  expect(numbers).toEqual(steps.map((_step, index) => index + 1));
+  const states = numbers.map((number) => ({
+    directory: path.join(to, String(number)),
+    steps: steps.slice(0, number - 1),
+  }));
+  return [...states, { directory: from, steps }];
+}
+
+/** Where a file of a draft is once the draft has its final name. */
+function finalPath(name: string): string {
+  return name.replace("/.partial-", "/");
+}
+
+/**
+ * What a power loss may take on top: the content of each file that was not made durable after its last write by the agent,
+ * and all of a directory whose names were not. Files that were there before the command are durable.
+ */
+async function loseUnsynced({ directory, steps }: State, before: ReadonlySet<string>): Promise<void> {
+  const durable = new Set<string>();
+  for (const step of steps) {
+    const [verb = "", name = ""] = step.split(" ");
+    const place = path.relative("backups", finalPath(name.slice(name.indexOf("/backups") + 1)));
+    if (verb === "sync") durable.add(place);
+    else if (verb === "write") durable.delete(place);
+  }
+  for (const name of await readdir(directory, { recursive: true })) {
+    const place = finalPath(`/${name}`).slice(1);
+    const file = path.join(directory, name);
+    if (before.has(name) || !(await stat(file)).isFile()) continue;
+    if (!durable.has(place) || !durable.has(path.dirname(place))) await truncate(file, 0);
+  }
+}
+
+async function filesOf(directory: string): Promise<ReadonlySet<string>> {
+  return new Set(await readdir(directory, { recursive: true }));
+}
+
+/** Resolves with the ids of what is listed. */
+async function expectAllVerify(scene: Scene, repository: string): Promise<string[]> {
+  const { directory, vm } = scene.at;
+  const home = directory.file("after-loss");
+  const configPath = await writeConfig(home, {
+    stateDir: path.join(home, "state"),
+    scratchDir: directory.file("scratch"),
+    domains: [{ name: "vm", qmp: vm.qmpPath }],
+    repositories: [{ name: "default", path: repository }],
+    more: { runtimeDir: directory.file("run") },
+  });
+  const ignore = (): void => undefined;
+  const context = await startAgent(await loadConfig(configPath), {
+    debug: ignore,
+    info: ignore,
+    warn: ignore,
+  });
+  const backups = await listBackups(context);
+  expect(backups.filter((entry) => !isIntact(entry))).toEqual([]);
+  for (const { id } of backups) await verifyBackup(context, id);
+  return backups.map(({ id }) => id);
+}
+
+async function expectEveryStateSound(scene: Scene, args: readonly string[], keeps: string): Promise<number> {
+  const before = await filesOf(scene.at.directory.file("backups"));
+  const states = await statesOf(scene, args);
+  const chosen = states.filter((_state, index) => all || index % 5 === 0 || index >= states.length - 4);
+  for (const state of chosen) {
+    expect(await expectAllVerify(scene, state.directory)).toContain(keeps);
+    // The last state is the repository itself: the command has ended, so nothing may be lost.
+    await loseUnsynced(state, before);
+    expect(await expectAllVerify(scene, state.directory)).toContain(keeps);
+  }
+  return chosen.length;
+}
+
+describe("Loss of power while the repository is written: all that is listed verifies", () => {
+  it("at every step of a backup of two disks, also if everything is lost that was not made durable", async () => {
+    const scene = await Scene.start(2);
+    const { id } = await scene.backUp();
+    await scene.touch();
+    scene.mark();
+    const states = await expectEveryStateSound(scene, ["backup", "run", "vm"], id);
+    expect(await expectAllVerify(scene, scene.at.directory.file("backups"))).toHaveLength(2);
+    printFigure(
+      "loss of power: backup run",
+      "before each step in the repository, with and without lost writes",
+      states,
+    );
+  });
+
+  it("at every step of a deletion", async () => {
+    const scene = await Scene.start(1);
+    const { id } = await scene.backUp();
+    await scene.touch();
+    const next = await scene.backUp();
+    const states = await expectEveryStateSound(scene, ["backup", "delete", next.id], id);
+    await expect(access(scene.at.directory.file(`backups/vm/${next.id}`))).rejects.toThrow();
+    printFigure(
+      "loss of power: backup delete",
+      "before each step in the repository, with and without lost writes",
+      states,
+    );
+  });
+});

@@ -1,0 +1,147 @@
+import { execFile } from "node:child_process";
+import { promisify } from "node:util";
+import { describe, expect, it } from "vitest";
+import { mountTmpfs } from "../support/mount.js";
+import { printFigure } from "./support/figures.js";
+import { backupStoppedAt, daemonPids } from "./support/moments.js";
+import { Scene } from "./support/scene.js";
+import { startWithFault } from "./support/steps.js";
+
+const run = promisify(execFile);
+const MIB = 1024 * 1024;
+const JOURNAL_CONTENT = /^write \S+\/state\/operations\//;
+const all = process.env["FLEECE_FAULTS"] === "all";
+
+async function changedScene(): Promise<Scene> {
+  const scene = await Scene.start(1);
+  await scene.backUp();
+  await scene.touch();
+  scene.mark();
+  return scene;
+}
+
+async function expectChainGoesOn(scene: Scene): Promise<void> {
+  await scene.touch();
+  const next = await scene.backUp();
+  expect(next.level, next.reason).toBe("INCREMENTAL");
+  await scene.expectClean();
+  await scene.expectVerified();
+}
+
+describe("A full file system", () => {
+  it.each(["fail", "fail-from"] as const)(
+    "of the state directory, at every write of the journal (%s): the guest goes on, nothing is lost",
+    async (action) => {
+      const scene = await changedScene();
+      const counting = await startWithFault(scene.at, ["backup", "run", "vm"], { match: JOURNAL_CONTENT });
+      expect((await counting.process.result()).exitCode).toBe(0);
+      const writes = (await counting.steps()).length;
+      const chosen = all
+        ? Array.from({ length: writes }, (_write, index) => index + 1)
+        : [Math.ceil(writes / 2)];
+      for (const at of chosen) {
+        await scene.expectSound();
+        await scene.touch();
+        scene.mark();
+        const fault = { match: JOURNAL_CONTENT, at, when: "before", action } as const;
+        const command = await startWithFault(scene.at, ["backup", "run", "vm"], fault);
+        while (command.process.running) await scene.touch();
+        const { exitCode, stderr } = await command.process.result();
+        expect(stderr, `write ${at} of ${writes}`).toMatch(/NO_SPACE|no space/);
+        expect(exitCode).toBe(1);
+        expect(await scene.status()).toBe("running");
+        await scene.at.json("block-snapshot", "list", "vm");
+        await scene.expectClean();
+      }
+      await expectChainGoesOn(scene);
+      printFigure(`ENOSPC in the state directory (${action})`, "at a write of the journal", chosen.length);
+    },
+  );
+
+  it("of the repository: the backup fails and leaves nothing, the next one is incremental", async (context) => {
+    const scene = await Scene.start(1);
+    if (!(await mountTmpfs(scene.at.directory.file("backups"), "size=3m"))) context.skip();
+    await scene.backUp();
+    for (let offset = 0; offset < 2 * MIB; offset += 65_536) {
+      const name = scene.at.directory.file("backups");
+      if (offset === 0) await run("fallocate", ["-l", "1200k", `${name}/ballast`]);
+      await scene.write("vda", offset, 65_536, 1 + offset / 65_536);
+    }
+    const result = await scene.at.run("backup", "run", "vm");
+    expect(result.stderr).toContain("(NO_SPACE)");
+    expect(result.exitCode).toBe(1);
+    await run("rm", [scene.at.directory.file("backups/ballast")]);
+    await scene.expectClean();
+    await run("mount", ["-o", "remount,size=32m", scene.at.directory.file("backups")]);
+    await expectChainGoesOn(scene);
+    printFigure("full repository", "in the midst of the pull", 1);
+  });
+
+  it("of scratch images: the guest's writes go on, the backup says that it lost its moment", async (context) => {
+    const scene = await Scene.start(1);
+    if (!(await mountTmpfs(scene.at.directory.file("scratch"), "size=512k"))) context.skip();
+    await scene.backUp();
+    await scene.write("vda", 0, 2 * MIB, 7);
+    const command = await backupStoppedAt(scene, "in the midst of the pull");
+    for (let offset = 0; offset < 2 * MIB; offset += 65_536) await scene.write("vda", offset, 65_536, 8);
+    command.continue();
+    const { exitCode, stderr } = await command.process.result();
+    expect(stderr).toContain("(SNAPSHOT_BROKEN)");
+    expect(exitCode).toBe(1);
+    expect(await scene.expectSound()).toHaveLength(1);
+    await scene.expectClean();
+    await expectChainGoesOn(scene);
+    printFigure("full scratch directory", "in the midst of the pull", 1);
+  });
+});
+
+describe("Slow storage of the repository", () => {
+  it("holds up the backup, not the guest: nothing is written for as long as the guest works", async () => {
+    const scene = await changedScene();
+    const command = await backupStoppedAt(scene, "in the midst of the pull");
+    const [daemon = 0] = await daemonPids(scene, "p-");
+    process.kill(daemon, "SIGSTOP");
+    command.continue();
+    for (let turn = 0; turn < 50; turn++) await scene.touch();
+    expect(command.process.running).toBe(true);
+    process.kill(daemon, "SIGCONT");
+    const { exitCode, stderr } = await command.process.result();
+    expect(exitCode, stderr).toBe(0);
+    expect(await scene.expectSound()).toHaveLength(2);
+    await scene.expectClean();
+    await expectChainGoesOn(scene);
+    printFigure("storage of the repository that hangs for a while", "in the midst of the pull", 1);
+  });
+});
+
+/** Puts a filter between a node and its file, as if the storage below began to behave so. */
+async function underlay({ at }: Scene, node: string, fileNode: string, filter: object): Promise<void> {
+  await at.vm.qmp("blockdev-add", { "node-name": "bad", ...filter });
+  const common = { driver: "qcow2", "node-name": node, discard: "unmap", "read-only": false };
+  await at.vm.qmp("blockdev-reopen", { options: [{ ...common, file: "bad" }] });
+  expect((await at.vm.blockState()).nodes.some((name) => name.startsWith(fileNode))).toBe(true);
+}
+
+describe("I/O errors of the disk under a running domain", () => {
+  it("fail the backup that reads there; the guest's other I/O goes on, and no change is forgotten", async () => {
+    const scene = await Scene.start(1);
+    await scene.backUp();
+    await scene.touch();
+    const node = scene.at.vm.nodeName("vda");
+    const errors = {
+      driver: "blkdebug",
+      image: "vda-file",
+      "inject-error": [{ event: "read_aio", errno: 5 }],
+    };
+    await underlay(scene, node, "vda-file", errors);
+    const result = await scene.at.run("backup", "run", "vm");
+    expect(result.exitCode).toBe(1);
+    expect(result.stderr).toMatch(/NBD_FAILED|SNAPSHOT_BROKEN|EIO/);
+    await scene.write("vda", 65_536, 65_536, 9);
+    expect(await scene.expectSound()).toHaveLength(1);
+    await scene.at.vm.restart();
+    await scene.expectClean();
+    await expectChainGoesOn(scene);
+    printFigure("EIO of the disk", "at every read of the backup", 1);
+  });
+});
