@@ -132,7 +132,7 @@ export const fullReport: PreflightReport = {
   repository: "default",
   ready: false,
   state: fullState,
-  decision: { level: "full", reason: "a full was asked for" },
+  decision: { level: "full", reason: "a full was asked for", disks: new Map() },
   findings: [
     {
       code: "SNAPSHOT_OPEN",

@@ -8,6 +8,7 @@ import type { PreflightReport } from "../../../src/services/preflight.js";
 import { preflight } from "../../../src/services/preflight.js";
 import { FleeceError } from "../../../src/shared/errors.js";
 import { FakeWorld } from "../../support/fake-agent.js";
+import { FakeScratch } from "../../support/fake-scratch.js";
 import { temporaryDirectory } from "../../support/lifetime.js";
 
 const SIZE = 8 * 65536;
@@ -141,6 +142,7 @@ describe("preflight", () => {
   it("needs no scratch space for a domain that is off", async () => {
     const made = await world();
     made.domain.host.freeBytes = 0;
+    made.domain.host.scratch.free = 0;
     expect(bad(await look(made))).toEqual(["SCRATCH_FULL", "REPOSITORY_FULL"]);
     made.domain.stop();
     expect(bad(await look(made))).toEqual(["REPOSITORY_FULL"]);
@@ -150,7 +152,7 @@ describe("preflight", () => {
     const { context } = (await world()).process();
     const failing = (error: Error): typeof context => ({
       ...context,
-      checkScratch: () => Promise.reject(error),
+      scratch: Object.assign(new FakeScratch(), { check: () => Promise.reject(error) }),
     });
     await expect(preflight(context, { domain: "other" })).rejects.toMatchObject({ code: "DOMAIN_NOT_FOUND" });
     await expect(preflight(context, { domain: "vm", repository: "x" })).rejects.toMatchObject({
