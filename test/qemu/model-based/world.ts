@@ -48,8 +48,6 @@ export class World implements AsyncDisposable {
   readonly history: string[] = [];
   backups = 0;
   incrementals = 0;
-  /** Disks that were read from end to end and compared. */
-  comparisons = 0;
   /** Targets whose recording bitmap somebody took away, until the next backup. */
   readonly #untracked = new Set<string>();
 
@@ -131,7 +129,6 @@ export class World implements AsyncDisposable {
     await concurrent;
     this.backups++;
     if (entry.manifest.level === "incremental") this.incrementals++;
-    this.comparisons += entry.manifest.disks.filter(({ mode }) => mode === "compare").length;
     this.#untracked.clear();
     this.history.push(`  -> ${entry.manifest.level} ${entry.id}: ${entry.manifest.reason}`);
     if (level === "full") expect(entry.manifest.level).toBe("full");
