@@ -13,7 +13,7 @@ export interface BlockReader extends AsyncDisposable {
   read(offset: number, length: number, signal?: AbortSignal, into?: Uint8Array): Promise<Uint8Array>;
   /**
    * Gives content up that will not be read again, so that it takes no scratch space any more; what it reads as afterwards
-   * is undefined. Only a saving: does nothing where it cannot be done, and never fails.
+   * is undefined. Parts of blocks are kept. Only a saving: does nothing where it cannot be done, and never fails.
    */
   release(offset: number, length: number, signal?: AbortSignal): Promise<void>;
   close(): Promise<void>;

@@ -4,6 +4,7 @@ import { setTimeout as delay } from "node:timers/promises";
 import { describe, expect, it } from "vitest";
 import { loadConfig, startAgent } from "../../src/agent.js";
 import { systemClock } from "../../src/drivers/system-clock.js";
+import { BLOCK_SIZE } from "../../src/model/extents.js";
 import type { BlockReader } from "../../src/ports/block-io.js";
 import { restoreBackup } from "../../src/services/backup-read.js";
 import { runBackup } from "../../src/services/backup-run.js";
@@ -281,6 +282,31 @@ describe("what a backup has read", () => {
     await check("incremental");
     await check("incremental");
     expect(writes).toBeGreaterThan(10);
+  });
+
+  it("is given up in whole blocks alone: QEMU aborts at parts of them", async () => {
+    const sizeBytes = 4 * MIB + 512;
+    const at = await startServices(undefined, {
+      disks: [{ target: "vda", format: "qcow2", sizeBytes, filledBytes: sizeBytes }],
+    });
+    const readers = {
+      open: async (...args: Parameters<ServiceContext["readers"]["open"]>) => {
+        const reader = await at.context.readers.open(...args);
+        await reader.release(0, 512);
+        await reader.release(BLOCK_SIZE, 512);
+        await reader.release(BLOCK_SIZE + 512, BLOCK_SIZE);
+        await reader.release(2 * BLOCK_SIZE - 512, BLOCK_SIZE);
+        await reader.release(sizeBytes - 512, 512);
+        return reader;
+      },
+    };
+    const moment = at.directory.file("moment.raw");
+    await copyToRaw(at.directory.file("vda.qcow2"), "qcow2", moment);
+    const entry = await runBackup({ ...at.context, readers }, { domain: "vm" });
+    await guestWrites(at, "vda", 4 * MIB, 0xed);
+    const to = at.directory.file("restored");
+    await restoreBackup(at.context, { id: entry.id, directory: to, format: "raw" });
+    expect(await fileDigest(`${to}/vda.raw`)).toBe(await fileDigest(moment));
   });
 
   it("costs nothing either where an incremental need not read", async () => {
