@@ -1,6 +1,8 @@
 import { execFile } from "node:child_process";
 import { promisify } from "node:util";
 import { describe, expect, it } from "vitest";
+import { writeConfig } from "../support/config-file.js";
+import { qemuImg } from "../support/image-tool.js";
 import { mountTmpfs } from "../support/mount.js";
 import { printFigure } from "./support/figures.js";
 import { backupStoppedAt, daemonPids } from "./support/moments.js";
@@ -86,7 +88,7 @@ describe("A full file system", () => {
     for (let offset = 0; offset < 2 * MIB; offset += 65_536) await scene.write("vda", offset, 65_536, 8);
     command.continue();
     const { exitCode, stderr } = await command.process.result();
-    expect(stderr).toContain("(SNAPSHOT_BROKEN)");
+    expect(stderr).toContain("SNAPSHOT_BROKEN");
     expect(exitCode).toBe(1);
     expect(await scene.expectSound()).toHaveLength(1);
     await scene.expectClean();
@@ -126,22 +128,33 @@ describe("I/O errors of the disk under a running domain", () => {
   it("fail the backup that reads there; the guest's other I/O goes on, and no change is forgotten", async () => {
     const scene = await Scene.start(1);
     await scene.backUp();
-    await scene.touch();
-    const node = scene.at.vm.nodeName("vda");
+    await scene.write("vda", 0, 6000, 3);
+    // Without a list of disks, they are found by their devices, whatever lies below.
+    const { directory, vm } = scene.at;
+    const more = { runtimeDir: directory.file("run") };
+    await writeConfig(directory.path, { domains: [{ name: "vm", qmp: vm.qmpPath }], more });
+    const node = vm.nodeName("vda");
+    const map = JSON.parse(
+      await qemuImg("map", "-U", "--output=json", "-f", "qcow2", vm.disk("vda").path),
+    ) as {
+      readonly offset: number;
+    }[];
+    // Where the first bytes of the disk lie in its file.
+    const sector = (map[0]?.offset ?? 0) / 512;
     const errors = {
       driver: "blkdebug",
       image: "vda-file",
-      "inject-error": [{ event: "read_aio", errno: 5 }],
+      "inject-error": [{ event: "read_aio", errno: 5, sector }],
     };
     await underlay(scene, node, "vda-file", errors);
     const result = await scene.at.run("backup", "run", "vm");
+    expect(result.stderr).toMatch(/NBD_FAILED/);
     expect(result.exitCode).toBe(1);
-    expect(result.stderr).toMatch(/NBD_FAILED|SNAPSHOT_BROKEN|EIO/);
     await scene.write("vda", 65_536, 65_536, 9);
     expect(await scene.expectSound()).toHaveLength(1);
     await scene.at.vm.restart();
     await scene.expectClean();
     await expectChainGoesOn(scene);
-    printFigure("EIO of the disk", "at every read of the backup", 1);
+    printFigure("EIO of the disk", "at the read of a sector", 1);
   });
 });
