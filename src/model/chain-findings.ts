@@ -15,6 +15,7 @@ export function chainFindings(
   const last = decision.level === "incremental" ? decision.parent : newest;
   return [
     levelFinding(domain, disks, newest, decision),
+    ...compared(domain, decision),
     ...(last === undefined ? [] : differences(domain, disks, last)),
     ...damaged(domain, entries),
   ];
@@ -24,12 +25,18 @@ function levelFinding(
   domain: string,
   disks: readonly DiskState[],
   newest: IntactEntry | undefined,
-  { level, reason }: LevelDecision,
+  decision: LevelDecision,
 ): Finding {
   const subject = { domain };
-  if (level === "incremental") {
-    const found = `The next backup is incremental, ${reason}`;
-    return { code: "NEXT_INCREMENTAL", subject, found, advice: "It reads only what changed since then" };
+  const { reason } = decision;
+  if (decision.level === "incremental") {
+    const found = `The next backup is incremental, based on backup ${decision.parent.id}`;
+    const whole = [...decision.disks].flatMap(([target, { mode }]) => (mode === "changes" ? [] : [target]));
+    const advice =
+      whole.length === 0
+        ? "It reads only what changed since then"
+        : `It reads only what changed since then, but all of ${whole.join(", ")}`;
+    return { code: "NEXT_INCREMENTAL", subject, found, advice };
   }
   const size = formatBytes(disks.reduce((sum, { sizeBytes }) => sum + sizeBytes, 0));
   const found = `The next backup is a full: ${reason}`;
@@ -39,6 +46,24 @@ function levelFinding(
   }
   const advice = `It reads all that the disks hold of their ${size} and starts a new chain; older backups can still be restored`;
   return { code: "NEXT_FULL", subject, found, advice };
+}
+
+/** Where it is decided by facts that the other findings do not name: those that make a disk new or resized. */
+function compared(domain: string, decision: LevelDecision): readonly Finding[] {
+  if (decision.level === "full") return [];
+  return [...decision.disks].flatMap(([target, { mode, reason }]) =>
+    mode !== "compare"
+      ? []
+      : [
+          {
+            code: "DISK_COMPARED",
+            subject: { domain, disk: target },
+            found: `What changed on disk ${target} since backup ${decision.parent.id} is not known: ${reason}`,
+            advice:
+              "The next backup reads all of it and stores what differs; those after it read changes again",
+          } satisfies Finding,
+        ],
+  );
 }
 
 function differences(domain: string, disks: readonly DiskState[], last: IntactEntry): readonly Finding[] {
@@ -68,7 +93,8 @@ function newDisk(domain: string, { target }: DiskState, { id }: IntactEntry): Fi
     code: "DISK_NEW",
     subject: { domain, disk: target },
     found: `Backup ${id}, the last one, does not hold disk ${target}`,
-    advice: "A backup of all disks with it is a full; name the disks with --disk to go on without it",
+    advice:
+      "The next backup reads and stores all of it; name the other disks with --disk to go on without it",
   };
 }
 
@@ -84,7 +110,7 @@ function resized(
       code: "DISK_RESIZED",
       subject: { domain, disk: target },
       found: `Disk ${target} has ${bytes(sizeBytes)} and had ${bytes(before)} in backup ${id}`,
-      advice: "An incremental cannot change a disk's size, so the next backup with this disk is a full",
+      advice: "An incremental cannot change a disk's size, so the next backup stores all of this disk",
     },
   ];
 }

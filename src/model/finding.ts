@@ -33,6 +33,7 @@ export const FINDING_CODES = {
   NBD_SERVER_BUSY: ["warning", "Another program exports disks over NBD from the domain's QEMU"],
   CHECKPOINT_INCONSISTENT: ["warning", "Checkpoints were not saved when QEMU ended, and cannot be used"],
   CHECKPOINT_GAP: ["warning", "The newest checkpoint has stopped recording, so that changes are missing"],
+  DISK_COMPARED: ["warning", "What changed on the disk is not known, so all of it is read and compared"],
   NEXT_FULL: ["warning", "The chain is broken, so the next backup is a full"],
   DISK_NEW: ["warning", "The last backup does not hold the disk"],
   DISK_RESIZED: ["warning", "The disk had another size when the last backup was taken"],

@@ -131,11 +131,12 @@ describe("fleece doctor, of a broken chain", () => {
     expect(codes(seen, "WARNING").toSorted()).toEqual([
       "CHECKPOINT_INCONSISTENT",
       "CHECKPOINT_INCONSISTENT",
-      "NEXT_FULL",
+      "DISK_COMPARED",
+      "DISK_COMPARED",
     ]);
     expect(found(seen, "CHECKPOINT_INCONSISTENT")).toMatchObject({ disk: "vda" });
     expect(found(seen, "CHECKPOINT_INCONSISTENT").advice).toContain(`removes checkpoint ${id}`);
-    expect(found(seen, "NEXT_FULL").found).toMatch(/inconsistent: QEMU ended without saving it/);
+    expect(found(seen, "DISK_COMPARED").found).toMatch(/inconsistent: QEMU ended without saving it/);
     await backupAgrees(at, seen);
     const { checkpoints } = await at.json<{ checkpoints: { name: string }[] }>("checkpoint", "list", "vm");
     expect(checkpoints.map(({ name }) => name)).not.toContain(id);
@@ -147,7 +148,7 @@ describe("fleece doctor, of a broken chain", () => {
     const [bitmap] = (await at.vm.blockState()).bitmaps;
     await at.vm.qmp("block-dirty-bitmap-disable", { node: "vda-format", name: bitmap?.name ?? "" });
     const seen = await look(at);
-    expect(codes(seen, "WARNING")).toEqual(expect.arrayContaining(["CHECKPOINT_GAP", "NEXT_FULL"]));
+    expect(codes(seen, "WARNING")).toEqual(expect.arrayContaining(["CHECKPOINT_GAP", "DISK_COMPARED"]));
     await backupAgrees(at, seen);
   });
 
@@ -156,7 +157,8 @@ describe("fleece doctor, of a broken chain", () => {
     await at.json("backup", "run", "vm");
     await at.vm.qmp("block_resize", { "node-name": "vda-format", size: 9 * MIB });
     const seen = await look(at);
-    expect(codes(seen, "WARNING")).toEqual(expect.arrayContaining(["DISK_RESIZED", "NEXT_FULL"]));
+    expect(codes(seen, "WARNING")).toContain("DISK_RESIZED");
+    expect(found(seen, "NEXT_INCREMENTAL").advice).toContain("all of vda");
     expect(found(seen, "DISK_RESIZED").found).toMatch(/has 9 MiB \(9437184 bytes\) and had 8 MiB/);
     await backupAgrees(at, seen);
   });
@@ -166,7 +168,7 @@ describe("fleece doctor, of a broken chain", () => {
     await at.json("backup", "run", "vm", "--disk", "vda");
     const added = await look(at);
     expect(found(added, "DISK_NEW")).toMatchObject({ disk: "vdb", severity: "WARNING" });
-    expect(codes(added, "WARNING")).toContain("NEXT_FULL");
+    expect(found(added, "NEXT_INCREMENTAL").advice).toContain("all of vdb");
     await backupAgrees(at, added);
     const { qmp, disks = [] } = domainConfig("vm", at.vm);
     await writeConfig(at.directory.path, {

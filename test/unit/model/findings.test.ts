@@ -201,7 +201,7 @@ describe("chainFindings", () => {
     ["no backup yet", [disk()], [], ["FIRST_BACKUP"]],
     ["only damaged ones", [disk()], [backup("b1", [], "no manifest")], ["FIRST_BACKUP", "BACKUP_DAMAGED"]],
     ["a sound chain", [disk({ checkpoints: [c1] })], [backup("b1", [{}])], ["NEXT_INCREMENTAL"]],
-    ["a lost checkpoint", [disk()], [backup("b1", [{}])], ["NEXT_FULL"]],
+    ["a lost checkpoint", [disk()], [backup("b1", [{}])], ["NEXT_INCREMENTAL", "DISK_COMPARED"]],
     [
       "another size",
       [disk({ checkpoints: [c1], sizeBytes: 9 * MIB })],
@@ -218,7 +218,7 @@ describe("chainFindings", () => {
       "a new disk",
       [disk({ checkpoints: [c1] }), disk({ target: "vdb" })],
       [backup("b1", [{}])],
-      ["NEXT_FULL", "DISK_NEW"],
+      ["NEXT_INCREMENTAL", "DISK_NEW"],
     ],
     [
       "a disk that is gone",
