@@ -18,7 +18,7 @@ describe("npm run bench", () => {
     const options = ["--mib", "64", "--rounds", "1", "--directory", directory.path, "--no-vates"];
     const { stdout } = await run(process.execPath, [...flags, ...options]);
     expect(stdout).toMatch(/^nbdcopy +\d/m);
-    expect(stdout).toMatch(/^ours 1024 KiB × 4 +\d/m);
+    expect(stdout).toMatch(/^ours 2048 KiB × 2 +\d/m);
     expect(stdout).toMatch(/^ours, tuned target +\d/m);
     expect(stdout).toMatch(/^@vates\/nbd-client.*left out$/m);
   });

@@ -314,7 +314,8 @@ describe("a backup whose manifest is of schema 1", () => {
     const middle = await fixture.backUp("b2", { vda: { content, runs: [] } }, full);
     for (const { id, manifest } of [full, middle]) {
       const disks = manifest.disks.map(({ sourceFile: _1, mode: _2, reason: _3, ...disk }) => disk);
-      const old = { ...manifest, schemaVersion: 1, disks };
+      const { scratchPeakBytes: _4, ...others } = manifest;
+      const old = { ...others, schemaVersion: 1, disks };
       await writeFile(fixture.file(id, "manifest.json"), JSON.stringify(old));
     }
     const [first, second] = (await fixture.repository.list()) as IntactEntry[];
