@@ -26,7 +26,7 @@ function install({ match, log, at, when, action, copy }) {
   function step(name, perform) {
     if (!pattern.test(name)) return perform();
     count++;
-    appendFileSync(log, `${name}\n`);
+    appendFileSync(log, `${name.replaceAll(/\s+/g, " ")}\n`);
     if (copy !== undefined) execFileSync("cp", ["-a", "--sparse=always", copy.from, `${copy.to}/${count}`]);
     const fires = action === "fail-from" ? count >= at : count === at;
     if (!fires) return perform();
