@@ -5,6 +5,8 @@ import { parseArgs } from "node:util";
 import { z } from "zod";
 import { buildGuest } from "../guest/build-guest.js";
 import { chooseAccelerator } from "../guest/accelerator.js";
+import { makeDataDisk } from "../guest/data-disk.js";
+import { guestAgentArguments, startGuestAgent, withGuestAgent } from "../guest/guest-agent.js";
 import { bootGuest, type GuestVm } from "../guest/guest-vm.js";
 import { domainConfig, writeConfig } from "../support/config-file.js";
 import { runFleece } from "../support/fleece.js";
@@ -16,9 +18,10 @@ import { format } from "./support/figures.js";
 
 /**
  * `npm run bench:latency -- [--seconds 10] [--mib 512] [--directory DIR]`: what a guest's writes feel of a block snapshot,
- * before it, in the second in which it is created, while it is active, and after it; with one disk and with four. The
- * guest writes 64 KiB at random places past its page cache. QEMU counts how long each write took, as the guest's
- * device sees it. Needs a build.
+ * before it, in the second in which it is created, while it is active, and after it; with one disk and with four, quiesced
+ * or not. The guest writes 64 KiB at random places past its page cache, on the first disk of a quiesced series into a file
+ * of a file system. QEMU counts how long each write took, as the guest's device sees it; a frozen file system holds
+ * writes before they come there, for the time in the last column. Needs a build.
  */
 const { values } = parseArgs({
   options: {
@@ -44,13 +47,16 @@ const statsSchema = z.array(
     }),
   }),
 );
-const snapshotSchema = z.looseObject({ heldMs: z.union([z.string(), z.number()]).optional() });
+const snapshotSchema = z.looseObject({ heldMs: z.string().default("0"), frozenMs: z.string().default("") });
+const LOAD_FILE_MIB = 64;
 
 /** One loop for each disk. `$RANDOM` has 15 bits, as many 64 KiB blocks as 2 GiB has. */
-async function startLoad(guest: GuestVm, targets: readonly string[]): Promise<void> {
-  const blocks = mib * 16;
+async function startLoad(guest: GuestVm, targets: readonly string[], quiesced: boolean): Promise<void> {
+  if (quiesced) await guest.command(`dd if=/dev/zero of=/data/load bs=1M count=${LOAD_FILE_MIB} && sync`);
   for (const target of targets) {
-    const write = `dd if=/dev/zero of=/dev/${target} bs=64k count=1 seek=$((RANDOM % ${blocks})) conv=notrunc oflag=direct`;
+    const inFile = quiesced && target === targets[0];
+    const [path, size] = inFile ? ["/data/load", LOAD_FILE_MIB] : [`/dev/${target}`, mib];
+    const write = `dd if=/dev/zero of=${path} bs=64k count=1 seek=$((RANDOM % ${size * 16})) conv=notrunc oflag=direct`;
     const { exitStatus } = await guest.command(`${write} && (while ${write}; do :; done) >/dev/null 2>&1 &`);
     if (exitStatus !== 0) throw new Error(`The guest cannot write to ${target}`);
   }
@@ -91,7 +97,7 @@ async function measure(
   return { writes, p50: below(0.5), p99: below(0.99), worst: below(1) };
 }
 
-async function series(targets: readonly string[]): Promise<string[][]> {
+async function series(targets: readonly string[], quiesced: boolean): Promise<string[][]> {
   await using sockets = await TemporaryDirectory.create();
   const work = await mkdtemp(join(values.directory, "latency-"));
   try {
@@ -103,19 +109,28 @@ async function series(targets: readonly string[]): Promise<string[][]> {
     for (const { path } of disks) {
       await qemuImg("create", "-q", "-f", "qcow2", "-o", "preallocation=falloc", path, `${mib}M`);
     }
+    const [first] = disks;
+    if (quiesced && first !== undefined) {
+      await makeDataDisk(first.path, { sizeBytes: mib * 2 ** 20, contentBytes: 2 ** 24 });
+    }
     await mkdir(join(work, "scratch"));
     await mkdir(join(work, "backups"));
-    const files = await buildGuest();
+    const plain = await buildGuest();
+    const files = quiesced ? await withGuestAgent(plain, work) : plain;
+    if (files === undefined) return [[`${targets.length} × quiesced`, "qemu-guest-agent cannot be had here"]];
+    const guestAgent = sockets.file("qga");
     const accelerator = await chooseAccelerator(files);
     await using guest = await bootGuest({
       files,
       directory: sockets.path,
       disks,
       accelerator,
-      worksOnDisk: false,
+      worksOnDisk: quiesced,
+      extraArguments: quiesced ? guestAgentArguments(guestAgent) : [],
     });
+    if (quiesced) await startGuestAgent(guest);
     const configPath = await writeConfig(work, {
-      domains: [domainConfig("vm", guest.vm)],
+      domains: [{ ...domainConfig("vm", guest.vm), ...(quiesced ? { guestAgent } : {}) }],
       more: { runtimeDir: sockets.file("run") },
     });
     const fleece = async (...words: string[]) => {
@@ -123,31 +138,29 @@ async function series(targets: readonly string[]): Promise<string[][]> {
       if (result.exitCode !== 0) throw new Error(result.stderr);
       return snapshotSchema.parse(result.json());
     };
-    await startLoad(guest, targets);
+    await startLoad(guest, targets, quiesced);
     const pause = () => delay(seconds * 1000);
     await pause();
     const before = await measure(guest, targets, pause);
-    let heldMs = "0";
+    let costs: readonly string[] = [];
     const creation = await measure(guest, targets, async () => {
-      const created = await fleece("block-snapshot", "create", "vm", "--name", "bench", "--checkpoint");
-      heldMs = String(created.heldMs ?? 0);
+      const how = quiesced ? ["--quiesce"] : [];
+      const words = ["block-snapshot", "create", "vm", "--name", "bench", "--checkpoint", ...how];
+      const { heldMs, frozenMs } = await fleece(...words);
+      costs = [heldMs, frozenMs];
     });
     const during = await measure(guest, targets, pause);
     await fleece("block-snapshot", "delete", "vm", "bench");
     const after = await measure(guest, targets, pause);
-    const name = `${targets.length} disk${targets.length === 1 ? "" : "s"} (${accelerator})`;
-    const row = (phase: string, { writes, p50, p99, worst }: Phase, held = "") => [
-      name,
-      phase,
-      String(writes),
-      p50,
-      p99,
-      worst,
-      held,
+    const count = `${targets.length} disk${targets.length === 1 ? "" : "s"}`;
+    const name = `${count}${quiesced ? ", quiesced" : ""} (${accelerator})`;
+    const row = (phase: string, { writes, p50, p99, worst }: Phase, more: readonly string[] = []) => [
+      ...[name, phase, String(writes), p50, p99, worst],
+      ...more,
     ];
     return [
       row("before", before),
-      row("while it is created", creation, heldMs),
+      row("while it is created", creation, costs),
       row("active", during),
       row("after", after),
     ];
@@ -157,6 +170,9 @@ async function series(targets: readonly string[]): Promise<string[][]> {
 }
 
 await mkdir(values.directory, { recursive: true });
-const rows = [...(await series(TARGETS.slice(0, 1))), ...(await series(TARGETS))];
-const head = ["", "snapshot", "writes", "half of them, ms", "99 %, ms", "all, ms", "held, ms"];
+const rows: string[][] = [];
+for (const quiesced of [false, true]) {
+  for (const count of [1, 4]) rows.push(...(await series(TARGETS.slice(0, count), quiesced)));
+}
+const head = ["", "snapshot", "writes", "half, ms", "99 %, ms", "all, ms", "held, ms", "frozen, ms"];
 process.stdout.write(`${format([head, ...rows])}\n`);
