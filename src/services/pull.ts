@@ -10,8 +10,6 @@ import { GIB, MIB } from "../shared/units.js";
 export const READ_BYTES = 2 * MIB;
 /** Enough that small pieces do not wait for each other; more 2 MiB pieces would fall out of the processor's cache. */
 export const READS_IN_FLIGHT = 8;
-/** QEMU's main loop works on a piece at a time, which may take it a microsecond per block. */
-const RELEASE_BYTES = 128 * MIB;
 /** A range of zeroes costs the same whatever its length; the limit is that of a 32-bit request. */
 const ZERO_BYTES = GIB;
 
@@ -42,35 +40,27 @@ export interface PullOptions {
 
 /**
  * Moves what has to be moved of one disk. Resolves with the bytes read once all of it is in the sink. Content is given up
- * as soon as it has been read, or turns out not to be needed: the guest's later writes to it cost no scratch space.
+ * as soon as it has been read: the guest's later writes to it cost no scratch space. What need not be read is not given
+ * up: that would cost QEMU time and scratch space by the size of the disk, not by what has changed.
  */
 export async function pull({ reader, sink, mode, signal, onProgress }: PullOptions): Promise<number> {
   let readBytes = 0;
   const buffers = new ReadBuffers();
-  const releaseAll = async (offset: number, length: number): Promise<void> => {
-    for (const piece of pieces({ offset, length, kind: "zero" }, RELEASE_BYTES)) {
-      await reader.release(piece.offset, piece.length, signal);
-    }
-  };
   const requests = async function* (): AsyncGenerator<BlockRun> {
-    let doneBytes = 0;
     for await (const run of blockRuns(reader.extents(signal), reader.sizeBytes, BLOCK_SIZE)) {
       if (run.kind === "zero" && mode === "whole") continue;
-      await releaseAll(doneBytes, run.offset - doneBytes);
-      doneBytes = run.offset + run.length;
       for (const piece of pieces(run, run.kind === "zero" ? ZERO_BYTES : READ_BYTES)) {
         sink.expect(piece);
         yield piece;
       }
     }
-    await releaseAll(doneBytes, reader.sizeBytes - doneBytes);
   };
   await forEachLimited(
     requests(),
     READS_IN_FLIGHT,
     async ({ offset, length, kind }, stop) => {
       if (kind === "zero") {
-        await Promise.all([sink.writeZeroes(offset, length, stop), releaseAll(offset, length)]);
+        await sink.writeZeroes(offset, length, stop);
       } else {
         const memory = buffers.take();
         const data = await reader.read(offset, length, stop, memory.subarray(0, length));

@@ -308,21 +308,4 @@ describe("what a backup has read", () => {
     await restoreBackup(at.context, { id: entry.id, directory: to, format: "raw" });
     expect(await fileDigest(`${to}/vda.raw`)).toBe(await fileDigest(moment));
   });
-
-  it("costs nothing either where an incremental need not read", async () => {
-    const at = await startServices({ limit: "8M" }, { disks });
-    await runBackup(at.context, { domain: "vm" });
-    expect(await at.vm.guestWrite("vda", 40 * MIB, MIB, 0x77)).toMatchObject({ ok: true });
-    const moment = at.directory.file("moment.raw");
-    await at.vm.guestFlush("vda");
-    await copyToRaw(at.directory.file("vda.qcow2"), "qcow2", moment);
-    const context = withReads(at.context, async (original, ...request) => {
-      expect(await at.vm.guestWrite("vda", MIB, 38 * MIB, 0x78)).toMatchObject({ ok: true });
-      return original(...request);
-    });
-    const entry = await runBackup(context, { domain: "vm", level: "incremental" });
-    const to = at.directory.file("restored");
-    await restoreBackup(at.context, { id: entry.id, directory: to, format: "raw" });
-    expect(await fileDigest(`${to}/vda.raw`)).toBe(await fileDigest(moment));
-  });
 });
