@@ -158,3 +158,57 @@ describe("I/O errors of the disk under a running domain", () => {
     printFigure("EIO of the disk", "at the read of a sector", 1);
   });
 });
+
+const SCRATCH_FAULTS = {
+  // Eight seconds for each cluster once the first is through: twice as long as a guest's write may be held up.
+  slow: {
+    objects: [{ "qom-type": "throttle-group", id: "slow", limits: { "bps-write": 8192 } }],
+    filter: (file: string) => ({ driver: "throttle", "throttle-group": "slow", file }),
+  },
+  "failing with EIO": {
+    objects: [],
+    filter: (image: string) => ({
+      driver: "blkdebug",
+      image,
+      "inject-error": [{ event: "write_aio", errno: 5, sector: -1 }],
+    }),
+  },
+};
+
+interface NamedNode {
+  readonly "node-name": string;
+  readonly drv: string;
+  readonly file: string;
+}
+
+describe("Storage of scratch images", () => {
+  it.each(["slow", "failing with EIO"] as const)(
+    "that is %s: the guest's writes go well, the backup says that it lost its moment",
+    async (name) => {
+      const { objects, filter } = SCRATCH_FAULTS[name];
+      const scene = await changedScene();
+      const { vm } = scene.at;
+      const command = await backupStoppedAt(scene, "in the midst of the pull");
+      const nodes = (await vm.qmp("query-named-block-nodes", { flat: true })) as NamedNode[];
+      const scratchNode = (driver: string): string =>
+        nodes.find(({ drv, file }) => drv === driver && file.includes("/scratch/"))?.["node-name"] ?? "";
+      for (const object of objects) await vm.qmp("object-add", object);
+      await vm.qmp("blockdev-add", { "node-name": "bad", ...filter(scratchNode("file")) });
+      const common = { driver: "qcow2", "node-name": scratchNode("qcow2"), discard: "unmap" };
+      await vm.qmp("blockdev-reopen", {
+        options: [{ ...common, file: "bad", backing: vm.nodeName("vda") }],
+      });
+      for (let turn = 0; turn < 4; turn++) await scene.touch();
+      command.continue();
+      const { exitCode, stderr } = await command.process.result();
+      expect(stderr).toContain("SNAPSHOT_BROKEN");
+      expect(exitCode).toBe(1);
+      expect(await scene.expectSound()).toHaveLength(1);
+      await vm.qmp("blockdev-del", { "node-name": "bad" });
+      for (const { id } of objects) await vm.qmp("object-del", { id });
+      await scene.expectClean();
+      await expectChainGoesOn(scene);
+      printFigure(`scratch directory ${name}`, "in the midst of the pull", 1);
+    },
+  );
+});

@@ -1,14 +1,21 @@
 import { connect, createServer, type Server, type Socket } from "node:net";
 
+/** `commands`: from the chosen one on, they are lost. `replies`: they are carried out, and nobody is told. */
+export type Lost = "commands" | "replies";
+
 /**
  * Stands between a monitor's clients and the monitor, and loses what comes after a client's chosen command, so that the
  * command hangs for as long as a test wants. One client at a time, as with the monitor itself.
  */
 export class QmpProxy implements AsyncDisposable {
+  /** What clients have sent after the command at which they were stalled. */
+  readonly sentInVain: string[] = [];
   readonly #server: Server;
   readonly #sockets = new Set<Socket>();
   readonly #monitorPath: string;
   #stallAt: RegExp | undefined;
+  #lost: Lost = "commands";
+  #turnsAway = false;
   #queue: Promise<unknown> = Promise.resolve();
   #stalled: () => void = () => undefined;
 
@@ -28,9 +35,15 @@ export class QmpProxy implements AsyncDisposable {
   }
 
   /** The next client that sends what matches gets no further. Resolves when it has. */
-  stallAt(pattern: RegExp): Promise<void> {
+  stallAt(pattern: RegExp, lost: Lost = "commands"): Promise<void> {
     this.#stallAt = pattern;
+    this.#lost = lost;
     return new Promise((resolve) => (this.#stalled = resolve));
+  }
+
+  /** Whether new clients are hung up on without a greeting. */
+  turnAway(turnsAway: boolean): void {
+    this.#turnsAway = turnsAway;
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
@@ -39,18 +52,25 @@ export class QmpProxy implements AsyncDisposable {
   }
 
   async #serve(client: Socket): Promise<void> {
+    if (this.#turnsAway) {
+      client.destroy();
+      return;
+    }
     const monitor = connect(this.#monitorPath);
     this.#sockets.add(monitor);
     monitor.on("error", () => client.destroy());
     monitor.pipe(client);
+    let isStalled = false;
     client.on("data", (chunk) => {
-      if (this.#stallAt?.test(chunk.toString("latin1")) !== true) {
-        monitor.write(chunk);
-        return;
+      const text = chunk.toString("latin1");
+      if (isStalled) this.sentInVain.push(text);
+      if (!isStalled && this.#stallAt?.test(text) === true) {
+        isStalled = true;
+        this.#stallAt = undefined;
+        if (this.#lost === "replies") monitor.unpipe(client).resume();
+        this.#stalled();
       }
-      this.#stallAt = undefined;
-      client.removeAllListeners("data").resume();
-      this.#stalled();
+      if (!isStalled || this.#lost === "replies") monitor.write(chunk);
     });
     client.resume();
     await new Promise((resolve) => client.once("close", resolve));

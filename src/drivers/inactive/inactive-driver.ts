@@ -19,7 +19,6 @@ import type { Clock } from "../../ports/clock.js";
 import { fileError, FleeceError } from "../../shared/errors.js";
 import { addExport, exportId } from "../node-exports.js";
 import { changeImageBitmap, imageInfo } from "../qemu-tools.js";
-import { withQmpErrors } from "../qmp-errors.js";
 import { detachedDirectoryPath } from "../runtime-directory.js";
 import { StorageDaemon } from "../storage-daemon.js";
 
@@ -95,22 +94,19 @@ export class InactiveDriver implements BlockDriver {
     return { timeMs, heldMs: 0, fingerprints };
   }
 
-  startExports(
+  async startExports(
     plan: SnapshotPlan,
     exports: readonly PlannedExport[],
     undo: UndoLog,
     signal?: AbortSignal,
   ): Promise<readonly ExportAddress[]> {
-    return this.#guarded(async () => {
-      const directory = this.#directory(plan.id);
-      const daemon = await StorageDaemon.attach(directory, signal);
-      if (daemon === undefined) {
-        throw new FleeceError(
-          "SNAPSHOT_BROKEN",
-          "The storage daemon that serves the block snapshot has ended",
-        );
-      }
-      try {
+    const directory = this.#directory(plan.id);
+    const daemon = await StorageDaemon.attach(directory, signal);
+    if (daemon === undefined) {
+      throw new FleeceError("SNAPSHOT_BROKEN", "The storage daemon that serves the block snapshot has ended");
+    }
+    try {
+      return await daemon.attempt(async (qmp) => {
         const addresses: ExportAddress[] = [];
         for (const planned of exports) {
           const disk = plan.disks.find(({ target }) => target === planned.target);
@@ -121,13 +117,13 @@ export class InactiveDriver implements BlockDriver {
           const id = exportId(node);
           await undo.register({ kind: "daemon-export", directory, id });
           const request = { planned, node, bitmapNode: node, sizeBytes: disk.sizeBytes };
-          addresses.push(await addExport(daemon.qmp, request, daemon.nbdSocketPath));
+          addresses.push(await addExport(qmp, request, daemon.nbdSocketPath));
         }
         return addresses;
-      } finally {
-        await daemon.detach();
-      }
-    });
+      });
+    } finally {
+      await daemon.detach();
+    }
   }
 
   /**
@@ -189,25 +185,19 @@ export class InactiveDriver implements BlockDriver {
     await undo.register({ kind: "daemon", directory });
     const daemon = await StorageDaemon.start({ directory, lifetime: "detached", signal });
     try {
-      await this.#guarded(async () => {
-        for (const disk of plan.disks) await this.#addNode(daemon, disk);
-      });
+      for (const disk of plan.disks) await this.#addNode(daemon, disk);
     } finally {
       await daemon.detach();
     }
   }
 
   async #addNode(daemon: StorageDaemon, { target, format, nodes }: PlannedDisk): Promise<void> {
-    await daemon.qmp.execute("blockdev-add", {
+    await daemon.execute("blockdev-add", {
       driver: format,
       "node-name": nodes.access,
       "read-only": true,
       file: { driver: "file", filename: this.#disk(target).file, "read-only": true, locking: "off" },
     });
-  }
-
-  #guarded<T>(action: () => Promise<T>): Promise<T> {
-    return withQmpErrors(`The storage daemon of domain ${this.#config.name}`, action);
   }
 }
 

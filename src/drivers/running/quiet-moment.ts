@@ -2,7 +2,7 @@ import type { QuiesceOutcome, QuiescePlan } from "../../model/quiesce.js";
 import type { UndoEntry } from "../../model/undo.js";
 import type { UndoLog } from "../../ports/block-driver.js";
 import type { Clock } from "../../ports/clock.js";
-import type { QmpSession } from "../../qmp/index.js";
+import { isQmpError, type QmpSession } from "../../qmp/index.js";
 import { FleeceError } from "../../shared/errors.js";
 import { GuestFreezer } from "../guest-agent/guest-freezer.js";
 import { HoldGuard } from "./hold-guard.js";
@@ -77,17 +77,23 @@ async function held<T>(
 ): Promise<QuietMoment<T>> {
   const start = clock.monotonicMs();
   let value: T;
-  let heldMs: number;
   guard.begin("held");
   try {
     await qmp.execute("stop");
     value = await action();
-  } finally {
     await qmp.execute("cont");
-    guard.end("held");
-    heldMs = Math.round(clock.monotonicMs() - start);
+  } catch (error) {
+    if (isQmpError(error, "QMP_TIMEOUT")) {
+      // The guard is served only once we are gone, and this session would let us wait for `cont` just as long.
+      await qmp.close();
+    } else {
+      await qmp.execute("cont");
+      guard.end("held");
+    }
+    throw error;
   }
-  return { value, heldMs };
+  guard.end("held");
+  return { value, heldMs: Math.round(clock.monotonicMs() - start) };
 }
 
 async function frozen<T>(
