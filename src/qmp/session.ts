@@ -38,7 +38,7 @@ export class QmpSession implements AsyncDisposable {
   /** Resolves with the first cause once the session has ended: QMP_CLOSED after `close`. Never rejects. */
   readonly closed: Promise<QmpError>;
   readonly #connection: QmpConnection;
-  readonly #commandTimeoutMs: number;
+  #commandTimeoutMs: number;
 
   constructor(connection: QmpConnection, version: QmpVersion, commandTimeoutMs: number) {
     this.#connection = connection;
@@ -62,6 +62,17 @@ export class QmpSession implements AsyncDisposable {
       timeoutMs: options?.timeoutMs ?? this.#commandTimeoutMs,
     });
     return reply;
+  }
+
+  /** Runs `action`, with another deadline for the commands that it sends and that have none of their own. */
+  async withDeadline<T>(commandTimeoutMs: number, action: () => Promise<T>): Promise<T> {
+    const before = this.#commandTimeoutMs;
+    this.#commandTimeoutMs = commandTimeoutMs;
+    try {
+      return await action();
+    } finally {
+      this.#commandTimeoutMs = before;
+    }
   }
 
   /** Calls the listener for each event from now on; returns how to stop. What it throws goes to `onWarning`. */

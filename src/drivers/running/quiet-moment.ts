@@ -70,6 +70,9 @@ async function unheld<T>(action: () => Promise<T>): Promise<QuietMoment<T>> {
   return { value: await action(), heldMs: 0 };
 }
 
+/** The guest waits as well. Each takes milliseconds; `stop` also waits for the guest's requests to its disks. */
+const HELD_COMMAND_MS = 10_000;
+
 async function held<T>(
   { qmp, clock }: QuietMomentParts,
   guard: HoldGuard,
@@ -79,9 +82,12 @@ async function held<T>(
   let value: T;
   guard.begin("held");
   try {
-    await qmp.execute("stop");
-    value = await action();
-    await qmp.execute("cont");
+    value = await qmp.withDeadline(HELD_COMMAND_MS, async () => {
+      await qmp.execute("stop");
+      const result = await action();
+      await qmp.execute("cont");
+      return result;
+    });
   } catch (error) {
     if (isQmpError(error, "QMP_TIMEOUT")) {
       // The guard is served only once we are gone, and this session would let us wait for `cont` just as long.
