@@ -21,18 +21,21 @@ export class StateDirectory implements StateStore {
   async lockDomain(domain: string, purpose: string): Promise<DomainLock> {
     await makePrivateDirectory(path.join(this.#root, "domains"));
     const attempt = await tryKernelLock(this.#lockFile(domain), purpose);
-    if (attempt.held) {
-      try {
-        await this.#sweep(domain);
-      } catch (error) {
-        await attempt.lock.release();
-        throw error;
-      }
-      return attempt.lock;
-    }
+    if (attempt.held) return attempt.lock;
     throw new FleeceError("DOMAIN_BUSY", `Domain ${domain} is busy: ${describeHolder(attempt.holder)}`, {
       facts: { domain, holder: attempt.holder?.purpose ?? "" },
     });
+  }
+
+  async sweep(): Promise<void> {
+    for (const domain of await entries(path.join(this.#root, "operations"))) {
+      const directory = this.#directory(domain);
+      for (const file of await entries(directory)) {
+        const writer = temporaryOwner(file);
+        if (writer === undefined || this.isAlive(writer)) continue;
+        await rm(path.join(directory, file), { force: true });
+      }
+    }
   }
 
   async holder(domain: string): Promise<string | undefined> {
@@ -84,16 +87,6 @@ export class StateDirectory implements StateStore {
     const directory = this.#directory(domain);
     await rm(path.join(directory, `${id}.json`), { force: true });
     if (await exists(directory)) await syncDirectory(directory);
-  }
-
-  /** Removes what killed writers left half written. */
-  async #sweep(domain: string): Promise<void> {
-    const directory = this.#directory(domain);
-    for (const file of await entries(directory)) {
-      const writer = temporaryOwner(file);
-      if (writer !== undefined && !this.isAlive(writer))
-        await rm(path.join(directory, file), { force: true });
-    }
   }
 
   #lockFile(domain: string): string {

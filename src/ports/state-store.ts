@@ -31,6 +31,8 @@ export interface DomainLock {
 export interface StateStore {
   /** Fails with DOMAIN_BUSY naming the holder and what it does. `purpose` is shown to others that are refused. */
   lockDomain(domain: string, purpose: string): Promise<DomainLock>;
+  /** Removes records that killed writers left half written; those of living ones stay. */
+  sweep(): Promise<void>;
   /** Who holds the domain and what for, if anybody does. Reads only. */
   holder(domain: string): Promise<string | undefined>;
   /** What `lockDomain` and `save` would fail with for want of a directory. Creates nothing. */

@@ -55,6 +55,7 @@ async function recoverOperation(
 export async function recoverAll(
   context: RecoveryParts & { readonly drivers: DriverFactory },
 ): Promise<void> {
+  await context.store.sweep();
   const over = (await context.store.operations()).filter((record) => isOver(context, record));
   for (const domain of new Set(over.map((record) => record.domain))) {
     try {

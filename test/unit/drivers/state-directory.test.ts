@@ -49,7 +49,7 @@ describe("StateDirectory", () => {
     }
     expect(await state.operations("vm")).toHaveLength(1);
     expect(await readdir(`${path}/operations/vm`)).toHaveLength(4);
-    await (await state.lockDomain("vm", "the test")).release();
+    await state.sweep();
     expect((await readdir(`${path}/operations/vm`)).toSorted()).toEqual(["a.json", living]);
   });
 
