@@ -130,7 +130,7 @@ describe("fleece block-snapshot", () => {
     expect(shown).toMatchObject({ name: "night", leaseMs: "7200000", consistency: "CRASH", exports: [] });
     expect(message(await run("block-snapshot", "list", "vm", "--json"))).toEqual({ snapshots: [shown] });
     expect((await run("block-snapshot", "list", "vm")).stdout).toMatch(
-      /^night +\S+ +vda,vdb +night +0 +\S+$/m,
+      /^night +\S+ +vda,vdb +night +0 B +0 +\S+$/m,
     );
     expect((await run("block-snapshot", "renew", "vm", "night", "--lease", "90s")).stdout).toMatch(
       /^Renewed the lease of block snapshot night of domain vm; it ends \d{4}-/,
@@ -179,7 +179,7 @@ describe("fleece export", () => {
     expect(started).toMatchObject({ exitCode: 0, stderr: "" });
     expect(started.stdout).toMatch(/^Exporting 1 disk of block snapshot b read-only until /);
     expect(started.stdout).toMatch(
-      /^vda +1 MiB +vda-b +qemu:dirty-bitmap:\S+ +nbd\+unix:\/\/\/vda-b\?socket=\//m,
+      /^vda +1 MiB +vda-b +qemu:dirty-bitmap:\S+ +no +nbd\+unix:\/\/\/vda-b\?socket=\//m,
     );
     const all = message(await run(...start, "--json"));
     expect(all).toMatchObject({ exports: [{ target: "vda", since: "a" }, { target: "vdb" }] });
