@@ -86,10 +86,7 @@ function installModules() {
   if (existsSync(stamp) ? readFileSync(stamp, "utf8") === digest : isInstalledByHand()) return;
   say("Installing the npm packages of package-lock.json");
   const args = ["ci", "--no-audit", "--no-fund", "--loglevel=error"];
-  const npm = process.env["npm_execpath"];
-  // npm sets its own path when it runs this script; that npm need not be the one on PATH.
-  if (npm?.endsWith(".js")) run(process.execPath, [npm, ...args]);
-  else run("npm", args);
+  runNpm(args);
   writeFileSync(stamp, digest);
 }
 
@@ -102,8 +99,12 @@ function isInstalledByHand() {
 }
 
 function build() {
+  runNpm(["run", "--silent", "build"]);
+}
+
+function runNpm(args) {
   const npm = process.env["npm_execpath"];
-  const args = ["run", "--silent", "build"];
+  // npm sets its own path when it runs this script; that npm need not be the one on PATH.
   if (npm?.endsWith(".js")) run(process.execPath, [npm, ...args]);
   else run("npm", args);
 }

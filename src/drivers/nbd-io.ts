@@ -56,7 +56,6 @@ class NbdReader implements BlockReader {
   readonly #address: ExportAddress;
   #release: NbdConnection | undefined;
   #readBytes = 0;
-  #warm = false;
 
   constructor(connection: NbdConnection, address: ExportAddress, release: NbdConnection | undefined) {
     this.#connection = connection;
@@ -79,9 +78,9 @@ class NbdReader implements BlockReader {
 
   async read(offset: number, length: number, signal?: AbortSignal, into?: Uint8Array): Promise<Uint8Array> {
     try {
+      const wasWorth = this.#readBytes > WORTH_WARM_UP_BYTES;
       this.#readBytes += length;
-      if (this.#readBytes > WORTH_WARM_UP_BYTES && !this.#warm) {
-        this.#warm = true;
+      if (!wasWorth && this.#readBytes > WORTH_WARM_UP_BYTES) {
         await this.#connection.warmUp(withSignal(signal));
       }
       const memory = into === undefined ? {} : { into };
