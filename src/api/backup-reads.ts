@@ -1,36 +1,21 @@
+import { isAbsolute } from "node:path";
 import type { ExportAddress } from "../model/snapshot-plan.js";
 import type { ReadOptions } from "../services/backup-read.js";
 import { restoreBackup, serveBackup, verifyBackup } from "../services/backup-read.js";
 import type { ServiceContext } from "../services/context.js";
+import { FleeceError } from "../shared/errors.js";
+import type { CallOptions, CallRequest } from "./call-types.js";
 import { formatName } from "./domains.js";
-import type { DiskFormatName, Restoration, ServedBackup, Verification } from "./messages.js";
+import type { Restoration, ServedBackup, Verification } from "./messages.js";
 import { nbdUri } from "./nbd-uri.js";
-import type { CallOptions } from "./progress.js";
+import { endOrAbort } from "./until.js";
 
-export interface ReadBackupRequest {
-  readonly id: string;
-  /** Targets; empty: all disks of the backup. */
-  readonly disks: readonly string[];
-}
-
-export interface RestoreBackupRequest extends ReadBackupRequest {
-  /** Absolute; created by the restore. */
-  readonly directory: string;
-  /** Left out: as the disk was in the domain. */
-  readonly format?: DiskFormatName | undefined;
-}
-
-export interface ServeBackupRequest extends ReadBackupRequest {
-  /** Absolute; left out: one is made up. */
-  readonly socketPath?: string | undefined;
-}
-
-const FORMATS_BY_NAME = { QCOW2: "qcow2", RAW: "raw" } as const;
+const FORMATS_BY_NAME = { FORMAT_UNSPECIFIED: undefined, QCOW2: "qcow2", RAW: "raw" } as const;
 
 export async function verifyBackupHandler(
   context: ServiceContext,
-  { id, disks }: ReadBackupRequest,
-  options: CallOptions = {},
+  { id, disks }: CallRequest<"Backups.Verify">,
+  options: CallOptions,
 ): Promise<Verification> {
   const verified = await verifyBackup(context, id, readOptions(disks, options));
   return {
@@ -41,13 +26,15 @@ export async function verifyBackupHandler(
 
 export async function restoreBackupHandler(
   context: ServiceContext,
-  { id, disks, directory, format }: RestoreBackupRequest,
-  options: CallOptions = {},
+  { id, disks, directory, format: formatOrNone }: CallRequest<"Backups.Restore">,
+  options: CallOptions,
 ): Promise<Restoration> {
+  requireAbsolute("directory", directory);
+  const format = FORMATS_BY_NAME[formatOrNone];
   const restored = await restoreBackup(context, {
     id,
     directory,
-    ...(format === undefined ? {} : { format: FORMATS_BY_NAME[format] }),
+    ...(format === undefined ? {} : { format }),
     ...readOptions(disks, options),
   });
   return {
@@ -62,28 +49,35 @@ export async function restoreBackupHandler(
   };
 }
 
-/** A backup that is offered until `close`, which is idempotent. */
-export interface ServingBackup {
-  readonly message: ServedBackup;
-  /** Resolves when the server ends by itself, with the reason. */
-  readonly ended: Promise<string>;
-  close(): Promise<void>;
-}
-
+/** Ends when it is cancelled. Fails with QEMU_FAILED if the NBD server ends by itself. */
 export async function serveBackupHandler(
   context: ServiceContext,
-  { id, disks, socketPath }: ServeBackupRequest,
-  { signal }: Pick<CallOptions, "signal"> = {},
-): Promise<ServingBackup> {
+  { id, disks, socketPath }: CallRequest<"Backups.Serve">,
+  { signal, onServed }: CallOptions,
+): Promise<undefined> {
+  if (socketPath !== undefined) requireAbsolute("socketPath", socketPath);
   const { backup } = await serveBackup(context, id, {
-    ...readOptions(disks, signal === undefined ? {} : { signal }),
+    ...readOptions(disks, { signal }),
     ...(socketPath === undefined ? {} : { socketPath }),
   });
-  return {
-    message: { backup: id, disks: backup.addresses.map(servedDisk) },
-    ended: backup.ended,
-    close: () => backup.close(),
-  };
+  try {
+    onServed?.({ backup: id, disks: backup.addresses.map(servedDisk) });
+    const reason = await endOrAbort(backup.ended, signal);
+    if (reason === undefined) return undefined;
+    throw new FleeceError("QEMU_FAILED", `The NBD server of backup ${id} ended by itself: ${reason}`, {
+      facts: { backup: id },
+    });
+  } finally {
+    await backup.close();
+  }
+}
+
+/** The agent's working directory is nobody's business. */
+function requireAbsolute(field: string, path: string): void {
+  if (isAbsolute(path)) return;
+  throw new FleeceError("INVALID_ARGUMENT", `Expected an absolute path for ${field}, got ${path}`, {
+    facts: { field },
+  });
 }
 
 function servedDisk({
@@ -100,8 +94,6 @@ function readOptions(disks: readonly string[], { signal, onProgress }: CallOptio
   return {
     ...(disks.length === 0 ? {} : { disks }),
     ...(signal === undefined ? {} : { signal }),
-    ...(onProgress === undefined
-      ? {}
-      : { onProgress: (progress) => onProgress({ step: "disk", ...progress }) }),
+    ...(onProgress === undefined ? {} : { onProgress: (progress) => onProgress({ disk: progress }) }),
   };
 }

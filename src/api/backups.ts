@@ -4,36 +4,43 @@ import { deleteBackup, findBackup, listBackups } from "../services/backup-catalo
 import type { BackupProgress } from "../services/backup-run.js";
 import { runBackup } from "../services/backup-run.js";
 import type { ServiceContext } from "../services/context.js";
+import type { CallOptions, CallRequest } from "./call-types.js";
 import { CONSISTENCIES } from "./consistency.js";
 import { formatName } from "./domains.js";
-import type { Backup, BackupDisk, Level, ListBackupsResponse, SoundBackup } from "./messages.js";
-import type { CallOptions, Progress } from "./progress.js";
+import type {
+  Backup,
+  BackupDisk,
+  BackupProgress as ProgressMessage,
+  ListBackupsResponse,
+} from "./messages.js";
+import { page } from "./page.js";
 import { timestampFromText } from "./timestamp.js";
 
-export interface RunBackupRequest {
-  readonly domain: string;
-  /** Left out: incremental where the chain allows it, else full. */
-  readonly level?: Level | undefined;
-  /** Targets; empty: all disks. */
-  readonly disks: readonly string[];
-  /** Left out: the first of the configuration. */
-  readonly repository?: string | undefined;
-  /** Left out: as configured. */
-  readonly quiesce?: boolean | undefined;
-}
-
 const LEVELS = { full: "FULL", incremental: "INCREMENTAL" } as const;
-const LEVELS_BY_NAME = { FULL: "full", INCREMENTAL: "incremental" } as const;
+const LEVELS_BY_NAME = { LEVEL_UNSPECIFIED: undefined, FULL: "full", INCREMENTAL: "incremental" } as const;
+/** Of a damaged backup. */
+const NOTHING_KNOWN = {
+  level: "LEVEL_UNSPECIFIED",
+  reason: "",
+  time: null,
+  startTime: null,
+  endTime: null,
+  consistency: "CONSISTENCY_UNSPECIFIED",
+  heldMs: 0,
+  checkpoint: "",
+  disks: [],
+} as const;
 const MODES = { changes: "CHANGES", compare: "COMPARE", whole: "WHOLE" } as const;
 
 export async function runBackupHandler(
   context: ServiceContext,
-  { domain, level, disks, repository, quiesce }: RunBackupRequest,
-  { signal, onProgress }: CallOptions = {},
-): Promise<SoundBackup> {
+  { domain, level: levelOrNone, disks, repository, quiesce }: CallRequest<"Backups.Run">,
+  { signal, onProgress }: CallOptions,
+): Promise<Backup> {
+  const level = LEVELS_BY_NAME[levelOrNone];
   const entry = await runBackup(context, {
     domain,
-    ...(level === undefined ? {} : { level: LEVELS_BY_NAME[level] }),
+    ...(level === undefined ? {} : { level }),
     ...(disks.length === 0 ? {} : { disks }),
     ...(repository === undefined ? {} : { repository }),
     ...(quiesce === undefined ? {} : { quiesce }),
@@ -45,18 +52,22 @@ export async function runBackupHandler(
 
 export async function listBackupsHandler(
   context: ServiceContext,
-  { domain, repository }: { readonly domain?: string | undefined; readonly repository?: string | undefined },
+  { domain, repository, ...paging }: CallRequest<"Backups.List">,
 ): Promise<ListBackupsResponse> {
   const entries = await listBackups(context, {
     ...(domain === undefined ? {} : { domain }),
     ...(repository === undefined ? {} : { repository }),
   });
-  return { backups: entries.map(backupMessage) };
+  const scope = ["backups", domain ?? null, repository ?? null];
+  const repositories = [...context.repositories.keys()];
+  const keyOf = (entry: BackupEntry) => [repositories.indexOf(entry.repository), entry.domain, entry.id];
+  const { items, nextPageToken } = page(entries, paging, scope, keyOf);
+  return { backups: items.map(backupMessage), nextPageToken };
 }
 
 export async function getBackupHandler(
   context: ServiceContext,
-  { id }: { readonly id: string },
+  { id }: CallRequest<"Backups.Get">,
 ): Promise<Backup> {
   const { entry } = await findBackup(context, id);
   return backupMessage(entry);
@@ -65,7 +76,7 @@ export async function getBackupHandler(
 /** Answers with the backup as it was. */
 export async function deleteBackupHandler(
   context: ServiceContext,
-  { id }: { readonly id: string },
+  { id }: CallRequest<"Backups.Delete">,
 ): Promise<Backup> {
   return backupMessage(await deleteBackup(context, id));
 }
@@ -73,10 +84,10 @@ export async function deleteBackupHandler(
 export function backupMessage(entry: BackupEntry): Backup {
   if (isIntact(entry)) return soundBackupMessage(entry);
   const { id, repository, domain, damage } = entry;
-  return { id, repository, domain, damage };
+  return { ...NOTHING_KNOWN, id, repository, domain, damage };
 }
 
-function soundBackupMessage({ id, repository, domain, manifest }: IntactEntry): SoundBackup {
+function soundBackupMessage({ id, repository, domain, manifest }: IntactEntry): Backup {
   return {
     id,
     repository,
@@ -113,8 +124,19 @@ function backupDiskMessage(disk: ManifestDisk): BackupDisk {
   };
 }
 
-function progressMessage(progress: BackupProgress): Progress {
-  if (progress.step !== "started") return progress;
-  const disks = progress.disks.map(({ target, sizeBytes }) => ({ target, sizeBytes }));
-  return { step: "started", level: LEVELS[progress.level], reason: progress.reason, disks };
+function progressMessage(progress: BackupProgress): ProgressMessage {
+  switch (progress.step) {
+    case "started": {
+      const disks = progress.disks.map(({ target, sizeBytes }) => ({ target, sizeBytes }));
+      return { started: { level: LEVELS[progress.level], reason: progress.reason, disks } };
+    }
+    case "scratch": {
+      const { usedBytes, limitBytes } = progress;
+      return { scratch: { usedBytes, limitBytes } };
+    }
+    case "disk": {
+      const { target, positionBytes, readBytes, storedBytes } = progress;
+      return { disk: { target, positionBytes, readBytes, storedBytes } };
+    }
+  }
 }

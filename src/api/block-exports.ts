@@ -1,6 +1,7 @@
 import type { BlockExport as ServiceExport } from "../services/block-exports.js";
 import { listExports, startExports, stopExports } from "../services/block-exports.js";
 import type { ServiceContext } from "../services/context.js";
+import type { CallOptions, CallRequest } from "./call-types.js";
 import type {
   BlockExport,
   ListBlockExportsResponse,
@@ -9,19 +10,10 @@ import type {
 } from "./messages.js";
 import { nbdUri } from "./nbd-uri.js";
 
-export interface StartBlockExportsRequest {
-  readonly domain: string;
-  readonly snapshot: string;
-  /** A checkpoint: what changed since it is offered too. */
-  readonly since?: string | undefined;
-  /** Targets; empty: all disks of the snapshot. */
-  readonly disks: readonly string[];
-}
-
 export async function startBlockExportsHandler(
   context: ServiceContext,
-  { domain, snapshot, since, disks }: StartBlockExportsRequest,
-  signal?: AbortSignal,
+  { domain, snapshot, since, disks }: CallRequest<"BlockExports.Start">,
+  { signal }: CallOptions,
 ): Promise<StartBlockExportsResponse> {
   const exports = await startExports(context, {
     domain,
@@ -35,7 +27,7 @@ export async function startBlockExportsHandler(
 
 export async function listBlockExportsHandler(
   context: ServiceContext,
-  { domain }: { readonly domain?: string | undefined },
+  { domain }: CallRequest<"BlockExports.List">,
 ): Promise<ListBlockExportsResponse> {
   return { exports: (await listExports(context, domain)).map(blockExportMessage) };
 }
@@ -43,7 +35,7 @@ export async function listBlockExportsHandler(
 /** Answers with the exports as they were; none when there was none. */
 export async function stopBlockExportsHandler(
   context: ServiceContext,
-  { domain, snapshot }: { readonly domain: string; readonly snapshot: string },
+  { domain, snapshot }: CallRequest<"BlockExports.Stop">,
 ): Promise<StopBlockExportsResponse> {
   return { exports: (await stopExports(context, domain, snapshot)).map(blockExportMessage) };
 }

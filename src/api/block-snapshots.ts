@@ -5,40 +5,27 @@ import { consistencyOf, quiesceFacts } from "../model/quiesce.js";
 import { getBlockSnapshot, listBlockSnapshots } from "../services/open-snapshots.js";
 import { scratchUse } from "../services/scratch-watch.js";
 import { blockExportMessage } from "./block-exports.js";
+import type { CallOptions, CallRequest } from "./call-types.js";
 import { CONSISTENCIES } from "./consistency.js";
 import { formatName } from "./domains.js";
 import type { BlockSnapshot, BlockSnapshotDisk, ListBlockSnapshotsResponse } from "./messages.js";
+import { page } from "./page.js";
 import { timestampFromMs } from "./timestamp.js";
 
-export interface CreateBlockSnapshotRequest {
-  readonly domain: string;
-  /** Left out: one is made up. */
-  readonly name?: string | undefined;
-  /** Targets; empty: all disks. */
-  readonly disks: readonly string[];
-  /** Set to create a checkpoint at the same moment; without a name it is called like the snapshot. */
-  readonly checkpoint?: { readonly name?: string | undefined } | undefined;
-  readonly leaseMs: number;
-  /** Left out: as configured. */
-  readonly quiesce?: boolean | undefined;
-}
-
-export interface BlockSnapshotRequest {
-  readonly domain: string;
-  readonly name: string;
-}
+/** As block_snapshot.proto says. */
+const DEFAULT_LEASE_MS = 30 * 60_000;
 
 export async function createBlockSnapshotHandler(
   context: ServiceContext,
-  { domain, name, disks, checkpoint, leaseMs, quiesce }: CreateBlockSnapshotRequest,
-  signal?: AbortSignal,
+  { domain, name, disks, checkpoint, leaseMs, quiesce }: CallRequest<"BlockSnapshots.Create">,
+  { signal }: CallOptions,
 ): Promise<BlockSnapshot> {
   const created = await createBlockSnapshot(context, {
     domain,
-    leaseMs,
+    leaseMs: leaseMs ?? DEFAULT_LEASE_MS,
     ...(name === undefined ? {} : { name }),
     ...(disks.length === 0 ? {} : { disks }),
-    ...(checkpoint === undefined
+    ...(checkpoint === undefined || checkpoint === null
       ? {}
       : { checkpoint: checkpoint.name === undefined ? {} : { name: checkpoint.name } }),
     ...(quiesce === undefined ? {} : { quiesce }),
@@ -49,22 +36,25 @@ export async function createBlockSnapshotHandler(
 
 export async function listBlockSnapshotsHandler(
   context: ServiceContext,
-  { domain }: { readonly domain: string },
+  { domain, ...paging }: CallRequest<"BlockSnapshots.List">,
 ): Promise<ListBlockSnapshotsResponse> {
-  const snapshots = await listBlockSnapshots(context, domain);
-  return { snapshots: await Promise.all(snapshots.map((snapshot) => withUse(context, snapshot))) };
+  const open = await listBlockSnapshots(context, domain);
+  const scope = ["snapshots", domain];
+  const { items, nextPageToken } = page(open, paging, scope, ({ timeMs, name }) => [timeMs, name]);
+  const snapshots = await Promise.all(items.map((snapshot) => withUse(context, snapshot)));
+  return { snapshots, nextPageToken };
 }
 
 export async function getBlockSnapshotHandler(
   context: ServiceContext,
-  { domain, name }: BlockSnapshotRequest,
+  { domain, name }: CallRequest<"BlockSnapshots.Get">,
 ): Promise<BlockSnapshot> {
   return withUse(context, await getBlockSnapshot(context, domain, name));
 }
 
 export async function renewBlockSnapshotHandler(
   context: ServiceContext,
-  { domain, name, leaseMs }: BlockSnapshotRequest & { readonly leaseMs?: number | undefined },
+  { domain, name, leaseMs }: CallRequest<"BlockSnapshots.Renew">,
 ): Promise<BlockSnapshot> {
   return withUse(context, await renewBlockSnapshot(context, domain, name, leaseMs));
 }
@@ -72,7 +62,7 @@ export async function renewBlockSnapshotHandler(
 /** Answers with the snapshot as it was, but for its scratch space, which is free again. */
 export async function deleteBlockSnapshotHandler(
   context: ServiceContext,
-  { domain, name, failed }: BlockSnapshotRequest & { readonly failed: boolean },
+  { domain, name, failed }: CallRequest<"BlockSnapshots.Delete">,
 ): Promise<BlockSnapshot> {
   const outcome = failed ? "failure" : "success";
   return blockSnapshotMessage(await deleteBlockSnapshot(context, domain, name, outcome), 0);

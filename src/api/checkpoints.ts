@@ -1,27 +1,26 @@
 import { getCheckpoint, listCheckpoints, removeCheckpoint } from "../services/checkpoint-delete.js";
 import type { Checkpoint as ServiceCheckpoint } from "../services/checkpoints.js";
 import type { ServiceContext } from "../services/context.js";
+import type { CallOptions, CallRequest } from "./call-types.js";
 import type { Checkpoint, CheckpointDisk, ListCheckpointsResponse } from "./messages.js";
+import { page } from "./page.js";
 import { timestampFromMs } from "./timestamp.js";
-
-export interface CheckpointRequest {
-  readonly domain: string;
-  readonly name: string;
-}
 
 export async function listCheckpointsHandler(
   context: ServiceContext,
-  { domain }: { readonly domain: string },
-  signal?: AbortSignal,
+  { domain, ...paging }: CallRequest<"Checkpoints.List">,
+  { signal }: CallOptions,
 ): Promise<ListCheckpointsResponse> {
   const checkpoints = await listCheckpoints(context, domain, signal);
-  return { checkpoints: checkpoints.map((checkpoint) => checkpointMessage(domain, checkpoint)) };
+  const scope = ["checkpoints", domain];
+  const { items, nextPageToken } = page(checkpoints, paging, scope, ({ order }) => [order]);
+  return { checkpoints: items.map((checkpoint) => checkpointMessage(domain, checkpoint)), nextPageToken };
 }
 
 export async function getCheckpointHandler(
   context: ServiceContext,
-  { domain, name }: CheckpointRequest,
-  signal?: AbortSignal,
+  { domain, name }: CallRequest<"Checkpoints.Get">,
+  { signal }: CallOptions,
 ): Promise<Checkpoint> {
   return checkpointMessage(domain, await getCheckpoint(context, domain, name, signal));
 }
@@ -29,8 +28,8 @@ export async function getCheckpointHandler(
 /** Answers with the checkpoint as it was. */
 export async function deleteCheckpointHandler(
   context: ServiceContext,
-  { domain, name }: CheckpointRequest,
-  signal?: AbortSignal,
+  { domain, name }: CallRequest<"Checkpoints.Delete">,
+  { signal }: CallOptions,
 ): Promise<Checkpoint> {
   return checkpointMessage(domain, await removeCheckpoint(context, domain, name, signal));
 }

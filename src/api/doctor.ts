@@ -3,12 +3,13 @@ import { severityOf } from "../model/finding.js";
 import type { ServiceContext } from "../services/context.js";
 import type { PreflightReport } from "../services/preflight.js";
 import { preflight } from "../services/preflight.js";
+import type { CallOptions, CallRequest } from "./call-types.js";
 import type { DoctorReport, Finding } from "./messages.js";
 
 export async function doctorHandler(
   context: ServiceContext,
-  { domain, repository }: { readonly domain: string; readonly repository?: string | undefined },
-  signal?: AbortSignal,
+  { domain, repository }: CallRequest<"Domains.Inspect">,
+  { signal }: CallOptions,
 ): Promise<DoctorReport> {
   const report = await preflight(context, {
     domain,

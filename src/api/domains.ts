@@ -1,6 +1,7 @@
 import type { DiskState, DomainState } from "../model/snapshot-plan.js";
 import type { ServiceContext } from "../services/context.js";
 import { inspectDomain, listDomains } from "../services/domains.js";
+import type { CallOptions, CallRequest } from "./call-types.js";
 import type { DiskFormatName, Disk, Domain, ListDomainsResponse } from "./messages.js";
 
 export async function listDomainsHandler(context: ServiceContext): Promise<ListDomainsResponse> {
@@ -16,10 +17,10 @@ export async function listDomainsHandler(context: ServiceContext): Promise<ListD
 
 export async function getDomainHandler(
   context: ServiceContext,
-  request: { readonly domain: string },
-  signal?: AbortSignal,
+  { domain }: CallRequest<"Domains.Get">,
+  { signal }: CallOptions,
 ): Promise<Domain> {
-  return domainMessage(await inspectDomain(context, request.domain, signal));
+  return domainMessage(await inspectDomain(context, domain, signal));
 }
 
 const STATES = { running: "RUNNING", paused: "PAUSED", inactive: "INACTIVE" } as const;

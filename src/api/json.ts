@@ -29,7 +29,9 @@ export function messageToJson(type: protobuf.Type, message: unknown, path: strin
   }
   const json: Record<string, JsonValue> = {};
   for (const field of type.fieldsArray) {
-    const value = message[field.name];
+    // Null is what a decoder gives for a message that is not there.
+    const isUnset = message[field.name] === null && field.resolvedType instanceof protobuf.Type;
+    const value = isUnset ? undefined : message[field.name];
     const printed = fieldToJson(field, value, `${path}.${field.name}`);
     if (printed !== undefined) json[field.name] = printed;
   }

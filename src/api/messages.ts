@@ -1,207 +1,65 @@
-import type { Timestamp } from "./timestamp.js";
+import type { Backup__Output, _fleece_v1_Backup_Disk__Output } from "./generated/fleece/v1/Backup.js";
+import type { BackupProgress__Output } from "./generated/fleece/v1/BackupProgress.js";
+import type { BlockExport__Output } from "./generated/fleece/v1/BlockExport.js";
+import type {
+  BlockSnapshot__Output,
+  _fleece_v1_BlockSnapshot_Disk__Output,
+} from "./generated/fleece/v1/BlockSnapshot.js";
+import type {
+  Checkpoint__Output,
+  _fleece_v1_Checkpoint_Disk__Output,
+} from "./generated/fleece/v1/Checkpoint.js";
+import type { Disk__Output } from "./generated/fleece/v1/Disk.js";
+import type { DoctorReport__Output } from "./generated/fleece/v1/DoctorReport.js";
+import type { Domain__Output } from "./generated/fleece/v1/Domain.js";
+import type { Finding__Output } from "./generated/fleece/v1/Finding.js";
+import type { ListBackupsResponse__Output } from "./generated/fleece/v1/ListBackupsResponse.js";
+import type { ListBlockExportsResponse__Output } from "./generated/fleece/v1/ListBlockExportsResponse.js";
+import type { ListBlockSnapshotsResponse__Output } from "./generated/fleece/v1/ListBlockSnapshotsResponse.js";
+import type { ListCheckpointsResponse__Output } from "./generated/fleece/v1/ListCheckpointsResponse.js";
+import type { ListDomainsResponse__Output } from "./generated/fleece/v1/ListDomainsResponse.js";
+import type { Restoration__Output } from "./generated/fleece/v1/Restoration.js";
+import type { ServedBackup__Output } from "./generated/fleece/v1/ServedBackup.js";
+import type { StartBlockExportsResponse__Output } from "./generated/fleece/v1/StartBlockExportsResponse.js";
+import type { StopBlockExportsResponse__Output } from "./generated/fleece/v1/StopBlockExportsResponse.js";
+import type { Verification__Output } from "./generated/fleece/v1/Verification.js";
 
 /**
  * The messages of proto/fleece/v1 as plain objects: field names in lowerCamelCase, enums by name, sizes as safe integers.
- * What each field means is written there; json.ts refuses an object that has a field which the .proto files lack.
+ * The types are generated from there (config/generate.mjs); what each field means is written there, too.
  */
-export type DiskFormatName = "QCOW2" | "RAW";
+export type Message<T> = T extends readonly (infer Item)[]
+  ? readonly Message<Item>[]
+  : T extends object
+    ? { readonly [Key in keyof T]: Message<T[Key]> | (object extends Pick<T, Key> ? undefined : never) }
+    : T;
 
-export interface Disk {
-  readonly target: string;
-  readonly format: DiskFormatName;
-  readonly file: string;
-  readonly sizeBytes: number;
-  readonly checkpoints: readonly string[];
-  readonly foreignBitmaps: readonly string[];
-  readonly obstacle?: { readonly code: string; readonly reason: string } | undefined;
-  readonly staged: boolean;
-}
+export type Disk = Message<Disk__Output>;
+export type Domain = Message<Domain__Output>;
+export type ListDomainsResponse = Message<ListDomainsResponse__Output>;
+export type CheckpointDisk = Message<_fleece_v1_Checkpoint_Disk__Output>;
+export type Checkpoint = Message<Checkpoint__Output>;
+export type ListCheckpointsResponse = Message<ListCheckpointsResponse__Output>;
+export type BackupDisk = Message<_fleece_v1_Backup_Disk__Output>;
+export type Backup = Message<Backup__Output>;
+export type BackupProgress = Message<BackupProgress__Output>;
+export type ListBackupsResponse = Message<ListBackupsResponse__Output>;
+export type Verification = Message<Verification__Output>;
+export type Restoration = Message<Restoration__Output>;
+export type ServedBackup = Message<ServedBackup__Output>;
+export type BlockExport = Message<BlockExport__Output>;
+export type BlockSnapshotDisk = Message<_fleece_v1_BlockSnapshot_Disk__Output>;
+export type BlockSnapshot = Message<BlockSnapshot__Output>;
+export type ListBlockSnapshotsResponse = Message<ListBlockSnapshotsResponse__Output>;
+export type StartBlockExportsResponse = Message<StartBlockExportsResponse__Output>;
+export type ListBlockExportsResponse = Message<ListBlockExportsResponse__Output>;
+export type StopBlockExportsResponse = Message<StopBlockExportsResponse__Output>;
+export type Finding = Message<Finding__Output>;
+export type DoctorReport = Message<DoctorReport__Output>;
+export type DiskFormatName = Disk["format"];
+export type Level = Backup["level"];
 
-export interface Domain {
-  readonly name: string;
-  readonly state: "RUNNING" | "PAUSED" | "INACTIVE" | "UNKNOWN";
-  readonly qemuVersion?: string | undefined;
-  readonly disks: readonly Disk[];
-  readonly trouble?: string | undefined;
-}
-
-export interface ListDomainsResponse {
-  readonly domains: readonly Domain[];
-}
-
-export interface CheckpointDisk {
-  readonly target: string;
-  readonly bitmap: string;
-  readonly recording: boolean;
-  readonly inconsistent: boolean;
-  readonly busy: boolean;
-  readonly persistent: boolean;
-  readonly granularityBytes: number;
-  readonly dirtyBytes?: number | undefined;
-}
-
-export interface Checkpoint {
-  readonly domain: string;
-  readonly name: string;
-  readonly order: number;
-  readonly time: Timestamp;
-  readonly parent?: string | undefined;
-  readonly valid: boolean;
-  readonly disks: readonly CheckpointDisk[];
-}
-
-export interface ListCheckpointsResponse {
-  readonly checkpoints: readonly Checkpoint[];
-}
-
-export type Level = "FULL" | "INCREMENTAL";
-export type ConsistencyName = "CLEAN" | "FILESYSTEM" | "CRASH";
-
-export type DiskModeName = "CHANGES" | "COMPARE" | "WHOLE";
-
-export interface BackupDisk {
-  readonly target: string;
-  readonly sourceFormat: DiskFormatName;
-  readonly sizeBytes: number;
-  readonly readBytes: number;
-  readonly storedBytes: number;
-  readonly zeroBytes: number;
-  readonly durationMs: number;
-  readonly mode: DiskModeName;
-  readonly reason: string;
-}
-
-/** What is known of any listed backup, also of a damaged one. */
-interface BackupPlace {
-  readonly id: string;
-  readonly repository: string;
-  readonly domain: string;
-}
-
-export interface SoundBackup extends BackupPlace {
-  readonly level: Level;
-  readonly parent?: string | undefined;
-  readonly reason: string;
-  readonly time: Timestamp;
-  readonly startTime: Timestamp;
-  readonly endTime: Timestamp;
-  readonly consistency: ConsistencyName;
-  readonly heldMs: number;
-  readonly scratchPeakBytes?: number | undefined;
-  readonly frozenMs?: number | undefined;
-  readonly quiesceFailure?: string | undefined;
-  readonly checkpoint: string;
-  readonly disks: readonly BackupDisk[];
-  readonly damage?: undefined;
-}
-
-export interface DamagedBackup extends BackupPlace {
-  readonly damage: string;
-}
-
-export type Backup = SoundBackup | DamagedBackup;
-
-export interface ListBackupsResponse {
-  readonly backups: readonly Backup[];
-}
-
-export interface Verification {
-  readonly backup: string;
-  readonly disks: readonly { readonly target: string; readonly checkedBytes: number }[];
-}
-
-export interface Restoration {
-  readonly backup: string;
-  readonly directory: string;
-  readonly disks: readonly {
-    readonly target: string;
-    readonly file: string;
-    readonly format: DiskFormatName;
-    readonly sizeBytes: number;
-  }[];
-}
-
-export interface ServedBackup {
-  readonly backup: string;
-  readonly disks: readonly {
-    readonly target: string;
-    readonly exportName: string;
-    readonly uri: string;
-    readonly sizeBytes: number;
-  }[];
-}
-
-export interface BlockExport {
-  readonly domain: string;
-  readonly snapshot: string;
-  readonly target: string;
-  readonly exportName: string;
-  readonly uri: string;
-  readonly sizeBytes: number;
-  readonly since?: string | undefined;
-  readonly changesContext?: string | undefined;
-  readonly staged: boolean;
-}
-
-export interface BlockSnapshotDisk {
-  readonly target: string;
-  readonly format: DiskFormatName;
-  readonly sizeBytes: number;
-  readonly scratchFile?: string | undefined;
-}
-
-export interface BlockSnapshot {
-  readonly domain: string;
-  readonly name: string;
-  readonly time: Timestamp;
-  readonly consistency: ConsistencyName;
-  readonly heldMs: number;
-  readonly frozenMs?: number | undefined;
-  readonly quiesceFailure?: string | undefined;
-  readonly checkpoint?: string | undefined;
-  readonly scratchUsedBytes: number;
-  readonly scratchLimitBytes?: number | undefined;
-  readonly leaseMs: number;
-  readonly leaseEndTime: Timestamp;
-  readonly disks: readonly BlockSnapshotDisk[];
-  readonly exports: readonly BlockExport[];
-}
-
-export interface ListBlockSnapshotsResponse {
-  readonly snapshots: readonly BlockSnapshot[];
-}
-
-export interface StartBlockExportsResponse {
-  readonly exports: readonly BlockExport[];
-}
-
-export interface ListBlockExportsResponse {
-  readonly exports: readonly BlockExport[];
-}
-
-export interface StopBlockExportsResponse {
-  readonly exports: readonly BlockExport[];
-}
-
-export interface Finding {
-  readonly code: string;
-  readonly severity: "OK" | "NOTE" | "WARNING" | "BLOCKER";
-  readonly disk?: string | undefined;
-  readonly found: string;
-  readonly advice: string;
-  readonly errorCode?: string | undefined;
-}
-
-export interface DoctorReport {
-  readonly domain: string;
-  readonly repository: string;
-  readonly ready: boolean;
-  readonly nextLevel?: Level | undefined;
-  readonly nextReason?: string | undefined;
-  readonly findings: readonly Finding[];
-}
-
-/** The messages that are printed or sent whole, by their names in the package `fleece.v1`. */
+/** The messages that are printed, by their names in the package `fleece.v1`. */
 export interface MessageTypes {
   readonly Domain: Domain;
   readonly ListDomainsResponse: ListDomainsResponse;

@@ -1,9 +1,8 @@
+import type { Timestamp__Output } from "./generated/google/protobuf/Timestamp.js";
+import type { Message } from "./messages.js";
+
 /** google.protobuf.Timestamp: seconds since 1970 in UTC, and nanoseconds within the second (0 to 999,999,999). */
-export interface Timestamp {
-  /** A string when it comes out of a protobuf decoder, which knows 64 bits. */
-  readonly seconds: number | string;
-  readonly nanos: number;
-}
+export type Timestamp = Message<Timestamp__Output>;
 
 export function timestampFromMs(timeMs: number): Timestamp {
   const seconds = Math.floor(timeMs / 1000);
@@ -17,5 +16,5 @@ export function timestampFromText(time: string): Timestamp {
 
 /** Unix milliseconds; what is finer is cut off. */
 export function timestampToMs({ seconds, nanos }: Timestamp): number {
-  return Number(seconds) * 1000 + Math.floor(nanos / 1_000_000);
+  return seconds * 1000 + Math.floor(nanos / 1_000_000);
 }

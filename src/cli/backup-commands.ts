@@ -1,12 +1,7 @@
 import { Option, type Command } from "@commander-js/extra-typings";
-import {
-  deleteBackupHandler,
-  getBackupHandler,
-  listBackupsHandler,
-  runBackupHandler,
-} from "../api/backups.js";
 import { backupDeleted, backupDetails, backupDone, backupList } from "./backup-view.js";
 import { diskOption } from "./disk-option.js";
+import { everyPage } from "./every-page.js";
 import { NO_QUIESCE_OPTION, QUIESCE_OPTION } from "./quiesce-option.js";
 import type { RunAction } from "./session.js";
 
@@ -21,9 +16,12 @@ export function addBackupCommands(group: Command, run: RunAction): void {
     .argument("[domain]", "only backups of this domain")
     .option("--repository <name>", "only backups in this repository")
     .action((domain, { repository }) =>
-      run(async ({ agent, answer, terminal }) => {
-        const message = await listBackupsHandler(agent, { domain, repository });
-        answer("ListBackupsResponse", message, (list) => backupList(list, terminal));
+      run(async ({ answer, api, signal, terminal }) => {
+        const backups = await everyPage(
+          (paging) => api.call("Backups.List", { domain, repository, ...paging }, { signal }),
+          (page) => page.backups,
+        );
+        answer("ListBackupsResponse", { backups }, (list) => backupList(list, terminal));
       }),
     );
 
@@ -33,8 +31,8 @@ export function addBackupCommands(group: Command, run: RunAction): void {
     .description("Show what is known of a backup: level, moment, consistency, and what each disk took.")
     .argument("<id>", "id of the backup")
     .action((id) =>
-      run(async ({ agent, answer, terminal }) => {
-        const message = await getBackupHandler(agent, { id });
+      run(async ({ answer, api, signal, terminal }) => {
+        const message = await api.call("Backups.Get", { id }, { signal });
         answer("Backup", message, (found) => backupDetails(found, terminal));
       }),
     );
@@ -47,8 +45,8 @@ export function addBackupCommands(group: Command, run: RunAction): void {
     )
     .argument("<id>", "id of the backup")
     .action((id) =>
-      run(async ({ agent, answer }) => {
-        const message = await deleteBackupHandler(agent, { id });
+      run(async ({ answer, api, signal }) => {
+        const message = await api.call("Backups.Delete", { id }, { signal });
         answer("Backup", message, backupDeleted);
       }),
     );
@@ -72,10 +70,10 @@ function addRun(group: Command, run: RunAction): void {
     .addOption(NO_QUIESCE_OPTION)
     .option("--repository <name>", "where to store it (default: the first of the configuration)")
     .action((domain, { full, incremental, disk: disks, repository, quiesce }) =>
-      run(async ({ agent, answer, progress, signal, terminal }) => {
-        const level = full === true ? "FULL" : incremental === true ? "INCREMENTAL" : undefined;
+      run(async ({ answer, api, progress, signal, terminal }) => {
+        const level = full === true ? "FULL" : incremental === true ? "INCREMENTAL" : "LEVEL_UNSPECIFIED";
         const request = { domain, level, disks, repository, quiesce } as const;
-        const message = await runBackupHandler(agent, request, { signal, onProgress: progress.show });
+        const message = await api.call("Backups.Run", request, { signal, onProgress: progress.show });
         answer("Backup", message, (backup) => backupDone(backup, terminal));
       }),
     );

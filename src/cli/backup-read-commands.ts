@@ -1,10 +1,7 @@
 import { Option, type Command } from "@commander-js/extra-typings";
-import { restoreBackupHandler, serveBackupHandler, verifyBackupHandler } from "../api/backup-reads.js";
-import { FleeceError } from "../shared/errors.js";
 import { restorationDone, servedBackup, verificationDone } from "./backup-view.js";
 import { diskOption } from "./disk-option.js";
 import type { RunAction } from "./session.js";
-import { endOrInterruption } from "./until.js";
 
 const ID = ["<id>", "id of the backup"] as const;
 const FORMATS = { qcow2: "QCOW2", raw: "RAW" } as const;
@@ -27,9 +24,9 @@ function addVerify(group: Command, run: RunAction): void {
     .argument(...ID)
     .addOption(diskOption("verify this disk"))
     .action((id, { disk: disks }) =>
-      run(async ({ agent, answer, progress, signal }) => {
-        const message = await verifyBackupHandler(
-          agent,
+      run(async ({ answer, api, progress, signal }) => {
+        const message = await api.call(
+          "Backups.Verify",
           { id, disks },
           { signal, onProgress: progress.show },
         );
@@ -56,10 +53,15 @@ function addRestore(group: Command, run: RunAction): void {
       ] as const),
     )
     .action((id, { to, disk: disks, format }) =>
-      run(async ({ absolutePath, agent, answer, progress, signal, terminal }) => {
+      run(async ({ absolutePath, answer, api, progress, signal, terminal }) => {
         const directory = absolutePath(to);
-        const request = { id, disks, directory, format: format === undefined ? undefined : FORMATS[format] };
-        const message = await restoreBackupHandler(agent, request, { signal, onProgress: progress.show });
+        const request = {
+          id,
+          disks,
+          directory,
+          format: format === undefined ? "FORMAT_UNSPECIFIED" : FORMATS[format],
+        } as const;
+        const message = await api.call("Backups.Restore", request, { signal, onProgress: progress.show });
         answer("Restoration", message, (restoration) => restorationDone(restoration, terminal));
       }),
     );
@@ -77,24 +79,17 @@ function addServe(group: Command, run: RunAction): void {
     .option("--socket <path>", "the socket to create; it must not exist (default: a private one)")
     .addOption(diskOption("offer this disk"))
     .action((id, { socket, disk: disks }) =>
-      run(async ({ absolutePath, agent, answer, signal, terminal }) => {
+      run(async ({ absolutePath, answer, api, signal, terminal }) => {
         const socketPath = socket === undefined ? undefined : absolutePath(socket);
-        const serving = await serveBackupHandler(agent, { id, disks, socketPath }, { signal });
-        try {
-          answer("ServedBackup", serving.message, (message) => servedBackup(message, terminal));
-          const reason = await endOrInterruption(serving.ended, signal);
-          if (reason !== undefined) {
-            throw new FleeceError(
-              "QEMU_FAILED",
-              `The NBD server of backup ${id} ended by itself: ${reason}`,
-              {
-                facts: { backup: id },
-              },
-            );
-          }
-        } finally {
-          await serving.close();
-        }
+        await api.call(
+          "Backups.Serve",
+          { id, disks, socketPath },
+          {
+            signal,
+            onServed: (served) =>
+              answer("ServedBackup", served, (message) => servedBackup(message, terminal)),
+          },
+        );
       }),
     );
 }

@@ -3,7 +3,6 @@ import type {
   ListBackupsResponse,
   Restoration,
   ServedBackup,
-  SoundBackup,
   Verification,
 } from "../api/messages.js";
 import { timestampToMs } from "../api/timestamp.js";
@@ -13,7 +12,7 @@ import { printable } from "./printable.js";
 
 export function backupList({ backups }: ListBackupsResponse, terminal: boolean): string {
   if (backups.length === 0) return "No backups\n";
-  const sound = (text: (backup: SoundBackup) => string) => (backup: Backup) =>
+  const sound = (text: (backup: Backup) => string) => (backup: Backup) =>
     backup.damage === undefined ? text(backup) : "-";
   const overview = table(
     backups,
@@ -42,7 +41,6 @@ export function backupDetails(backup: Backup, terminal: boolean): string {
     ["Repository", backup.repository],
   ] as const;
   if (backup.damage !== undefined) return facts([...place, ["Damage", backup.damage]]);
-  const tookMs = timestampToMs(backup.endTime) - timestampToMs(backup.startTime);
   const head = facts([
     ...place,
     ["Level", `${levelOf(backup)}: ${backup.reason}`],
@@ -56,7 +54,7 @@ export function backupDetails(backup: Backup, terminal: boolean): string {
       "Scratch",
       backup.scratchPeakBytes === undefined ? undefined : `${formatBytes(backup.scratchPeakBytes)} at most`,
     ],
-    ["Took", formatDuration(tookMs)],
+    ["Took", tookOf(backup)],
   ]);
   return `${head}\n${diskTable(backup, terminal)}`;
 }
@@ -105,6 +103,7 @@ export function servedBackup({ backup, disks }: ServedBackup, terminal: boolean)
 }
 
 export const CONSISTENCY = {
+  CONSISTENCY_UNSPECIFIED: "unknown",
   CLEAN: "clean (the domain was inactive)",
   FILESYSTEM: "file systems frozen",
   CRASH: "crash (as after a power cut)",
@@ -114,20 +113,25 @@ export function milliseconds(ms: number | undefined): string | undefined {
   return ms === undefined ? undefined : `${ms} ms`;
 }
 
-function levelOf({ level }: SoundBackup): string {
+function tookOf({ startTime, endTime }: Backup): string | undefined {
+  if (startTime === null || endTime === null) return undefined;
+  return formatDuration(timestampToMs(endTime) - timestampToMs(startTime));
+}
+
+function levelOf({ level }: Backup): string {
   return level.toLowerCase();
 }
 
 /** So is what nobody needs to be told about. */
-function isByChangesAlone({ level, disks }: SoundBackup): boolean {
+function isByChangesAlone({ level, disks }: Backup): boolean {
   return level === "FULL" || disks.every(({ mode }) => mode === "CHANGES");
 }
 
-function storedBytes({ disks }: SoundBackup): number {
+function storedBytes({ disks }: Backup): number {
   return disks.reduce((sum, disk) => sum + disk.storedBytes, 0);
 }
 
-function diskTable({ disks }: SoundBackup, terminal: boolean): string {
+function diskTable({ disks }: Backup, terminal: boolean): string {
   return table(
     disks,
     [

@@ -1,12 +1,5 @@
 import { Option, type Command } from "@commander-js/extra-typings";
 import {
-  createBlockSnapshotHandler,
-  deleteBlockSnapshotHandler,
-  getBlockSnapshotHandler,
-  listBlockSnapshotsHandler,
-  renewBlockSnapshotHandler,
-} from "../api/block-snapshots.js";
-import {
   blockSnapshotCreated,
   blockSnapshotDeleted,
   blockSnapshotDetails,
@@ -14,6 +7,7 @@ import {
   blockSnapshotRenewed,
 } from "./block-snapshot-view.js";
 import { diskOption } from "./disk-option.js";
+import { everyPage } from "./every-page.js";
 import { parseDuration } from "./duration-option.js";
 import { NO_QUIESCE_OPTION, QUIESCE_OPTION } from "./quiesce-option.js";
 import type { RunAction } from "./session.js";
@@ -31,9 +25,12 @@ export function addBlockSnapshotCommands(group: Command, run: RunAction): void {
     .description("List the open block snapshots of a domain, oldest first.")
     .argument(...DOMAIN)
     .action((domain) =>
-      run(async ({ agent, answer, terminal }) => {
-        const message = await listBlockSnapshotsHandler(agent, { domain });
-        answer("ListBlockSnapshotsResponse", message, (list) => blockSnapshotList(list, terminal));
+      run(async ({ answer, api, signal, terminal }) => {
+        const snapshots = await everyPage(
+          (paging) => api.call("BlockSnapshots.List", { domain, ...paging }, { signal }),
+          (page) => page.snapshots,
+        );
+        answer("ListBlockSnapshotsResponse", { snapshots }, (list) => blockSnapshotList(list, terminal));
       }),
     );
 
@@ -44,8 +41,8 @@ export function addBlockSnapshotCommands(group: Command, run: RunAction): void {
     .argument(...DOMAIN)
     .argument(...NAME)
     .action((domain, name) =>
-      run(async ({ agent, answer, terminal }) => {
-        const message = await getBlockSnapshotHandler(agent, { domain, name });
+      run(async ({ answer, api, signal, terminal }) => {
+        const message = await api.call("BlockSnapshots.Get", { domain, name }, { signal });
         answer("BlockSnapshot", message, (snapshot) => blockSnapshotDetails(snapshot, terminal));
       }),
     );
@@ -60,8 +57,8 @@ export function addBlockSnapshotCommands(group: Command, run: RunAction): void {
       leaseOption("how long it lives from now on, for example 90s, 30m, 2h or 1d (default: as it was)"),
     )
     .action((domain, name, { lease: leaseMs }) =>
-      run(async ({ agent, answer }) => {
-        const message = await renewBlockSnapshotHandler(agent, { domain, name, leaseMs });
+      run(async ({ answer, api, signal }) => {
+        const message = await api.call("BlockSnapshots.Renew", { domain, name, leaseMs }, { signal });
         answer("BlockSnapshot", message, blockSnapshotRenewed);
       }),
     );
@@ -93,9 +90,9 @@ function addCreate(group: Command, run: RunAction): void {
     .addOption(QUIESCE_OPTION)
     .addOption(NO_QUIESCE_OPTION)
     .action((domain, { name, disk: disks, checkpoint, lease: leaseMs, quiesce }) =>
-      run(async ({ agent, answer, signal, terminal }) => {
+      run(async ({ answer, api, signal, terminal }) => {
         const request = { domain, name, disks, checkpoint: checkpointRequest(checkpoint), leaseMs, quiesce };
-        const message = await createBlockSnapshotHandler(agent, request, signal);
+        const message = await api.call("BlockSnapshots.Create", request, { signal });
         answer("BlockSnapshot", message, (snapshot) => blockSnapshotCreated(snapshot, terminal));
       }),
     );
@@ -113,9 +110,9 @@ function addDelete(group: Command, run: RunAction): void {
     .argument(...NAME)
     .option("--failed", "the consumer failed: merge the snapshot's checkpoint into the one before it")
     .action((domain, name, { failed }) =>
-      run(async ({ agent, answer }) => {
+      run(async ({ answer, api, signal }) => {
         const request = { domain, name, failed: failed === true };
-        const message = await deleteBlockSnapshotHandler(agent, request);
+        const message = await api.call("BlockSnapshots.Delete", request, { signal });
         answer("BlockSnapshot", message, (snapshot) => blockSnapshotDeleted(snapshot, request.failed));
       }),
     );

@@ -1,6 +1,6 @@
 import type { Command } from "@commander-js/extra-typings";
-import { deleteCheckpointHandler, getCheckpointHandler, listCheckpointsHandler } from "../api/checkpoints.js";
 import { checkpointDeleted, checkpointDetails, checkpointList, checkpointTree } from "./checkpoint-view.js";
+import { everyPage } from "./every-page.js";
 import type { RunAction } from "./session.js";
 
 const DOMAIN = ["<domain>", "name of the domain in the configuration"] as const;
@@ -14,9 +14,12 @@ export function addCheckpointCommands(group: Command, run: RunAction): void {
     .argument(...DOMAIN)
     .option("--tree", "show which checkpoint follows which")
     .action((domain, { tree }) =>
-      run(async ({ agent, answer, signal, terminal }) => {
-        const message = await listCheckpointsHandler(agent, { domain }, signal);
-        answer("ListCheckpointsResponse", message, (list) =>
+      run(async ({ answer, api, signal, terminal }) => {
+        const checkpoints = await everyPage(
+          (paging) => api.call("Checkpoints.List", { domain, ...paging }, { signal }),
+          (page) => page.checkpoints,
+        );
+        answer("ListCheckpointsResponse", { checkpoints }, (list) =>
           tree === true ? checkpointTree(list) : checkpointList(list, terminal),
         );
       }),
@@ -29,8 +32,8 @@ export function addCheckpointCommands(group: Command, run: RunAction): void {
     .argument(...DOMAIN)
     .argument(...NAME)
     .action((domain, name) =>
-      run(async ({ agent, answer, signal, terminal }) => {
-        const message = await getCheckpointHandler(agent, { domain, name }, signal);
+      run(async ({ answer, api, signal, terminal }) => {
+        const message = await api.call("Checkpoints.Get", { domain, name }, { signal });
         answer("Checkpoint", message, (found) => checkpointDetails(found, terminal));
       }),
     );
@@ -45,8 +48,8 @@ export function addCheckpointCommands(group: Command, run: RunAction): void {
     .argument(...DOMAIN)
     .argument(...NAME)
     .action((domain, name) =>
-      run(async ({ agent, answer, signal }) => {
-        const message = await deleteCheckpointHandler(agent, { domain, name }, signal);
+      run(async ({ answer, api, signal }) => {
+        const message = await api.call("Checkpoints.Delete", { domain, name }, { signal });
         answer("Checkpoint", message, checkpointDeleted);
       }),
     );

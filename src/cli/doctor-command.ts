@@ -1,5 +1,4 @@
 import type { Command } from "@commander-js/extra-typings";
-import { doctorHandler } from "../api/doctor.js";
 import { FleeceError } from "../shared/errors.js";
 import { doctorReport } from "./doctor-view.js";
 import { plural } from "./layout.js";
@@ -16,8 +15,8 @@ export function describeDoctorCommand(command: Command, run: RunAction): void {
     .option("--repository <name>", "where the backup would go (default: the first of the configuration)")
     .action((domain, { repository }) =>
       run(
-        async ({ agent, answer, signal }) => {
-          const report = await doctorHandler(agent, { domain, repository }, signal);
+        async ({ answer, api, signal }) => {
+          const report = await api.call("Domains.Inspect", { domain, repository }, { signal });
           answer("DoctorReport", report, doctorReport);
           if (report.ready) return;
           const blockers = report.findings.filter(({ severity }) => severity === "BLOCKER");

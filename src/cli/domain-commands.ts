@@ -1,5 +1,4 @@
 import type { Command } from "@commander-js/extra-typings";
-import { getDomainHandler, listDomainsHandler } from "../api/domains.js";
 import { domainDetails, domainList } from "./domain-view.js";
 import type { RunAction } from "./session.js";
 
@@ -9,8 +8,8 @@ export function addDomainCommands(group: Command, run: RunAction): void {
     .summary("list the domains of the configuration")
     .description("List the domains of the configuration and what is known of each now.")
     .action(() =>
-      run(async ({ agent, answer, terminal }) => {
-        const message = await listDomainsHandler(agent);
+      run(async ({ answer, api, signal, terminal }) => {
+        const message = await api.call("Domains.List", {}, { signal });
         answer("ListDomainsResponse", message, (domains) => domainList(domains, terminal));
       }),
     );
@@ -21,8 +20,8 @@ export function addDomainCommands(group: Command, run: RunAction): void {
     .description("Show a domain's state and its disks, with what would keep them from being backed up.")
     .argument("<domain>", "name of the domain in the configuration")
     .action((domain) =>
-      run(async ({ agent, answer, signal, terminal }) => {
-        const message = await getDomainHandler(agent, { domain }, signal);
+      run(async ({ answer, api, signal, terminal }) => {
+        const message = await api.call("Domains.Get", { domain }, { signal });
         answer("Domain", message, (found) => domainDetails(found, terminal));
       }),
     );

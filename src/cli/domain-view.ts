@@ -31,7 +31,7 @@ export function domainDetails(domain: Domain, terminal: boolean): string {
     ["QEMU", qemuVersion],
   ]);
   const notes = disks.flatMap((disk) => [
-    ...(disk.obstacle === undefined
+    ...(disk.obstacle === undefined || disk.obstacle === null
       ? []
       : [`Disk ${disk.target} cannot be backed up: ${disk.obstacle.reason} (${disk.obstacle.code})`]),
     ...(disk.foreignBitmaps.length === 0

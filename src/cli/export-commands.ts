@@ -1,9 +1,4 @@
 import type { Command } from "@commander-js/extra-typings";
-import {
-  listBlockExportsHandler,
-  startBlockExportsHandler,
-  stopBlockExportsHandler,
-} from "../api/block-exports.js";
 import { diskOption } from "./disk-option.js";
 import { exportList, exportsStarted, exportsStopped } from "./export-view.js";
 import type { RunAction } from "./session.js";
@@ -27,8 +22,8 @@ export function addExportCommands(group: Command, run: RunAction): void {
     )
     .addOption(diskOption("offer this disk"))
     .action((domain, { snapshot, since, disk: disks }) =>
-      run(async ({ agent, answer, signal, terminal }) => {
-        const message = await startBlockExportsHandler(agent, { domain, snapshot, since, disks }, signal);
+      run(async ({ answer, api, signal, terminal }) => {
+        const message = await api.call("BlockExports.Start", { domain, snapshot, since, disks }, { signal });
         answer("StartBlockExportsResponse", message, (started) => exportsStarted(started, terminal));
       }),
     );
@@ -39,8 +34,8 @@ export function addExportCommands(group: Command, run: RunAction): void {
     .description("List the disks of block snapshots that are offered over NBD.")
     .argument("[domain]", "only exports of this domain")
     .action((domain) =>
-      run(async ({ agent, answer, terminal }) => {
-        const message = await listBlockExportsHandler(agent, { domain });
+      run(async ({ answer, api, signal, terminal }) => {
+        const message = await api.call("BlockExports.List", { domain }, { signal });
         answer("ListBlockExportsResponse", message, (list) => exportList(list, terminal));
       }),
     );
@@ -54,8 +49,8 @@ export function addExportCommands(group: Command, run: RunAction): void {
     .argument(...DOMAIN)
     .requiredOption(...SNAPSHOT)
     .action((domain, { snapshot }) =>
-      run(async ({ agent, answer }) => {
-        const message = await stopBlockExportsHandler(agent, { domain, snapshot });
+      run(async ({ answer, api, signal }) => {
+        const message = await api.call("BlockExports.Stop", { domain, snapshot }, { signal });
         answer("StopBlockExportsResponse", message, (stopped) => exportsStopped(stopped, snapshot));
       }),
     );

@@ -41,7 +41,8 @@ export function facts(entries: readonly (readonly [string, string | undefined])[
 }
 
 /** RFC 3339 in the zone of the reader, to the second. */
-export function formatTime(timestamp: Timestamp): string {
+export function formatTime(timestamp: Timestamp | null): string {
+  if (timestamp === null) return "-";
   const date = new Date(timestampToMs(timestamp));
   const offset = -date.getTimezoneOffset();
   const local = new Date(date.getTime() + offset * 60_000).toISOString().slice(0, 19);

@@ -1,9 +1,12 @@
 import { MultiBar, type SingleBar } from "cli-progress";
-import type { Progress } from "../api/progress.js";
+import type { BackupProgress } from "../api/messages.js";
 import { formatBytes } from "../shared/units.js";
 import { printable } from "./printable.js";
 import { Rate } from "./rate.js";
 import { StreamAdapter, type TextStream } from "./streams.js";
+
+type Started = NonNullable<BackupProgress["started"]>;
+type DiskProgress = NonNullable<BackupProgress["disk"]>;
 
 interface Row {
   readonly bar: SingleBar;
@@ -30,28 +33,11 @@ export class ProgressView {
   }
 
   /** To be handed to a call of the API. */
-  readonly show = (progress: Progress): void => {
+  readonly show = ({ started, scratch, disk }: BackupProgress): void => {
     if (this.#stopped || this.#stderr.isTTY !== true) return;
-    if (progress.step === "started") {
-      this.log.write(
-        `${progress.level === "FULL" ? "Full" : "Incremental"} backup: ${printable(progress.reason)}\n`,
-      );
-      // A domain that was started during its backup is begun again.
-      for (const { bar } of this.#rows.values()) this.#bars?.remove(bar);
-      this.#rows.clear();
-      const width = Math.max(...progress.disks.map(({ target }) => target.length));
-      for (const { target, sizeBytes } of progress.disks) this.#add(target, sizeBytes, width);
-      return;
-    }
-    if (progress.step === "scratch") {
-      this.#showScratch(progress);
-      return;
-    }
-    const { target, sizeBytes } = progress;
-    const row = this.#rows.get(target) ?? this.#add(target, sizeBytes ?? 0, target.length);
-    row.positionBytes = Math.max(row.positionBytes, progress.positionBytes);
-    const done = progress.readBytes ?? progress.positionBytes;
-    row.bar.update(row.positionBytes, { facts: factsOf(progress, row.rate.at(performance.now(), done)) });
+    if (started) this.#start(started);
+    if (scratch) this.#showScratch(scratch);
+    if (disk) this.#showDisk(disk);
   };
 
   /** Takes the bars away for good; what they led to is in the answer. Idempotent. */
@@ -63,6 +49,23 @@ export class ProgressView {
     this.#bars = undefined;
     this.#scratch = undefined;
     this.#rows.clear();
+  }
+
+  #start({ level, reason, disks }: Started): void {
+    this.log.write(`${level === "FULL" ? "Full" : "Incremental"} backup: ${printable(reason)}\n`);
+    // A domain that was started during its backup is begun again.
+    for (const { bar } of this.#rows.values()) this.#bars?.remove(bar);
+    this.#rows.clear();
+    const width = Math.max(...disks.map(({ target }) => target.length));
+    for (const { target, sizeBytes } of disks) this.#add(target, sizeBytes, width);
+  }
+
+  #showDisk(progress: DiskProgress): void {
+    const { target, sizeBytes } = progress;
+    const row = this.#rows.get(target) ?? this.#add(target, sizeBytes ?? 0, target.length);
+    row.positionBytes = Math.max(row.positionBytes, progress.positionBytes);
+    const done = progress.readBytes ?? progress.positionBytes;
+    row.bar.update(row.positionBytes, { facts: factsOf(progress, row.rate.at(performance.now(), done)) });
   }
 
   #add(target: string, sizeBytes: number, width: number): Row {
@@ -89,7 +92,7 @@ export class ProgressView {
   }
 
   /** A line below the disks; before those are known there is none. */
-  #showScratch({ usedBytes, limitBytes }: Extract<Progress, { step: "scratch" }>): void {
+  #showScratch({ usedBytes, limitBytes }: NonNullable<BackupProgress["scratch"]>): void {
     const limit = limitBytes === undefined ? "" : ` of ${formatBytes(limitBytes)}`;
     const text = `Scratch space: ${formatBytes(usedBytes)}${limit}`;
     this.#scratch ??= this.#bars?.create(1, 0, { text }, { format: "{text}" });
@@ -102,7 +105,7 @@ export class ProgressView {
   }
 }
 
-function factsOf(progress: Extract<Progress, { step: "disk" }>, bytesPerSecond: number | undefined): string {
+function factsOf(progress: DiskProgress, bytesPerSecond: number | undefined): string {
   const { readBytes, storedBytes, positionBytes, sizeBytes } = progress;
   const amounts =
     readBytes === undefined

@@ -1,6 +1,8 @@
 import { resolve } from "node:path";
 import { loadConfig, type startAgent } from "../agent.js";
 import type { messageToText as JsonPrinter } from "../api/json.js";
+import type { Api } from "../api/call-types.js";
+import { embeddedApi } from "../api/calls.js";
 import type { MessageTypes } from "../api/messages.js";
 import { FleeceError } from "../shared/errors.js";
 import { findConfiguration } from "./configuration-file.js";
@@ -8,8 +10,6 @@ import type { LogLevel } from "./logger.js";
 import { createLogger } from "./logger.js";
 import type { ProgressView } from "./progress-view.js";
 import type { TextStream } from "./streams.js";
-
-export type Agent = Awaited<ReturnType<typeof startAgent>>;
 
 /** What a command gets from outside; a test gives its own. */
 export interface Surroundings {
@@ -27,9 +27,9 @@ export interface GlobalOptions {
   readonly logLevel?: LogLevel | undefined;
 }
 
-/** One command under way: the agent it works with, and where it tells what. */
+/** One command under way: the API it works with, and where it tells what. */
 export interface Session {
-  readonly agent: Agent;
+  readonly api: Api;
   readonly signal: AbortSignal;
   readonly progress: ProgressView;
   /** Whether the answer is read on a terminal. */
@@ -76,7 +76,7 @@ export async function runSession(
   );
   signal.throwIfAborted();
   await action({
-    agent,
+    api: embeddedApi(agent),
     signal,
     progress,
     terminal: stdout.isTTY === true,

@@ -1,7 +1,7 @@
 import protobuf from "protobufjs";
 import { describe, expect, it } from "vitest";
+import { backupMessage } from "../../../src/api/backups.js";
 import { messageToJson, messageToText, toJson } from "../../../src/api/json.js";
-import type { Backup } from "../../../src/api/messages.js";
 import { protoRoot } from "../../../src/api/proto.js";
 
 const { root } = protobuf.parse(`
@@ -100,7 +100,7 @@ describe("messageToJson", () => {
 
 describe("toJson", () => {
   it("tells a damaged backup by its place and damage alone", () => {
-    const backup: Backup = { id: "b", repository: "r", domain: "d", damage: "the manifest is torn" };
+    const backup = backupMessage({ id: "b", repository: "r", domain: "d", damage: "the manifest is torn" });
     expect(toJson("Backup", backup)).toMatchObject({
       id: "b",
       level: "LEVEL_UNSPECIFIED",

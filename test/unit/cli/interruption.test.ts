@@ -1,5 +1,5 @@
 import { describe, expect, it } from "vitest";
-import { endOrInterruption } from "../../../src/cli/until.js";
+import { endOrAbort } from "../../../src/api/until.js";
 import { fleece, someConfig } from "./run-in-process.js";
 
 describe("SIGINT and SIGTERM", () => {
@@ -40,17 +40,17 @@ describe("SIGINT and SIGTERM", () => {
   });
 });
 
-describe("endOrInterruption", () => {
+describe("endOrAbort", () => {
   it("tells why the server ended", async () => {
     const { signal } = new AbortController();
-    expect(await endOrInterruption(Promise.resolve("killed"), signal)).toBe("killed");
+    expect(await endOrAbort(Promise.resolve("killed"), signal)).toBe("killed");
   });
 
   it("tells nothing when the signal came, even if the server ended with it", async () => {
     const controller = new AbortController();
-    const waiting = endOrInterruption(new Promise(() => undefined), controller.signal);
+    const waiting = endOrAbort(new Promise(() => undefined), controller.signal);
     controller.abort();
     expect(await waiting).toBeUndefined();
-    expect(await endOrInterruption(Promise.resolve("killed"), controller.signal)).toBeUndefined();
+    expect(await endOrAbort(Promise.resolve("killed"), controller.signal)).toBeUndefined();
   });
 });

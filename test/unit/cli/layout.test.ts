@@ -4,6 +4,7 @@ import { facts, formatTime, table } from "../../../src/cli/layout.js";
 import { checkpointTree } from "../../../src/cli/checkpoint-view.js";
 import { backupList } from "../../../src/cli/backup-view.js";
 import { domainDetails, domainList } from "../../../src/cli/domain-view.js";
+import { backupMessage } from "../../../src/api/backups.js";
 import { domainMessage } from "../../../src/api/domains.js";
 import { fullState } from "../api/samples.js";
 
@@ -73,7 +74,8 @@ describe("checkpointTree", () => {
 
 describe("lists", () => {
   it("say what is wrong with a damaged backup", () => {
-    const backups = [{ id: "b1", repository: "r", domain: "d", damage: "manifest.json is torn" }];
+    const entry = { id: "b1", repository: "r", domain: "d", damage: "manifest.json is torn" };
+    const backups = [backupMessage(entry)];
     expect(backupList({ backups }, false)).toMatch(/^b1 +d +damaged +.*\n\nb1: manifest\.json is torn\n$/m);
   });
 

@@ -11,13 +11,14 @@ function screen(isTTY: boolean) {
 
 const MIB = 1024 * 1024;
 const started = {
-  step: "started",
-  level: "FULL",
-  reason: "a full was asked for",
-  disks: [
-    { target: "vda", sizeBytes: 4 * MIB },
-    { target: "sdb1", sizeBytes: 0 },
-  ],
+  started: {
+    level: "FULL",
+    reason: "a full was asked for",
+    disks: [
+      { target: "vda", sizeBytes: 4 * MIB },
+      { target: "sdb1", sizeBytes: 0 },
+    ],
+  },
 } as const;
 
 describe("ProgressView", () => {
@@ -25,9 +26,9 @@ describe("ProgressView", () => {
     const { stream, text } = screen(true);
     const view = new ProgressView(stream);
     view.show(started);
-    view.show({ step: "disk", target: "vda", positionBytes: 3 * MIB, readBytes: 2 * MIB, storedBytes: MIB });
-    view.show({ step: "disk", target: "vda", positionBytes: MIB, readBytes: 2 * MIB, storedBytes: MIB });
-    view.show({ step: "scratch", usedBytes: MIB, limitBytes: 10 * MIB });
+    view.show({ disk: { target: "vda", positionBytes: 3 * MIB, readBytes: 2 * MIB, storedBytes: MIB } });
+    view.show({ disk: { target: "vda", positionBytes: MIB, readBytes: 2 * MIB, storedBytes: MIB } });
+    view.show({ scratch: { usedBytes: MIB, limitBytes: 10 * MIB } });
     view.log.write("a line of the log\n");
     view.stop();
     expect(text()).toContain("Full backup: a full was asked for\n");
@@ -41,7 +42,7 @@ describe("ProgressView", () => {
     const { stream, text } = screen(false);
     const view = new ProgressView(stream);
     view.show(started);
-    view.show({ step: "disk", target: "vda", positionBytes: MIB, readBytes: 0, storedBytes: 0 });
+    view.show({ disk: { target: "vda", positionBytes: MIB, readBytes: 0, storedBytes: 0 } });
     view.stop();
     expect(text()).toBe("");
   });
@@ -53,7 +54,7 @@ describe("ProgressView", () => {
     view.stop();
     expect(text()).toContain("\u001b[?25h");
     const before = text();
-    view.show({ step: "disk", target: "vda", positionBytes: MIB, sizeBytes: 4 * MIB });
+    view.show({ disk: { target: "vda", positionBytes: MIB, sizeBytes: 4 * MIB } });
     view.stop();
     expect(text()).toBe(before);
   });

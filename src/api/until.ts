@@ -5,9 +5,9 @@ const LONG_MS = 2 ** 31 - 1;
  * Waits for `ended` or for the signal; resolves with undefined when the signal came, also if both did: a Ctrl-C on a
  * terminal reaches child processes too. Keeps this process alive meanwhile, which neither of the two does.
  */
-export async function endOrInterruption(
+export async function endOrAbort(
   ended: Promise<string>,
-  signal: AbortSignal,
+  signal: AbortSignal = new AbortController().signal,
 ): Promise<string | undefined> {
   const keepAlive = setInterval(() => undefined, LONG_MS);
   let onAbort: (() => void) | undefined;
