@@ -1,23 +1,29 @@
-import { chmod } from "node:fs/promises";
+import { chmod, rm } from "node:fs/promises";
 import { fileURLToPath } from "node:url";
 import { build } from "esbuild";
 
 /**
- * Joins the compiled agent and its libraries into dist/bin/fleece.js: Node needs twice as long to find, read and link
+ * Joins the compiled agent and its libraries into dist/bin/fleece.js and a few files beside it: Node needs twice as long to find, read and link
  * the 500 files one by one, and every command waits for that. Files beside the code are looked for two folders up.
  */
 const root = fileURLToPath(new URL("../", import.meta.url));
-const outfile = `${root}dist/bin/fleece.js`;
+/** They look for their .proto files relative to themselves. Only `fleece serve` loads them. */
+const withOwnProtos = ["@grpc/reflection", "grpc-health-check"];
+const outdir = `${root}dist/bin`;
+await rm(outdir, { recursive: true, force: true });
 await build({
   absWorkingDir: root,
-  entryPoints: ["dist/cli/main.js"],
-  outfile,
+  entryPoints: { fleece: "dist/cli/main.js" },
+  outdir,
   bundle: true,
+  // What is imported only when it is needed, gRPC above all, stays in files of its own.
+  splitting: true,
+  chunkNames: "[hash]",
   platform: "node",
   target: "node20",
   format: "esm",
-  // Finds its compiled addon relative to itself.
-  external: ["fs-native-extensions"],
+  // The first finds its compiled addon relative to itself.
+  external: ["fs-native-extensions", ...withOwnProtos],
   // Half as much to parse; names stay for stack traces.
   minifyWhitespace: true,
   minifySyntax: true,
@@ -28,4 +34,4 @@ await build({
   },
   logLevel: "warning",
 });
-await chmod(outfile, 0o755);
+await chmod(`${outdir}/fleece.js`, 0o755);

@@ -1,13 +1,15 @@
 import { readFile } from "node:fs/promises";
+import { join } from "node:path";
 import type { Config } from "./model/config.js";
-import { parseConfig, quiesceSettings } from "./model/config.js";
+import { parseConfig, quiesceSettings, shutdownGraceMs } from "./model/config.js";
+import { claimAgentPlace } from "./drivers/agent-claim.js";
 import { QemuDriverFactory } from "./drivers/driver-factory.js";
 import { QemuHostCleaner } from "./drivers/host-cleaner.js";
 import { StorageDaemonImages } from "./drivers/images.js";
 import { NbdReaderFactory } from "./drivers/nbd-io.js";
 import { outputDirectories } from "./drivers/output-directory.js";
 import { DirectoryRepository } from "./drivers/repository/directory-repository.js";
-import { defaultRuntimeRoot, sweepRuntimeDirectories } from "./drivers/runtime-directory.js";
+import { checkSocketPath, defaultRuntimeRoot, sweepRuntimeDirectories } from "./drivers/runtime-directory.js";
 import { ScratchDirectory } from "./drivers/scratch-directory.js";
 import { StateDirectory } from "./drivers/state-directory.js";
 import { systemClock } from "./drivers/system-clock.js";
@@ -30,6 +32,24 @@ export async function loadConfig(file: string): Promise<Config> {
   return parseConfig(text, file);
 }
 
+/** Where the agent of this configuration answers. Fails with INVALID_ARGUMENT if the path is too long for a socket. */
+export function agentSocket(config: Config): string {
+  return checkSocketPath(config.api.socket ?? join(runtimeRootOf(config), "agent.sock"));
+}
+
+/** Makes this process the agent of this configuration until it lets go. Fails with AGENT_RUNNING. */
+export async function claimAgent(config: Config): Promise<AsyncDisposable> {
+  const { stateDir } = config;
+  return claimAgentPlace({ stateDir, runtimeRoot: runtimeRootOf(config), socketPath: agentSocket(config) });
+}
+
+/** How long calls may run on when the agent ends. */
+export const gracePeriodMs = shutdownGraceMs;
+
+function runtimeRootOf({ runtimeDir }: Config): string {
+  return runtimeDir ?? defaultRuntimeRoot();
+}
+
 /**
  * The composition root: the only place that knows both the services and the drivers behind their ports. Puts in order
  * what killed processes left behind before anything else is done, unless it is only to look (`changeNothing`).
@@ -40,7 +60,7 @@ export async function startAgent(
   { changeNothing = false }: { readonly changeNothing?: boolean } = {},
 ): Promise<ServiceContext> {
   const clock = systemClock;
-  const runtimeRoot = config.runtimeDir ?? defaultRuntimeRoot();
+  const runtimeRoot = runtimeRootOf(config);
   const images = new StorageDaemonImages({ runtimeRoot });
   const context: ServiceContext = {
     store: new StateDirectory(config.stateDir),

@@ -24,7 +24,7 @@ export function page<Item>(
   scope: readonly (string | null)[],
   keyOf: (item: Item) => PageKey,
 ): { readonly items: readonly Item[]; readonly nextPageToken: string | undefined } {
-  if (pageSize < 0) throw invalid("page_size", `at least 0, got ${pageSize}`);
+  if (pageSize < 0) throw invalid("pageSize", `at least 0, got ${pageSize}`);
   const size = Math.min(pageSize === 0 ? DEFAULT_SIZE : pageSize, LARGEST_SIZE);
   const sorted = items.toSorted((a, b) => compare(keyOf(a), keyOf(b)));
   const after = pageToken === "" ? undefined : readToken(pageToken, scope);
@@ -57,7 +57,7 @@ function readToken(token: string, scope: readonly (string | null)[]): PageKey {
   } catch {
     // Not JSON, so not one of ours.
   }
-  throw invalid("page_token", "the next_page_token of an answer to the same request");
+  throw invalid("pageToken", "the nextPageToken of an answer to the same request");
 }
 
 function isKey(value: unknown): value is PageKey {

@@ -2,8 +2,8 @@ import { fileURLToPath } from "node:url";
 import protobuf from "protobufjs";
 
 /** From dist/api and from src/api alike. */
-const PROTO_DIRECTORY = fileURLToPath(new URL("../../proto/", import.meta.url));
-const FILES = ["disk", "domain", "checkpoint", "backup", "block_snapshot", "doctor"].map(
+export const PROTO_DIRECTORY = fileURLToPath(new URL("../../proto/", import.meta.url));
+export const PROTO_FILES = ["disk", "domain", "checkpoint", "backup", "block_snapshot", "doctor"].map(
   (name) => `fleece/v1/${name}.proto`,
 );
 
@@ -15,7 +15,7 @@ export function protoRoot(): protobuf.Root {
   const root = new protobuf.Root();
   root.resolvePath = (_origin, target) =>
     target.startsWith("google/protobuf/") ? target : `${PROTO_DIRECTORY}${target}`;
-  root.loadSync(FILES);
+  root.loadSync(PROTO_FILES);
   root.resolveAll();
   loaded = root;
   return root;

@@ -4,6 +4,7 @@ import { Interruption } from "./interruption.js";
 import { createProgram } from "./program.js";
 import { ProgressView } from "./progress-view.js";
 import type { RunAction, Surroundings } from "./session.js";
+import { serveAgent, type ServeAgent } from "./serve-command.js";
 import { runSession } from "./session.js";
 
 /** Runs one command to its end and resolves with the exit code; never rejects. `args` are without node and script. */
@@ -17,14 +18,10 @@ export async function runCommandLine(args: readonly string[], surroundings: Surr
     // A terminal has just echoed `^C`.
     if (!json) stderr.write(`${stderr.isTTY === true ? "\n" : ""}fleece: ${line}\n`);
   });
-  const run: RunAction = (action, runOptions) =>
-    runSession(
-      { ...surroundings, progress, signal: interruption.signal },
-      program.options(),
-      action,
-      runOptions,
-    );
-  const program = createProgram(surroundings, run);
+  const session = { ...surroundings, progress, signal: interruption.signal };
+  const run: RunAction = (action, runOptions) => runSession(session, program.options(), action, runOptions);
+  const serve: ServeAgent = () => serveAgent(session, program.options());
+  const program = createProgram(surroundings, run, serve);
   try {
     await program.parse(args);
     return 0;

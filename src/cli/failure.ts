@@ -1,4 +1,5 @@
 import { CommanderError } from "@commander-js/extra-typings";
+import { failureOf } from "../api/failure.js";
 import type { ErrorCategory } from "../shared/errors.js";
 import { errorMessage, FleeceError } from "../shared/errors.js";
 import { printable } from "./printable.js";
@@ -13,20 +14,9 @@ export const EXIT_CODES = {
   damage: 6,
 } as const satisfies Record<ErrorCategory, number>;
 
-/**
- * The coded error for anything that was thrown. Once the user has interrupted, that is what ended the command, whatever
- * broke on the way out; but an answer that was found before, or a clean-up that failed, is worth more.
- */
+/** The coded error for anything that was thrown: see `failureOf`. */
 export function toFailure(error: unknown, signal?: AbortSignal): FleeceError {
-  const interruption: unknown = signal?.aborted === true ? signal.reason : undefined;
-  if (interruption instanceof FleeceError && !outlivesInterruption(error)) return interruption;
-  if (error instanceof FleeceError) return error;
-  if (error instanceof CommanderError) return usageFailure(error);
-  return new FleeceError("INTERNAL", errorMessage(error), { cause: error });
-}
-
-function outlivesInterruption(error: unknown): boolean {
-  return error instanceof FleeceError && (error.category !== "failed" || error.code === "CLEANUP_INCOMPLETE");
+  return failureOf(error instanceof CommanderError ? usageFailure(error) : error, signal);
 }
 
 /** Commander writes `error: unknown option '--x'\n(Did you mean --y?)`. */

@@ -9,6 +9,7 @@ import { addDomainCommands } from "./domain-commands.js";
 import { describeDoctorCommand } from "./doctor-command.js";
 import { addExportCommands } from "./export-commands.js";
 import { LOG_LEVELS } from "./logger.js";
+import { describeServeCommand, type ServeAgent } from "./serve-command.js";
 import type { GlobalOptions, RunAction } from "./session.js";
 import type { TextStream } from "./streams.js";
 
@@ -28,6 +29,7 @@ export interface Program {
 export function createProgram(
   { stdout, stderr }: { readonly stdout: TextStream; readonly stderr: TextStream },
   run: RunAction,
+  serve: ServeAgent,
 ): Program {
   const program = new Command("fleece")
     .description("Back up virtual machines on QEMU: full and incremental, running or not.")
@@ -52,6 +54,7 @@ export function createProgram(
     .exitOverride();
   const group = (name: string, description: string): Command =>
     program.command(name).description(description).helpCommand(false);
+  describeServeCommand(program.command("serve"), serve);
   addDomainCommands(group("domain", "list and show domains"), run);
   addBlockSnapshotCommands(
     group("block-snapshot", "create, list, show, renew and delete block snapshots"),

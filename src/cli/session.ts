@@ -1,15 +1,16 @@
 import { resolve } from "node:path";
-import { loadConfig, type startAgent } from "../agent.js";
+import { agentSocket, loadConfig, type startAgent } from "../agent.js";
 import type { messageToText as JsonPrinter } from "../api/json.js";
 import type { Api } from "../api/call-types.js";
 import { embeddedApi } from "../api/calls.js";
 import type { MessageTypes } from "../api/messages.js";
-import { FleeceError } from "../shared/errors.js";
 import { findConfiguration } from "./configuration-file.js";
 import type { LogLevel } from "./logger.js";
 import { createLogger } from "./logger.js";
 import type { ProgressView } from "./progress-view.js";
 import type { TextStream } from "./streams.js";
+
+type Config = Awaited<ReturnType<typeof loadConfig>>;
 
 /** What a command gets from outside; a test gives its own. */
 export interface Surroundings {
@@ -53,30 +54,27 @@ export interface RunOptions {
   readonly changeNothing?: boolean;
 }
 
+/** With what one command has of its own. */
+export interface SessionSurroundings extends Surroundings {
+  readonly progress: ProgressView;
+  readonly signal: AbortSignal;
+}
+
 /** Runs the action of a command. Fails with AGENT_UNREACHABLE, CONFIG_INVALID, CONFIG_NOT_FOUND, or as the action does. */
 export async function runSession(
-  surroundings: Surroundings & { readonly progress: ProgressView; readonly signal: AbortSignal },
+  surroundings: SessionSurroundings,
   options: GlobalOptions,
   action: (session: Session) => Promise<void>,
   runOptions: RunOptions = {},
 ): Promise<void> {
   const { stdout, cwd, progress, signal } = surroundings;
-  if (options.embedded !== true) {
-    throw new FleeceError(
-      "AGENT_UNREACHABLE",
-      "No agent is running; add --embedded to run the command without one",
-    );
-  }
   const json = options.json === true ? await loadJsonPrinter() : undefined;
   const config = await loadConfig(findConfiguration(options.config, surroundings));
-  const agent = await surroundings.startAgent(
-    config,
-    await createLogger(options.logLevel ?? config.logLevel, progress.log),
-    runOptions,
-  );
+  using remote = options.embedded === true ? undefined : await connectAgent(config);
+  const api = remote ?? (await startEmbedded(surroundings, config, options, runOptions));
   signal.throwIfAborted();
   await action({
-    api: embeddedApi(agent),
+    api,
     signal,
     progress,
     terminal: stdout.isTTY === true,
@@ -86,6 +84,23 @@ export async function runSession(
       stdout.write(json === undefined ? text(message) : json(name, message));
     },
   });
+}
+
+async function startEmbedded(
+  { startAgent: start, progress }: SessionSurroundings,
+  config: Config,
+  { logLevel }: GlobalOptions,
+  runOptions: RunOptions,
+): Promise<Api> {
+  const log = await createLogger(logLevel ?? config.logLevel, progress.log);
+  return embeddedApi(await start(config, log, runOptions));
+}
+
+/** gRPC is loaded only here: it takes as long as all the rest. */
+async function connectAgent(config: Config): Promise<Api & Disposable> {
+  const socketPath = agentSocket(config);
+  const { connectApi } = await import("../api/client.js");
+  return connectApi(socketPath);
 }
 
 /**

@@ -42,7 +42,7 @@ export function detachedDirectoryPath(name: string, root: string = defaultRuntim
  */
 export async function makeRuntimeDirectory(path: string): Promise<void> {
   const root = dirname(path);
-  await makeRoot(root);
+  await makeRuntimeRoot(root);
   try {
     await mkdir(path, { mode: 0o700 });
     // An umask can only have taken rights away from us.
@@ -52,7 +52,8 @@ export async function makeRuntimeDirectory(path: string): Promise<void> {
   }
 }
 
-async function makeRoot(root: string): Promise<void> {
+/** Makes the directory above them, if it is missing. Fails with PERMISSION_DENIED as `makeRuntimeDirectory` does. */
+export async function makeRuntimeRoot(root: string): Promise<void> {
   try {
     await mkdir(root, { mode: 0o700 });
   } catch (error) {

@@ -87,6 +87,11 @@ const domain = z
     path: ["quiesce"],
   });
 
+const api = z.strictObject({
+  socket: filePath.optional(),
+  shutdownGrace: duration.default("30s"),
+});
+
 const repository = z.strictObject({ name: name("repository"), path: filePath });
 
 export const configSchema = z
@@ -97,6 +102,7 @@ export const configSchema = z
       .strictObject({ limit: scratchLimit.optional(), reserve: size.default(0) })
       .default({ reserve: 0 }),
     runtimeDir: filePath.optional(),
+    api: api.default({ shutdownGrace: "30s" }),
     logLevel: z.enum(["trace", "debug", "info", "warn", "error", "silent"]).default("warn"),
     parallelDisks: z.int().min(1).max(64).default(4),
     domains: z.array(domain).min(1),
@@ -122,6 +128,11 @@ export const configSchema = z
 export type Config = z.infer<typeof configSchema>;
 export type DomainConfig = Config["domains"][number];
 export type DiskConfig = NonNullable<DomainConfig["disks"]>[number];
+
+/** How long calls may run on when the agent ends. */
+export function shutdownGraceMs({ api: keys }: Config): number {
+  return durationMs(keys.shutdownGrace) ?? 0;
+}
 
 /** Undefined for a domain without a guest agent. */
 export function quiesceSettings({ guestAgent, quiesce: keys }: DomainConfig): QuiesceSettings | undefined {
@@ -203,6 +214,10 @@ function absolute(config: Config, base: string): Config {
     stateDir: from(config.stateDir),
     scratchDir: from(config.scratchDir),
     ...(config.runtimeDir === undefined ? {} : { runtimeDir: from(config.runtimeDir) }),
+    api: {
+      ...config.api,
+      ...(config.api.socket === undefined ? {} : { socket: from(config.api.socket) }),
+    },
     domains: config.domains.map((entry) => ({
       ...entry,
       ...(entry.qmp === undefined ? {} : { qmp: from(entry.qmp) }),

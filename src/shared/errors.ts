@@ -23,6 +23,7 @@ export const ERROR_CODES = {
   NBD_SERVER_BUSY: ["conflict", "The domain's QEMU already runs an NBD server that is not ours"],
   BACKUP_HAS_CHILDREN: ["conflict", "Other backups are based on this one"],
   FOREIGN_FILTER: ["conflict", "Another tool's filter or job works on the disk"],
+  AGENT_RUNNING: ["conflict", "An agent runs already on the same state directory or socket"],
   AGENT_UNREACHABLE: ["unreachable", "No agent answers on its socket"],
   DOMAIN_UNREACHABLE: ["unreachable", "The domain's QMP socket is absent, refuses, hangs or talks nonsense"],
   DAMAGED: ["damage", "A backup's files are not what its manifest and digests say"],

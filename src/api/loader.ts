@@ -1,0 +1,26 @@
+import { loadSync } from "@grpc/proto-loader";
+import type { MethodDefinition, PackageDefinition, ServiceDefinition } from "@grpc/proto-loader";
+import { FleeceError } from "../shared/errors.js";
+import type { CallName } from "./call-types.js";
+import { PROTO_DIRECTORY, PROTO_FILES } from "./proto.js";
+
+/** Messages as the generated types have them: config/generate.mjs has the same options. */
+export function loadPackage(): PackageDefinition {
+  return loadSync(PROTO_FILES, {
+    longs: Number,
+    enums: String,
+    defaults: true,
+    includeDirs: [PROTO_DIRECTORY],
+  });
+}
+
+/** Requests and responses go over the wire as objects whose types call-types.ts tells. */
+export type WireMethod = MethodDefinition<object, object, object, object>;
+
+export function methodOf(definitions: PackageDefinition, name: CallName): WireMethod {
+  const [service, method] = name.split(".");
+  const definition = definitions[`fleece.v1.${service ?? ""}`] as ServiceDefinition | undefined;
+  const found = definition?.[method ?? ""] as WireMethod | undefined;
+  if (found !== undefined) return found;
+  throw new FleeceError("INTERNAL", `The .proto files have no method ${name}`);
+}
