@@ -10,13 +10,18 @@ tolerateClosedPipes((error) => {
   process.exitCode = EXIT_CODES.failed;
 });
 
-const { stdout, stderr, env } = process;
-const exitCode = await runCommandLine(process.argv.slice(2), {
-  stdout,
-  stderr,
-  env,
-  cwd: process.cwd(),
-  startAgent,
-});
-// Set rather than exit: what is still being written must be written.
-process.exitCode = Number(process.exitCode ?? 0) || exitCode;
+/** Whoever loads this file waits for it. */
+export const finished = main();
+
+async function main(): Promise<void> {
+  const { stdout, stderr, env } = process;
+  const exitCode = await runCommandLine(process.argv.slice(2), {
+    stdout,
+    stderr,
+    env,
+    cwd: process.cwd(),
+    startAgent,
+  });
+  // Set rather than exit: what is still being written must be written.
+  process.exitCode = Number(process.exitCode ?? 0) || exitCode;
+}
