@@ -201,6 +201,10 @@ export interface DoctorReport {
   readonly findings: readonly Finding[];
 }
 
+export interface XmlDocument {
+  readonly xml: string;
+}
+
 /** The messages that are printed or sent whole, by their names in the package `fleece.v1`. */
 export interface MessageTypes {
   readonly Domain: Domain;
@@ -218,4 +222,5 @@ export interface MessageTypes {
   readonly ListBlockExportsResponse: ListBlockExportsResponse;
   readonly StopBlockExportsResponse: StopBlockExportsResponse;
   readonly DoctorReport: DoctorReport;
+  readonly XmlDocument: XmlDocument;
 }

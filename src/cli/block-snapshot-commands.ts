@@ -3,6 +3,7 @@ import {
   createBlockSnapshotHandler,
   deleteBlockSnapshotHandler,
   getBlockSnapshotHandler,
+  getBlockSnapshotXmlHandler,
   listBlockSnapshotsHandler,
   renewBlockSnapshotHandler,
 } from "../api/block-snapshots.js";
@@ -17,6 +18,7 @@ import { diskOption } from "./disk-option.js";
 import { parseDuration } from "./duration-option.js";
 import { NO_QUIESCE_OPTION, QUIESCE_OPTION } from "./quiesce-option.js";
 import type { RunAction } from "./session.js";
+import { readXmlFile } from "./xml-option.js";
 
 const DOMAIN = ["<domain>", "name of the domain in the configuration"] as const;
 const NAME = ["<name>", "name of the block snapshot"] as const;
@@ -47,6 +49,20 @@ export function addBlockSnapshotCommands(group: Command, run: RunAction): void {
       run(async ({ agent, answer, terminal }) => {
         const message = await getBlockSnapshotHandler(agent, { domain, name });
         answer("BlockSnapshot", message, (snapshot) => blockSnapshotDetails(snapshot, terminal));
+      }),
+    );
+
+  group
+    .command("dumpxml")
+    .summary("print a block snapshot as XML")
+    .description("Print a block snapshot as <domainblocksnapshot>, which `create --xml` reads.")
+    .argument(...DOMAIN)
+    .argument(...NAME)
+    .option("--rfc", "write <fleece> for <scratch>, as the RFC has it")
+    .action((domain, name, { rfc }) =>
+      run(async ({ agent, answer }) => {
+        const message = await getBlockSnapshotXmlHandler(agent, { domain, name, rfcForm: rfc === true });
+        answer("XmlDocument", message, ({ xml }) => xml);
       }),
     );
 
@@ -92,9 +108,12 @@ function addCreate(group: Command, run: RunAction): void {
     )
     .addOption(QUIESCE_OPTION)
     .addOption(NO_QUIESCE_OPTION)
-    .action((domain, { name, disk: disks, checkpoint, lease: leaseMs, quiesce }) =>
-      run(async ({ agent, answer, signal, terminal }) => {
-        const request = { domain, name, disks, checkpoint: checkpointRequest(checkpoint), leaseMs, quiesce };
+    .option("--xml <file>", "take name, disks and scratch files from this <domainblocksnapshot>")
+    .action((domain, { name, disk: disks, checkpoint, lease: leaseMs, quiesce, xml: file }) =>
+      run(async ({ absolutePath, agent, answer, signal, terminal }) => {
+        const xml = file === undefined ? undefined : await readXmlFile(absolutePath(file));
+        const moment = { checkpoint: checkpointRequest(checkpoint), leaseMs, quiesce };
+        const request = { domain, name, disks, ...moment, xml };
         const message = await createBlockSnapshotHandler(agent, request, signal);
         answer("BlockSnapshot", message, (snapshot) => blockSnapshotCreated(snapshot, terminal));
       }),

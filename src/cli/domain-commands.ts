@@ -1,5 +1,5 @@
 import type { Command } from "@commander-js/extra-typings";
-import { getDomainHandler, listDomainsHandler } from "../api/domains.js";
+import { getDomainHandler, getDomainXmlHandler, listDomainsHandler } from "../api/domains.js";
 import { domainDetails, domainList } from "./domain-view.js";
 import type { RunAction } from "./session.js";
 
@@ -24,6 +24,18 @@ export function addDomainCommands(group: Command, run: RunAction): void {
       run(async ({ agent, answer, signal, terminal }) => {
         const message = await getDomainHandler(agent, { domain }, signal);
         answer("Domain", message, (found) => domainDetails(found, terminal));
+      }),
+    );
+
+  group
+    .command("dumpxml")
+    .summary("print a domain as XML")
+    .description("Print a domain as <domain>: its disks with their checkpoints, and its exports.")
+    .argument("<domain>", "name of the domain in the configuration")
+    .action((domain) =>
+      run(async ({ agent, answer, signal }) => {
+        const message = await getDomainXmlHandler(agent, { domain }, signal);
+        answer("XmlDocument", message, ({ xml }) => xml);
       }),
     );
 }
