@@ -1,4 +1,5 @@
 import type { ServiceContext } from "../services/context.js";
+import type { SnapshotOptions } from "../services/block-snapshots.js";
 import { createBlockSnapshot, deleteBlockSnapshot, renewBlockSnapshot } from "../services/block-snapshots.js";
 import type { BlockSnapshot as ServiceSnapshot } from "../services/open-snapshots.js";
 import { consistencyOf, quiesceFacts } from "../model/quiesce.js";
@@ -8,23 +9,30 @@ import { blockExportMessage } from "./block-exports.js";
 import type { CallOptions, CallRequest } from "./call-types.js";
 import { CONSISTENCIES } from "./consistency.js";
 import { formatName } from "./domains.js";
-import type { BlockSnapshot, BlockSnapshotDisk, ListBlockSnapshotsResponse } from "./messages.js";
+import type {
+  BlockSnapshot,
+  BlockSnapshotDisk,
+  ListBlockSnapshotsResponse,
+  XmlDocument,
+} from "./messages.js";
 import { page } from "./page.js";
+import { FleeceError } from "../shared/errors.js";
 import { timestampFromMs } from "./timestamp.js";
+import { parseBlockSnapshotXml, printBlockSnapshotXml } from "./xml/block-snapshot-xml.js";
 
 /** As block_snapshot.proto says. */
 const DEFAULT_LEASE_MS = 30 * 60_000;
 
 export async function createBlockSnapshotHandler(
   context: ServiceContext,
-  { domain, name, disks, checkpoint, leaseMs, quiesce }: CallRequest<"BlockSnapshots.Create">,
+  request: CallRequest<"BlockSnapshots.Create">,
   { signal }: CallOptions,
 ): Promise<BlockSnapshot> {
+  const { domain, checkpoint, leaseMs, quiesce } = request;
   const created = await createBlockSnapshot(context, {
     domain,
     leaseMs: leaseMs ?? DEFAULT_LEASE_MS,
-    ...(name === undefined ? {} : { name }),
-    ...(disks.length === 0 ? {} : { disks }),
+    ...wantedDisks(request),
     ...(checkpoint === undefined || checkpoint === null
       ? {}
       : { checkpoint: checkpoint.name === undefined ? {} : { name: checkpoint.name } }),
@@ -32,6 +40,27 @@ export async function createBlockSnapshotHandler(
     ...(signal === undefined ? {} : { signal }),
   });
   return withUse(context, created);
+}
+
+function wantedDisks({
+  name,
+  disks,
+  xml,
+}: CallRequest<"BlockSnapshots.Create">): Pick<SnapshotOptions, "name" | "disks" | "scratchFiles"> {
+  if (xml !== undefined && (name !== undefined || disks.length > 0)) {
+    throw new FleeceError(
+      "INVALID_ARGUMENT",
+      "Expected either XML or a name and disks, got both: the XML says which disks",
+    );
+  }
+  const document =
+    xml === undefined ? { name, disks: disks.map((disk) => ({ name: disk })) } : parseBlockSnapshotXml(xml);
+  const files = document.disks.flatMap((disk) => ("file" in disk ? [[disk.name, disk.file] as const] : []));
+  return {
+    ...(document.name === undefined ? {} : { name: document.name }),
+    ...(document.disks.length === 0 ? {} : { disks: document.disks.map((disk) => disk.name) }),
+    scratchFiles: new Map(files),
+  };
 }
 
 export async function listBlockSnapshotsHandler(
@@ -50,6 +79,18 @@ export async function getBlockSnapshotHandler(
   { domain, name }: CallRequest<"BlockSnapshots.Get">,
 ): Promise<BlockSnapshot> {
   return withUse(context, await getBlockSnapshot(context, domain, name));
+}
+
+/** Answers with `<domainblocksnapshot>`, in the form of the RFC (`<fleece>`) if that is asked for. */
+export async function getBlockSnapshotXmlHandler(
+  context: ServiceContext,
+  { domain, name, rfcForm }: CallRequest<"BlockSnapshots.GetXml">,
+): Promise<XmlDocument> {
+  const { mode, plan } = await getBlockSnapshot(context, domain, name);
+  const disks = plan.disks.map(({ target, scratchPath, scratchFile }) =>
+    mode === "inactive" ? { name: target } : { name: target, file: scratchFile ?? scratchPath },
+  );
+  return { xml: printBlockSnapshotXml({ name, disks }, rfcForm ? "fleece" : "scratch") };
 }
 
 export async function renewBlockSnapshotHandler(
@@ -86,11 +127,11 @@ export function blockSnapshotMessage(snapshot: ServiceSnapshot, scratchUsedBytes
     scratchLimitBytes: mode === "inactive" ? undefined : plan.scratchLimitBytes,
     leaseMs,
     leaseEndTime: timestampFromMs(leaseUntilMs),
-    disks: plan.disks.map(({ target, format, sizeBytes, scratchPath }): BlockSnapshotDisk => ({
+    disks: plan.disks.map(({ target, format, sizeBytes, scratchPath, scratchFile }): BlockSnapshotDisk => ({
       target,
       format: formatName(format),
       sizeBytes,
-      scratchFile: mode === "inactive" ? undefined : scratchPath,
+      scratchFile: mode === "inactive" ? undefined : (scratchFile ?? scratchPath),
     })),
     exports: exports.map((open) => blockExportMessage({ ...open, domain, snapshot: name })),
   };

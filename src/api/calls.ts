@@ -11,13 +11,14 @@ import {
   createBlockSnapshotHandler,
   deleteBlockSnapshotHandler,
   getBlockSnapshotHandler,
+  getBlockSnapshotXmlHandler,
   listBlockSnapshotsHandler,
   renewBlockSnapshotHandler,
 } from "./block-snapshots.js";
 import type { Api, Call, CallName, CallOptions, CallRequest, CallResult } from "./call-types.js";
 import { deleteCheckpointHandler, getCheckpointHandler, listCheckpointsHandler } from "./checkpoints.js";
 import { doctorHandler } from "./doctor.js";
-import { getDomainHandler, listDomainsHandler } from "./domains.js";
+import { getDomainHandler, getDomainXmlHandler, listDomainsHandler } from "./domains.js";
 
 const LOOKS = { role: "viewer", mutates: false } as const;
 const WORKS = { role: "operator", mutates: true } as const;
@@ -30,13 +31,15 @@ const ADMINISTERS = { role: "administrator", mutates: true } as const;
 export const CALLS: { readonly [Name in CallName]: Call<Name> } = {
   "Domains.List": { ...LOOKS, required: [], handler: listDomainsHandler },
   "Domains.Get": { ...LOOKS, required: ["domain"], handler: getDomainHandler },
+  "Domains.GetXml": { ...LOOKS, required: ["domain"], handler: getDomainXmlHandler },
   "Domains.Inspect": { ...LOOKS, required: ["domain"], handler: doctorHandler },
   "BlockSnapshots.Create": { ...WORKS, required: ["domain"], handler: createBlockSnapshotHandler },
   "BlockSnapshots.Get": { ...LOOKS, required: ["domain", "name"], handler: getBlockSnapshotHandler },
+  "BlockSnapshots.GetXml": { ...LOOKS, required: ["domain", "name"], handler: getBlockSnapshotXmlHandler },
   "BlockSnapshots.List": { ...LOOKS, required: ["domain"], handler: listBlockSnapshotsHandler },
   "BlockSnapshots.Renew": { ...WORKS, required: ["domain", "name"], handler: renewBlockSnapshotHandler },
   "BlockSnapshots.Delete": { ...WORKS, required: ["domain", "name"], handler: deleteBlockSnapshotHandler },
-  "BlockExports.Start": { ...WORKS, required: ["domain", "snapshot"], handler: startBlockExportsHandler },
+  "BlockExports.Start": { ...WORKS, required: ["domain"], handler: startBlockExportsHandler },
   "BlockExports.Stop": { ...WORKS, required: ["domain", "snapshot"], handler: stopBlockExportsHandler },
   "BlockExports.List": { ...LOOKS, required: [], handler: listBlockExportsHandler },
   "Checkpoints.List": { ...LOOKS, required: ["domain"], handler: listCheckpointsHandler },

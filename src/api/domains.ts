@@ -1,8 +1,12 @@
 import type { DiskState, DomainState } from "../model/snapshot-plan.js";
 import type { ServiceContext } from "../services/context.js";
 import { inspectDomain, listDomains } from "../services/domains.js";
+import type { BlockExport } from "../services/block-exports.js";
+import { listExports } from "../services/block-exports.js";
 import type { CallOptions, CallRequest } from "./call-types.js";
-import type { DiskFormatName, Disk, Domain, ListDomainsResponse } from "./messages.js";
+import type { DiskFormatName, Disk, Domain, ListDomainsResponse, XmlDocument } from "./messages.js";
+import type { DomainDocument } from "./xml/domain-xml.js";
+import { printDomainXml } from "./xml/domain-xml.js";
 
 export async function listDomainsHandler(context: ServiceContext): Promise<ListDomainsResponse> {
   const domains = await listDomains(context);
@@ -21,6 +25,42 @@ export async function getDomainHandler(
   { signal }: CallOptions,
 ): Promise<Domain> {
   return domainMessage(await inspectDomain(context, domain, signal));
+}
+
+/** Answers with `<domain>`: its disks with their checkpoints, and its exports. */
+export async function getDomainXmlHandler(
+  context: ServiceContext,
+  { domain }: CallRequest<"Domains.GetXml">,
+  { signal }: CallOptions,
+): Promise<XmlDocument> {
+  const state = await inspectDomain(context, domain, signal);
+  const exports = await listExports(context, domain);
+  return { xml: printDomainXml(domainDocument(state, exports)) };
+}
+
+export function domainDocument(
+  { domain, disks }: DomainState,
+  exports: readonly BlockExport[],
+): DomainDocument {
+  const paths = [...new Set(exports.map(({ socketPath }) => socketPath))];
+  return {
+    name: domain,
+    disks: disks.map(({ target, format, file, checkpoints }) => ({
+      target,
+      format,
+      file,
+      checkpoints: checkpoints.map(({ name }) => name),
+    })),
+    blockExports: paths.map((path) => ({
+      address: { type: "unix", path },
+      disks: exports
+        .filter(({ socketPath }) => socketPath === path)
+        .map(({ target, snapshot, since, exportName }) => ({
+          ...{ name: target, snapshot, exportName },
+          ...(since === undefined ? {} : { checkpoint: since }),
+        })),
+    })),
+  };
 }
 
 const STATES = { running: "RUNNING", paused: "PAUSED", inactive: "INACTIVE" } as const;

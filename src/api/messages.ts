@@ -23,6 +23,7 @@ import type { ServedBackup__Output } from "./generated/fleece/v1/ServedBackup.js
 import type { StartBlockExportsResponse__Output } from "./generated/fleece/v1/StartBlockExportsResponse.js";
 import type { StopBlockExportsResponse__Output } from "./generated/fleece/v1/StopBlockExportsResponse.js";
 import type { Verification__Output } from "./generated/fleece/v1/Verification.js";
+import type { XmlDocument__Output } from "./generated/fleece/v1/XmlDocument.js";
 
 /**
  * The messages of proto/fleece/v1 as plain objects: field names in lowerCamelCase, enums by name, sizes as safe integers.
@@ -56,6 +57,7 @@ export type ListBlockExportsResponse = Message<ListBlockExportsResponse__Output>
 export type StopBlockExportsResponse = Message<StopBlockExportsResponse__Output>;
 export type Finding = Message<Finding__Output>;
 export type DoctorReport = Message<DoctorReport__Output>;
+export type XmlDocument = Message<XmlDocument__Output>;
 export type DiskFormatName = Disk["format"];
 export type Level = Backup["level"];
 
@@ -76,4 +78,5 @@ export interface MessageTypes {
   readonly ListBlockExportsResponse: ListBlockExportsResponse;
   readonly StopBlockExportsResponse: StopBlockExportsResponse;
   readonly DoctorReport: DoctorReport;
+  readonly XmlDocument: XmlDocument;
 }

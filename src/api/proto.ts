@@ -3,7 +3,7 @@ import protobuf from "protobufjs";
 
 /** From dist/api and from src/api alike. */
 export const PROTO_DIRECTORY = fileURLToPath(new URL("../../proto/", import.meta.url));
-export const PROTO_FILES = ["disk", "domain", "checkpoint", "backup", "block_snapshot", "doctor"].map(
+export const PROTO_FILES = ["disk", "domain", "checkpoint", "backup", "block_snapshot", "doctor", "xml"].map(
   (name) => `fleece/v1/${name}.proto`,
 );
 

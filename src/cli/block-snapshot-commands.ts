@@ -11,6 +11,7 @@ import { everyPage } from "./every-page.js";
 import { parseDuration } from "./duration-option.js";
 import { NO_QUIESCE_OPTION, QUIESCE_OPTION } from "./quiesce-option.js";
 import type { RunAction } from "./session.js";
+import { readXmlFile } from "./xml-option.js";
 
 const DOMAIN = ["<domain>", "name of the domain in the configuration"] as const;
 const NAME = ["<name>", "name of the block snapshot"] as const;
@@ -44,6 +45,21 @@ export function addBlockSnapshotCommands(group: Command, run: RunAction): void {
       run(async ({ answer, api, signal, terminal }) => {
         const message = await api.call("BlockSnapshots.Get", { domain, name }, { signal });
         answer("BlockSnapshot", message, (snapshot) => blockSnapshotDetails(snapshot, terminal));
+      }),
+    );
+
+  group
+    .command("dumpxml")
+    .summary("print a block snapshot as XML")
+    .description("Print a block snapshot as <domainblocksnapshot>, which `create --xml` reads.")
+    .argument(...DOMAIN)
+    .argument(...NAME)
+    .option("--rfc", "write <fleece> for <scratch>, as the RFC has it")
+    .action((domain, name, { rfc }) =>
+      run(async ({ answer, api, signal }) => {
+        const request = { domain, name, rfcForm: rfc === true };
+        const message = await api.call("BlockSnapshots.GetXml", request, { signal });
+        answer("XmlDocument", message, ({ xml }) => xml);
       }),
     );
 
@@ -89,9 +105,12 @@ function addCreate(group: Command, run: RunAction): void {
     )
     .addOption(QUIESCE_OPTION)
     .addOption(NO_QUIESCE_OPTION)
-    .action((domain, { name, disk: disks, checkpoint, lease: leaseMs, quiesce }) =>
-      run(async ({ answer, api, signal, terminal }) => {
-        const request = { domain, name, disks, checkpoint: checkpointRequest(checkpoint), leaseMs, quiesce };
+    .option("--xml <file>", "take name, disks and scratch files from this <domainblocksnapshot>")
+    .action((domain, { name, disk: disks, checkpoint, lease: leaseMs, quiesce, xml: file }) =>
+      run(async ({ absolutePath, api, answer, signal, terminal }) => {
+        const xml = file === undefined ? undefined : await readXmlFile(absolutePath(file));
+        const moment = { checkpoint: checkpointRequest(checkpoint), leaseMs, quiesce };
+        const request = { domain, name, disks, ...moment, xml };
         const message = await api.call("BlockSnapshots.Create", request, { signal });
         answer("BlockSnapshot", message, (snapshot) => blockSnapshotCreated(snapshot, terminal));
       }),

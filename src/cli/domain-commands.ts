@@ -25,4 +25,16 @@ export function addDomainCommands(group: Command, run: RunAction): void {
         answer("Domain", message, (found) => domainDetails(found, terminal));
       }),
     );
+
+  group
+    .command("dumpxml")
+    .summary("print a domain as XML")
+    .description("Print a domain as <domain>: its disks with their checkpoints, and its exports.")
+    .argument("<domain>", "name of the domain in the configuration")
+    .action((domain) =>
+      run(async ({ answer, api, signal }) => {
+        const message = await api.call("Domains.GetXml", { domain }, { signal });
+        answer("XmlDocument", message, ({ xml }) => xml);
+      }),
+    );
 }

@@ -2,6 +2,7 @@ import type { Command } from "@commander-js/extra-typings";
 import { diskOption } from "./disk-option.js";
 import { exportList, exportsStarted, exportsStopped } from "./export-view.js";
 import type { RunAction } from "./session.js";
+import { readXmlFile } from "./xml-option.js";
 
 const DOMAIN = ["<domain>", "name of the domain in the configuration"] as const;
 const SNAPSHOT = ["--snapshot <name>", "name of the block snapshot"] as const;
@@ -15,18 +16,24 @@ export function addExportCommands(group: Command, run: RunAction): void {
         "live on after this command, until they are stopped or the snapshot ends.",
     )
     .argument(...DOMAIN)
-    .requiredOption(...SNAPSHOT)
+    .option(...SNAPSHOT)
     .option(
       "--since <checkpoint>",
       "also offer what changed since this checkpoint, as the metadata context qemu:dirty-bitmap:since-<checkpoint>",
     )
     .addOption(diskOption("offer this disk"))
-    .action((domain, { snapshot, since, disk: disks }) =>
-      run(async ({ answer, api, signal, terminal }) => {
-        const message = await api.call("BlockExports.Start", { domain, snapshot, since, disks }, { signal });
+    .option("--xml <file>", "take snapshots, checkpoints and disks from this <domainblockexport>")
+    .action((domain, { snapshot = "", since, disk: disks, xml: file }, command) => {
+      if (snapshot === "" && file === undefined) {
+        command.error("error: required option '--snapshot <name>' or '--xml <file>' not specified");
+      }
+      return run(async ({ absolutePath, api, answer, signal, terminal }) => {
+        const xml = file === undefined ? undefined : await readXmlFile(absolutePath(file));
+        const request = { domain, snapshot, since, disks, xml };
+        const message = await api.call("BlockExports.Start", request, { signal });
         answer("StartBlockExportsResponse", message, (started) => exportsStarted(started, terminal));
-      }),
-    );
+      });
+    });
 
   group
     .command("list")

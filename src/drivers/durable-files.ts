@@ -1,4 +1,4 @@
-import { constants, type FileHandle, open } from "node:fs/promises";
+import { constants, type FileHandle, link, open } from "node:fs/promises";
 import { fileError, FleeceError } from "../shared/errors.js";
 
 const { O_CREAT, O_EXCL, O_NOFOLLOW, O_NONBLOCK, O_RDONLY, O_RDWR } = constants;
@@ -18,6 +18,15 @@ export async function openExisting(path: string): Promise<FileHandle> {
   if ((await file.stat()).isFile()) return file;
   await file.close();
   throw new FleeceError("DAMAGED", `Expected a regular file at ${path}`, { facts: { path } });
+}
+
+/** Gives a file a second name in its directory, which must be free: neither a file nor a link, wherever it leads. */
+export async function linkFile(path: string, name: string): Promise<void> {
+  try {
+    await link(path, name);
+  } catch (error) {
+    throw fileError(error, "create", name);
+  }
 }
 
 export async function writeDurably(path: string, text: string): Promise<void> {

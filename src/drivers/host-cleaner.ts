@@ -1,4 +1,5 @@
-import { rm, unlink } from "node:fs/promises";
+import type { BigIntStats } from "node:fs";
+import { lstat, rm, unlink } from "node:fs/promises";
 import type { UndoEntry } from "../model/undo.js";
 import type { HostCleaner } from "../ports/state-store.js";
 import { errnoOf, fileError } from "../shared/errors.js";
@@ -13,6 +14,8 @@ export class QemuHostCleaner implements HostCleaner {
     switch (entry.kind) {
       case "file":
         return removeFile(entry.path);
+      case "linked-file":
+        return removeLinkedFile(entry.path, entry.link);
       case "directory":
         return rm(entry.path, { recursive: true, force: true });
       case "daemon":
@@ -38,6 +41,22 @@ async function removeFile(path: string): Promise<void> {
     await unlink(path);
   } catch (error) {
     if (errnoOf(error) !== "ENOENT") throw fileError(error, "remove", path);
+  }
+}
+
+/** The second name goes first: without the file nobody could tell any more whose that name is. */
+async function removeLinkedFile(path: string, link: string): Promise<void> {
+  const [file, linked] = [await lookAt(path), await lookAt(link)];
+  if (file !== undefined && linked?.ino === file.ino && linked.dev === file.dev) await removeFile(link);
+  await removeFile(path);
+}
+
+async function lookAt(path: string): Promise<BigIntStats | undefined> {
+  try {
+    return await lstat(path, { bigint: true });
+  } catch (error) {
+    if (errnoOf(error) === "ENOENT") return undefined;
+    throw fileError(error, "look at", path);
   }
 }
 

@@ -1,7 +1,9 @@
+import type { Stats } from "node:fs";
 import { constants } from "node:fs";
-import { access, stat } from "node:fs/promises";
+import { access, lstat, realpath, stat } from "node:fs/promises";
+import path from "node:path";
 import type { ScratchSpace } from "../ports/scratch-space.js";
-import { errnoOf, FleeceError } from "../shared/errors.js";
+import { errnoOf, fileError, FleeceError } from "../shared/errors.js";
 import { formatBytes } from "../shared/units.js";
 import { freeBytes } from "./free-bytes.js";
 
@@ -37,6 +39,30 @@ export class ScratchDirectory implements ScratchSpace {
     throw this.#refusal("NO_SPACE", `has ${formatBytes(free)} free, which is less than ${reserve}`);
   }
 
+  async checkFile(file: string): Promise<void> {
+    const directory = path.dirname(file);
+    try {
+      const real = await realpath(directory);
+      if (real !== directory) {
+        throw refusedFile(
+          "INVALID_ARGUMENT",
+          file,
+          `${directory} to have no link in it, but it leads to ${real}`,
+        );
+      }
+      for (let above = directory; ; above = path.dirname(above)) {
+        if (!isSafe(await stat(above))) {
+          throw refusedFile("PERMISSION_DENIED", file, `that no other user may replace what is in ${above}`);
+        }
+        if (above === "/") break;
+      }
+      await access(directory, constants.W_OK | constants.X_OK);
+    } catch (error) {
+      throw fileError(error, "create a scratch file in", directory);
+    }
+    if (await isThere(file)) throw refusedFile("ALREADY_EXISTS", file, "that it does not exist yet");
+  }
+
   freeBytes(): Promise<number> {
     return freeBytes(this.#path);
   }
@@ -63,4 +89,30 @@ async function allocatedBytes(file: string): Promise<number> {
     if (errnoOf(error) === "ENOENT") return 0;
     throw error;
   }
+}
+
+/** Only we and root can rename or remove what is in it; in a sticky directory everybody has only what is his own. */
+function isSafe({ uid, mode }: Stats): boolean {
+  const isSticky = (mode & 0o1000) !== 0;
+  return (uid === 0 || uid === process.geteuid?.()) && (isSticky || (mode & 0o022) === 0);
+}
+
+async function isThere(file: string): Promise<boolean> {
+  try {
+    await lstat(file);
+    return true;
+  } catch (error) {
+    if (errnoOf(error) === "ENOENT") return false;
+    throw fileError(error, "look at", file);
+  }
+}
+
+function refusedFile(
+  code: "INVALID_ARGUMENT" | "PERMISSION_DENIED" | "ALREADY_EXISTS",
+  file: string,
+  expected: string,
+): FleeceError {
+  return new FleeceError(code, `Cannot use the scratch file ${file}: expected ${expected}`, {
+    facts: { path: file },
+  });
 }

@@ -1,3 +1,4 @@
+import { posix } from "node:path";
 import type { CheckpointBitmap, CheckpointId } from "./checkpoint.js";
 import { nextOrder } from "./checkpoint.js";
 import type { QuiesceOutcome, QuiescePlan } from "./quiesce.js";
@@ -70,6 +71,8 @@ export interface PlannedDisk {
   readonly sizeBytes: number;
   /** Where old content goes while the domain runs; an inactive domain needs none. */
   readonly scratchPath: string;
+  /** A second name of the same file, where the caller has chosen one; the first is then in the same directory. */
+  readonly scratchFile?: string;
   readonly nodes: SnapshotNodes;
   /** Bitmaps of ours that record until this moment and stop then, if a new checkpoint takes over. */
   readonly previousBitmaps: readonly string[];
@@ -164,6 +167,8 @@ export interface SnapshotRequest {
   readonly id: string;
   readonly targets: readonly string[];
   readonly scratchDir: string;
+  /** By target, for disks whose old content shall go to a file of the caller's choice. */
+  readonly scratchFiles?: ReadonlyMap<string, string> | undefined;
   /** The name and moment of a new checkpoint; its order follows from the bitmaps that exist. */
   readonly checkpoint?: { readonly name: string; readonly timeMs: number };
   readonly scratchLimitBytes?: number | undefined;
@@ -172,7 +177,7 @@ export interface SnapshotRequest {
 
 /** Names and numbers for everything that a snapshot of these disks will need. The targets must exist. */
 export function planSnapshot(state: DomainState, request: SnapshotRequest): SnapshotPlan {
-  const { id, checkpoint, scratchDir, scratchLimitBytes, quiesce } = request;
+  const { id, checkpoint, scratchLimitBytes, quiesce } = request;
   const chosen = state.disks.filter(({ target }) => request.targets.includes(target));
   return {
     id,
@@ -181,7 +186,7 @@ export function planSnapshot(state: DomainState, request: SnapshotRequest): Snap
       target: disk.target,
       format: disk.format,
       sizeBytes: disk.sizeBytes,
-      scratchPath: `${scratchDir}/${id}-${disk.target}.qcow2`,
+      ...scratchPlace(request, disk.target),
       nodes: snapshotNodes(id, index),
       previousBitmaps: disk.checkpoints
         .filter(({ recording, inconsistent }) => recording && !inconsistent)
@@ -192,5 +197,21 @@ export function planSnapshot(state: DomainState, request: SnapshotRequest): Snap
       ? {}
       : { checkpoint: { ...checkpoint, order: nextOrder(state.disks.map((disk) => disk.checkpoints)) } }),
     ...(quiesce === undefined ? {} : { quiesce }),
+  };
+}
+
+/**
+ * A file of the caller's choice gets a name of ours first: by that, whoever undoes the snapshot can tell it from a file that
+ * somebody else has put there, however far a killed process had come.
+ */
+function scratchPlace(
+  { id, scratchDir, scratchFiles }: SnapshotRequest,
+  target: string,
+): Pick<PlannedDisk, "scratchPath" | "scratchFile"> {
+  const scratchFile = scratchFiles?.get(target);
+  if (scratchFile === undefined) return { scratchPath: `${scratchDir}/${id}-${target}.qcow2` };
+  return {
+    scratchPath: posix.join(posix.dirname(scratchFile), `.fleece-${id}-${target}.qcow2`),
+    scratchFile,
   };
 }

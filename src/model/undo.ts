@@ -24,6 +24,8 @@ export type UndoEntry =
   /** A bitmap that lives only for an export. */
   | { readonly kind: "vm-bitmap"; readonly node: string; readonly bitmap: string }
   | { readonly kind: "file"; readonly path: string }
+  /** A file with a second name: remove that if it is this file's, then the file. */
+  | { readonly kind: "linked-file"; readonly path: string; readonly link: string }
   /** A directory of ours: remove it with what is in it. */
   | { readonly kind: "directory"; readonly path: string }
   /** A process whose command line names this directory, which is its own: end it, then remove the directory. */

@@ -1,7 +1,8 @@
 import { checkName } from "../model/names.js";
+import { checkFilePath } from "../model/paths.js";
 import type { SnapshotJournal } from "../model/operation.js";
 import type { QuiescePlan } from "../model/quiesce.js";
-import type { DomainState } from "../model/snapshot-plan.js";
+import type { DiskState, DomainState } from "../model/snapshot-plan.js";
 import { planSnapshot } from "../model/snapshot-plan.js";
 import { errorMessage, FleeceError } from "../shared/errors.js";
 import { randomId, timedId } from "../shared/ids.js";
@@ -27,6 +28,11 @@ export interface SnapshotOptions {
   /** Left out: one is made up. */
   readonly name?: string;
   readonly disks?: readonly string[];
+  /**
+   * By target: absolute paths of files that must not exist yet. Disks that are not in it have theirs in the scratch
+   * directory. A domain that is inactive needs none, and gets none.
+   */
+  readonly scratchFiles?: ReadonlyMap<string, string>;
   /** A checkpoint to create at the same moment; without a name of its own it is called like the snapshot. */
   readonly checkpoint?: { readonly name?: string };
   readonly leaseMs: number;
@@ -52,6 +58,7 @@ export function createBlockSnapshot(
     leaseMs: checkLease(options.leaseMs),
     quiescePlan: planQuiesce(context, domain, options.quiesce),
   };
+  for (const file of options.scratchFiles?.values() ?? []) checkFilePath("a scratch file", file);
   const checkpoint =
     options.checkpoint === undefined
       ? undefined
@@ -84,19 +91,20 @@ interface NamedRequest {
   readonly checkpointName: string | undefined;
   readonly quiescePlan: QuiescePlan | undefined;
   readonly disks?: readonly string[];
+  readonly scratchFiles?: ReadonlyMap<string, string>;
   readonly signal?: AbortSignal;
 }
 
 async function prepare(
   context: ServiceContext,
   session: DomainSession,
-  { name, leaseMs, checkpointName, quiescePlan, disks: targets, signal }: NamedRequest,
+  { name, leaseMs, checkpointName, quiescePlan, disks: targets, scratchFiles, signal }: NamedRequest,
 ): Promise<Operation> {
   const driver = await session.driver(signal);
   const state = await driver.inspect(signal);
   await refuseFrozenDisks(context, session, driver, targets);
   const disks = chooseDisks(state, targets);
-  if (driver.mode === "running") await context.scratch.check();
+  if (driver.mode === "running") await checkScratch(context, disks, scratchFiles);
   if (checkpointName !== undefined) checkCheckpointIsNew(state, checkpointName);
   const id = randomId(8);
   const now = context.clock.now();
@@ -104,6 +112,7 @@ async function prepare(
     id,
     targets: disks.map(({ target }) => target),
     scratchDir: context.scratchDir,
+    scratchFiles,
     scratchLimitBytes: context.scratchLimits.get(session.domain),
     quiesce: quiescePlan,
     ...(checkpointName === undefined ? {} : { checkpoint: { name: checkpointName, timeMs: now } }),
@@ -125,6 +134,16 @@ async function prepare(
       exports: [],
     },
   });
+}
+
+/** The scratch directory counts only if it is needed. */
+async function checkScratch(
+  { scratch }: ServiceContext,
+  disks: readonly DiskState[],
+  files: ReadonlyMap<string, string> = new Map(),
+): Promise<void> {
+  if (disks.some(({ target }) => !files.has(target))) await scratch.check();
+  for (const file of files.values()) await scratch.checkFile(file);
 }
 
 async function open(

@@ -41,6 +41,7 @@ export async function undoEntry(entry: UndoEntry, session: DomainSession, host: 
     case "checkpoint":
       return session.resilient((driver) => deleteCheckpoint(driver, entry.checkpoint.name, entry.targets));
     case "file":
+    case "linked-file":
     case "directory":
     case "daemon":
     case "daemon-export":

@@ -4,6 +4,7 @@
  */
 export const ERROR_CODES = {
   INVALID_ARGUMENT: ["usage", "An option or argument has a value that cannot be used"],
+  XML_INVALID: ["usage", "An XML document is not well-formed, or has something else than its form allows"],
   INVALID_NAME: ["usage", "A name has characters or a length that names of its kind may not have"],
   CONFIG_INVALID: ["usage", "The configuration has an unknown key, a wrong type or a contradiction"],
   CONFIG_NOT_FOUND: ["usage", "The configuration file does not exist or cannot be read"],

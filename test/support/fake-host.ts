@@ -24,6 +24,10 @@ export class FakeHost implements HostCleaner {
       case "file":
         this.files.delete(entry.path);
         return;
+      case "linked-file":
+        this.files.delete(entry.path);
+        this.files.delete(entry.link);
+        return;
       case "directory":
         this.directories.delete(entry.path);
         await rm(entry.path, { recursive: true, force: true });

@@ -141,6 +141,7 @@ export class FakeRunningDriver implements BlockDriver {
           return;
         case "checkpoint":
         case "file":
+        case "linked-file":
         case "directory":
         case "daemon":
         case "daemon-export":

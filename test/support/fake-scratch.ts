@@ -14,6 +14,10 @@ export class FakeScratch implements ScratchSpace {
     );
   }
 
+  checkFile(): Promise<void> {
+    return Promise.resolve();
+  }
+
   freeBytes(): Promise<number> {
     return Promise.resolve(this.free);
   }

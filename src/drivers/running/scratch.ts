@@ -3,6 +3,7 @@ import type { PlannedDisk, SnapshotNodes } from "../../model/snapshot-plan.js";
 import type { UndoLog } from "../../ports/block-driver.js";
 import type { QmpSession } from "../../qmp/index.js";
 import { KIB } from "../../shared/units.js";
+import { linkFile } from "../durable-files.js";
 import { createImage } from "../qemu-tools.js";
 import { frozenEntries } from "./undo.js";
 
@@ -25,9 +26,10 @@ export async function addScratch(
   undo: UndoLog,
   { diskNode, limitBytes, signal }: ScratchOptions,
 ): Promise<void> {
-  const { scratchPath, sizeBytes, nodes } = disk;
+  const { scratchPath, scratchFile, sizeBytes, nodes } = disk;
   await undo.register(...frozenEntries(disk).scratch);
   await createImage({ path: scratchPath, format: "qcow2", sizeBytes, signal });
+  if (scratchFile !== undefined) await linkFile(scratchPath, scratchFile);
   const file = { driver: "file", filename: scratchPath, discard: "unmap" } as const;
   if (limitBytes !== undefined) await truncate(scratchPath, fixedSize(limitBytes));
   await qmp.execute("blockdev-add", {

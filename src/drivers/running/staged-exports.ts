@@ -2,7 +2,7 @@ import path from "node:path";
 import type { ExportAddress, PlannedDisk, PlannedExport } from "../../model/snapshot-plan.js";
 import { CHECKPOINT_GRANULARITY } from "../../model/checkpoint.js";
 import { BLOCK_SIZE } from "../../model/extents.js";
-import type { UndoEntry } from "../../model/undo.js";
+import type { UndoEntry, UndoKind } from "../../model/undo.js";
 import type { UndoLog } from "../../ports/block-driver.js";
 import type { Clock } from "../../ports/clock.js";
 import type { BlockdevBackup, QmpSession } from "../../qmp/index.js";
@@ -193,7 +193,7 @@ export class StagedExports {
 
   async #undo(entries: readonly UndoEntry[]): Promise<void> {
     for (const entry of entries.toReversed()) {
-      if (entry.kind === "file" || entry.kind === "daemon") await this.#host.undo(entry);
+      if (HOST_KINDS.has(entry.kind)) await this.#host.undo(entry);
       else await undoInQemu(this.#qmp, entry, this.#clock);
     }
   }
@@ -209,6 +209,8 @@ export class StagedExports {
     return detachedDirectoryPath(access, this.#runtimeRoot);
   }
 }
+
+const HOST_KINDS: ReadonlySet<UndoKind> = new Set(["file", "linked-file", "daemon"]);
 
 /** What only the copying needs, inside QEMU. */
 function copyEntries({ nodes, changes }: PlannedExport): UndoEntry[] {

@@ -9,14 +9,16 @@ import { filteredNode, locateDisks } from "./block-graph.js";
 import { stopNbdServer } from "./nbd-server.js";
 
 /** What one frozen disk takes inside QEMU and beside it, in the order in which a freeze acquires it. */
-export function frozenEntries({ target, nodes, scratchPath }: PlannedDisk): {
+export function frozenEntries({ target, nodes, scratchPath, scratchFile }: PlannedDisk): {
   readonly scratch: readonly UndoEntry[];
   readonly filter: readonly UndoEntry[];
   readonly access: readonly UndoEntry[];
 } {
   return {
     scratch: [
-      { kind: "file", path: scratchPath },
+      scratchFile === undefined
+        ? { kind: "file", path: scratchPath }
+        : { kind: "linked-file", path: scratchPath, link: scratchFile },
       { kind: "vm-node", node: nodes.scratch },
     ],
     filter: [
@@ -51,6 +53,7 @@ export async function undoInQemu(qmp: QmpSession, entry: UndoEntry, clock: Clock
       return thawLeftover({ socketPath: entry.socketPath, clock });
     case "checkpoint":
     case "file":
+    case "linked-file":
     case "directory":
     case "daemon":
     case "daemon-export":

@@ -2,7 +2,7 @@
  * Loaded into the built command by `--import`: counts the steps by which the command changes the world, and at one of them
  * kills or stops the process, or lets the step fail. The command itself knows nothing of this.
  *
- * A step is named `rename PATH`, `rm PATH`, `mkdir PATH`, `unlink PATH`, `write PATH`, `sync PATH`, `spawn PROGRAM ARGUMENTS`,
+ * A step is named `rename PATH`, `link PATH`, `rm PATH`, `mkdir PATH`, `unlink PATH`, `write PATH`, `sync PATH`, `spawn PROGRAM ARGUMENTS`,
  * `qmp COMMAND` or `nbd-read`. `FLEECE_TEST_STEPS` holds JSON: see StepFault in steps.ts.
  */
 import childProcess, { execFileSync } from "node:child_process";
@@ -50,7 +50,8 @@ function install({ match, log, at, when, action, copy }) {
     const original = fs[verb];
     fs[verb] = async (path, ...rest) => step(`${verb} ${path}`, () => original(path, ...rest));
   }
-  const { rename, open } = fs;
+  const { link, rename, open } = fs;
+  fs.link = async (from, to) => step(`link ${to}`, () => link(from, to));
   fs.rename = async (from, to) => step(`rename ${to}`, () => rename(from, to));
   const paths = new WeakMap();
   fs.open = async (path, ...rest) => {

@@ -7,9 +7,9 @@ import { temporaryDirectory } from "../../support/lifetime.js";
 import { fleece, someConfig } from "./run-in-process.js";
 
 const VERBS = [
-  ...["domain list", "domain show"],
+  ...["domain list", "domain show", "domain dumpxml"],
   "doctor",
-  ...["create", "list", "show", "renew", "delete"].map((verb) => `block-snapshot ${verb}`),
+  ...["create", "list", "show", "dumpxml", "renew", "delete"].map((verb) => `block-snapshot ${verb}`),
   ...["export start", "export list", "export stop"],
   ...["checkpoint list", "checkpoint show", "checkpoint delete"],
   ...[
