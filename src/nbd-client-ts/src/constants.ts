@@ -58,6 +58,8 @@ export const TRANSMISSION_FLAG = {
   CAN_MULTI_CONN: 1 << 8,
   SEND_CACHE: 1 << 10,
   SEND_FAST_ZERO: 1 << 11,
+  /** Only with extended headers: BLOCK_STATUS may have a payload that names contexts. */
+  BLOCK_STAT_PAYLOAD: 1 << 12,
 } as const;
 
 export const COMMAND = {
@@ -78,7 +80,7 @@ export const COMMAND_FLAG = {
   DF: 4,
   REQ_ONE: 8,
   FAST_ZERO: 16,
-  /** With extended headers: the length of a request is that of its payload. */
+  /** With extended headers: the length in the header is that of the payload. */
   PAYLOAD_LEN: 32,
 } as const;
 
