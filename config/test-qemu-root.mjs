@@ -5,9 +5,9 @@
  * share with them are mounted into it, in a mount namespace of this run that ends with it. That takes root.
  */
 import { spawnSync } from "node:child_process";
-import { existsSync, mkdirSync, mkdtempSync, readdirSync, rmSync, statSync, writeFileSync } from "node:fs";
+import { lstatSync, mkdirSync, mkdtempSync, readdirSync, rmSync, statSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
-import { delimiter, join } from "node:path";
+import { delimiter, join, resolve } from "node:path";
 import { fileURLToPath } from "node:url";
 
 /** A process of this run sees it once it is in the mount namespace. */
@@ -24,11 +24,13 @@ const searchPath = "/usr/sbin:/usr/bin:/sbin:/bin";
 class RunProblem extends Error {}
 
 function main(args) {
-  const root = process.env["FLEECE_QEMU_ROOT"];
-  if (root === undefined || root === "") {
+  const given = process.env["FLEECE_QEMU_ROOT"] ?? "";
+  if (given === "") {
     throw new RunProblem("Expected FLEECE_QEMU_ROOT to name a directory with another distribution's QEMU");
   }
-  if (!existsSync(join(root, "usr/bin/qemu-system-x86_64"))) {
+  // npm runs scripts in the project's directory; a relative path means the caller's.
+  const root = resolve(process.env["INIT_CWD"] ?? "", given);
+  if (!hasTool(root, "qemu-system-x86_64")) {
     throw new RunProblem(`Expected ${root} to have usr/bin/qemu-system-x86_64, it does not`);
   }
   if (process.getuid?.() !== 0) throw new RunProblem("Expected to run as root: chroot and mount need it");
@@ -62,16 +64,20 @@ function mountInto(root) {
   // What a test mounts later is then seen in both places.
   run("mount", ["--make-rshared", "/"]);
   for (const name of readdirSync("/")) {
-    if (ownFolders.test(name) || !statSync(`/${name}`).isDirectory()) continue;
+    if (ownFolders.test(name) || !isDirectory(`/${name}`)) continue;
     const target = join(root, name);
     mkdirSync(target, { recursive: true });
     run("mount", ["--rbind", `/${name}`, target]);
   }
 }
 
+function isDirectory(path) {
+  return statSync(path, { throwIfNoEntry: false })?.isDirectory() === true;
+}
+
 /** `exec` all the way: the process that a test starts and kills is the program itself. */
 function writeWrapper(root, folder, tool) {
-  if (!["usr/bin", "usr/sbin"].some((place) => existsSync(join(root, place, tool)))) return false;
+  if (!hasTool(root, tool)) return false;
   const inRoot = `cd "$0" && PATH=${searchPath} && exec "$@"`;
   const lines = [
     "#!/bin/sh",
@@ -79,6 +85,12 @@ function writeWrapper(root, folder, tool) {
   ];
   writeFileSync(join(folder, tool), `${lines.join("\n")}\n`, { mode: 0o755 });
   return true;
+}
+
+/** A link of the other root may lead nowhere in ours. */
+function hasTool(root, tool) {
+  const paths = ["usr/bin", "usr/sbin"].map((place) => join(root, place, tool));
+  return paths.some((path) => lstatSync(path, { throwIfNoEntry: false }) !== undefined);
 }
 
 function quote(text) {
