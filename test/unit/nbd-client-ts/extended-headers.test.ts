@@ -55,7 +55,7 @@ describe("NbdConnection with extended headers of a scripted server", () => {
     ]);
   });
 
-  it("walks 16 TiB with few requests, and takes extents in 64 bits and in 32", async () => {
+  it("walks 16 TiB with few requests that let a server's guest have its turns, and takes extents in 64 bits and in 32", async () => {
     const { connection, seen } = await against(({ cookie, offset, length }) => [
       offset === 0
         ? statusChunk(cookie, 5, [[2 ** 31, 0]], true)
@@ -68,7 +68,8 @@ describe("NbdConnection with extended headers of a scripted server", () => {
     expect(found.at(0)).toEqual([0, 2 ** 31, 0]);
     expect(found.at(-1)?.[1]).toBe(16 * TIB);
     expect(found).toHaveLength(3);
-    expect(seen.length).toBeLessThan(20);
+    expect(seen.length).toBeLessThan(150);
+    expect(Math.max(...seen.map(({ length }) => length))).toBe(2 ** 37);
   });
 
   it("trims more than 4 GiB in one request", async () => {
