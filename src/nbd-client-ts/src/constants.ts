@@ -123,7 +123,7 @@ export const LIMIT = {
   statusBytes: 1 << 30,
   /** The largest of a walk through a sparse map, in 32 bits. */
   statusWideBytes: 2 ** 31,
-  /** With extended headers. QEMU stands still, and its guest, while it looks at a large hole: 16 TiB at once took it 0.3 to 0.6 s. */
+  /** With extended headers. QEMU's main loop stands still while it looks at a large hole, 0.3 to 0.6 s for 16 TiB at once. */
   statusExtendedBytes: 2 ** 37,
   /** One TRIM or fast zero with extended headers: more than 32 bits hold, and only metadata for the server. */
   fastExtendedBytes: 2 ** 35,
