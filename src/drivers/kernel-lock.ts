@@ -20,6 +20,9 @@ export interface KernelLock {
 export type LockAttempt =
   { readonly held: true; readonly lock: KernelLock } | { readonly held: false; readonly holder?: LockHolder };
 
+/** Node closes a file that nothing refers to, and the lock would go with it, even if its holder only forgot it. */
+const held = new Set<FileHandle>();
+
 /**
  * Tries to take an exclusive kernel lock (an open-file-description lock) on `path`, which is created with mode 0600 and
  * stays. The kernel drops it when the holder ends, however it ends, so there is no stale lock to judge.
@@ -50,11 +53,9 @@ export async function tryKernelLock(path: string, purpose: string): Promise<Lock
     await file.close();
     throw fileError(error, "lock", path);
   }
-  let isOpen = true;
+  held.add(file);
   const release = async (): Promise<void> => {
-    if (!isOpen) return;
-    isOpen = false;
-    await file.close();
+    if (held.delete(file)) await file.close();
   };
   return { held: true, lock: { release } };
 }

@@ -1,5 +1,6 @@
 import { mkdir, readdir } from "node:fs/promises";
 import { beforeAll, describe, expect, it } from "vitest";
+import { isAtLeast } from "../../src/model/known-qemu-issues.js";
 import { buildGuest, type GuestFiles } from "../guest/build-guest.js";
 import { makeDataDisk } from "../guest/data-disk.js";
 import { bootGuest, type GuestVm } from "../guest/guest-vm.js";
@@ -50,7 +51,10 @@ describe("a guest at work whose disks run in iothreads", () => {
       expect(result.stderr).toBe("");
       return result.json();
     };
-    expect(await run("domain", "show", "vm")).toMatchObject({ disks: [{ staged: true }, { staged: true }] });
+    // From 9.0 on QEMU itself offers disks in iothreads.
+    const shown = (await run("domain", "show", "vm")) as { readonly qemuVersion: string };
+    const staged = !isAtLeast(shown.qemuVersion, "9.0");
+    expect(shown).toMatchObject({ disks: [{ staged }, { staged }] });
 
     for (const [round, level] of ["FULL", "INCREMENTAL", "INCREMENTAL"].entries()) {
       await guest.work(3);

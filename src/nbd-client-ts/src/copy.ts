@@ -132,7 +132,8 @@ class Copy {
     let position = offset;
     if (this.#source.contexts.includes(ALLOCATION)) {
       try {
-        for await (const extent of this.#source.extents({ offset, length, signal: this.#signal })) {
+        const what = { offset, length, contexts: [ALLOCATION], signal: this.#signal };
+        for await (const extent of this.#source.extents(what)) {
           const zero = ((extent.flags[ALLOCATION] ?? 0) & STATE_ZERO) !== 0;
           yield { offset: extent.offset, length: extent.length, zero };
           position = extent.offset + extent.length;

@@ -27,6 +27,7 @@ export type {
   NbdTlsOptions,
   ReadOptions,
   RequestOptions,
+  StatusOptions,
   WriteOptions,
   WriteZeroesOptions,
 } from "./options.js";

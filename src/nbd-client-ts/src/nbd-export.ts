@@ -1,5 +1,5 @@
 import { readCapabilities, type Capabilities } from "./capabilities.js";
-import { COMMAND_FLAG, LIMIT, type CommandName } from "./constants.js";
+import { COMMAND_FLAG, LIMIT, TRANSMISSION_FLAG, type CommandName } from "./constants.js";
 import { NbdError } from "./errors.js";
 import { walkExtents, type MappedExtent } from "./extents.js";
 import { LANES, leastBusy, untilAllClosed, type Lane } from "./lane.js";
@@ -9,6 +9,7 @@ import type {
   ExtentsOptions,
   ReadOptions,
   RequestOptions,
+  StatusOptions,
   WriteOptions,
   WriteZeroesOptions,
 } from "./options.js";
@@ -17,7 +18,7 @@ import { checkAligned, checkRange, narrow, widen, type ExportShape } from "./ran
 import { ReadAssembler } from "./read-assembler.js";
 import { AckReceiver } from "./receiver.js";
 import { mayBeTooLong, requestSizes, type RequestSizes } from "./request-sizes.js";
-import type { Request } from "./request.js";
+import { encodeStatusFilter, type Request } from "./request.js";
 import { StatusCollector, type Extent } from "./status-collector.js";
 
 type Range = Pick<Request, "offset" | "length">;
@@ -44,6 +45,8 @@ export abstract class NbdExport implements Capabilities, AsyncDisposable {
   readonly canMultiConn: boolean;
   readonly structuredReplies: boolean;
   readonly extendedHeaders: boolean;
+  /** The server can answer BLOCK_STATUS for some of the contexts; extended headers bring that. */
+  readonly canFilterStatus: boolean;
   /** Settles when it is over: with undefined after `close`, else with the error that ended it. */
   readonly closed: Promise<NbdError | undefined>;
   readonly [LANES]: readonly [Lane, ...Lane[]];
@@ -72,6 +75,8 @@ export abstract class NbdExport implements Capabilities, AsyncDisposable {
     this.canMultiConn = capabilities.canMultiConn;
     this.structuredReplies = negotiated.structuredReplies;
     this.extendedHeaders = negotiated.extendedHeaders;
+    const filters = (negotiated.transmissionFlags & TRANSMISSION_FLAG.BLOCK_STAT_PAYLOAD) !== 0;
+    this.canFilterStatus = negotiated.extendedHeaders && filters;
     this.#shape = { sizeBytes: this.sizeBytes, minimumBytes: this.blockSize.minimumBytes };
     this.#sizes = requestSizes(this.blockSize);
   }
@@ -197,8 +202,12 @@ export abstract class NbdExport implements Capabilities, AsyncDisposable {
     const length = options.length ?? this.sizeBytes - offset;
     checkRange("BLOCK_STATUS", this.#shape, offset, length);
     this.#checkSupport(this.contexts.length > 0, "BLOCK_STATUS without a metadata context");
-    const { signal } = options;
-    const query = (at: number, count: number) => this.#walkStatus(at, count, signal);
+    const { signal, contexts } = options;
+    const of = {
+      ...(signal === undefined ? {} : { signal }),
+      ...(contexts === undefined ? {} : { contexts }),
+    };
+    const query = (at: number, count: number) => this.#walkStatus(at, count, of);
     yield* walkExtents(query, {
       offset,
       length,
@@ -286,9 +295,8 @@ export abstract class NbdExport implements Capabilities, AsyncDisposable {
   }
 
   /** Asks for less where the server finds a request too long: a walk takes short answers anyway. */
-  async #walkStatus(offset: number, length: number, signal: AbortSignal | undefined) {
+  async #walkStatus(offset: number, length: number, options: StatusOptions) {
     const cautious = Math.min(length, this.#sizes.cautiousBytes);
-    const options = signal === undefined ? {} : { signal };
     if (length > cautious && !this.#cautious.has("BLOCK_STATUS")) {
       try {
         return (await this.#status({ offset, length }, options)).lists;
@@ -300,13 +308,37 @@ export abstract class NbdExport implements Capabilities, AsyncDisposable {
     return (await this.#status({ offset, length: cautious }, options)).lists;
   }
 
-  async #status(range: Range, { reqOne = false, signal }: BlockStatusOptions): Promise<StatusCollector> {
+  async #status(range: Range, options: BlockStatusOptions): Promise<StatusCollector> {
+    const { reqOne = false, signal } = options;
+    const keep = this.#wantedContexts(options);
+    // Ids are those of one connection.
     const { session, negotiated } = leastBusy(this[LANES]);
+    const flags = reqOne ? COMMAND_FLAG.REQ_ONE : 0;
     const named = { command: "BLOCK_STATUS", ...range } as const;
-    const receiver = new StatusCollector(named, negotiated.contexts, reqOne);
-    const request = { ...named, flags: reqOne ? COMMAND_FLAG.REQ_ONE : 0 };
-    await session.submit({ request, receiver, signal });
+    if (keep === undefined || !this.canFilterStatus) {
+      const wish = { contexts: negotiated.contexts, reqOne, ...(keep === undefined ? {} : { keep }) };
+      const receiver = new StatusCollector(named, wish);
+      await session.submit({ request: { ...named, flags }, receiver, signal });
+      return receiver;
+    }
+    const contexts = new Map([...negotiated.contexts].filter(([, name]) => keep.has(name)));
+    const payload = encodeStatusFilter(range.length, [...contexts.keys()]);
+    const request = { ...named, flags: flags | COMMAND_FLAG.PAYLOAD_LEN, length: payload.length };
+    const receiver = new StatusCollector(named, { contexts, reqOne });
+    await session.submit({ request, receiver, payload, signal });
     return receiver;
+  }
+
+  /** Undefined for all. */
+  #wantedContexts({ contexts }: StatusOptions): ReadonlySet<string> | undefined {
+    if (contexts === undefined) return undefined;
+    const wanted = new Set(contexts);
+    if (wanted.size === 0 || !contexts.every((name) => this.contexts.includes(name))) {
+      const has = this.contexts.join(", ");
+      const got = contexts.length === 0 ? "none" : contexts.join(", ");
+      throw new NbdError("INVALID_ARGUMENT", `Expected contexts of this connection (${has}), got ${got}`);
+    }
+    return wanted.size === this.contexts.length ? undefined : wanted;
   }
 
   #acknowledged(

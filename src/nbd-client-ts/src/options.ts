@@ -103,12 +103,20 @@ export interface WriteZeroesOptions extends WriteOptions {
   readonly fastZero?: boolean;
 }
 
-export interface BlockStatusOptions extends RequestOptions {
+export interface StatusOptions extends RequestOptions {
+  /**
+   * Only these of the connection's contexts, default all. Where the server can leave the others out (`canFilterStatus`)
+   * it is asked to, and need not look them up; what another server says of them is dropped here.
+   */
+  readonly contexts?: readonly string[];
+}
+
+export interface BlockStatusOptions extends StatusOptions {
   /** Ask for a single extent within the request. */
   readonly reqOne?: boolean;
 }
 
-export interface ExtentsOptions extends RequestOptions {
+export interface ExtentsOptions extends StatusOptions {
   /** Default: from 0 to the end of the export. */
   readonly offset?: number;
   readonly length?: number;

@@ -12,6 +12,7 @@ export interface Request {
   readonly flags: number;
   /** In bytes; offset and length are 0 for commands without a range. */
   readonly offset: number;
+  /** With the flag PAYLOAD_LEN that of the payload, which then says how far the request reaches. */
   readonly length: number;
 }
 
@@ -37,6 +38,14 @@ export function encodeExtendedRequest(request: Request, cookie: number): Uint8Ar
   setMiddle(header, request, cookie);
   setUint64(header, 24, request.length);
   return new Uint8Array(header.buffer);
+}
+
+/** Payload of a BLOCK_STATUS request with PAYLOAD_LEN: how long its range is, and the ids of the contexts it is about. */
+export function encodeStatusFilter(rangeBytes: number, contextIds: readonly number[]): Uint8Array {
+  const payload = new DataView(new ArrayBuffer(8 + 4 * contextIds.length));
+  setUint64(payload, 0, rangeBytes);
+  contextIds.forEach((id, index) => payload.setUint32(8 + 4 * index, id));
+  return new Uint8Array(payload.buffer);
 }
 
 function setMiddle(header: DataView, request: Request, cookie: number): void {

@@ -9,17 +9,25 @@ export interface Extent {
   readonly flags: number;
 }
 
-/** Collects the chunks of a BLOCK_STATUS reply: one for each negotiated context. */
+/** What a BLOCK_STATUS request asked for. */
+export interface StatusWish {
+  /** The contexts that the server must answer for. */
+  readonly contexts: Contexts;
+  /** Those of them whose answers are kept, default all. */
+  readonly keep?: ReadonlySet<string>;
+  readonly reqOne: boolean;
+}
+
+/** Collects the chunks of a BLOCK_STATUS reply: one for each context that was asked for. */
 export class StatusCollector extends Receiver {
   readonly kind = "status";
-  readonly #contexts: Contexts;
-  readonly #reqOne: boolean;
+  readonly #wish: StatusWish;
+  readonly #answered = new Set<string>();
   readonly #extents = new Map<string, ExtentList>();
 
-  constructor(range: RequestRange, contexts: Contexts, reqOne: boolean) {
+  constructor(range: RequestRange, wish: StatusWish) {
     super(range);
-    this.#contexts = contexts;
-    this.#reqOne = reqOne;
+    this.#wish = wish;
   }
 
   get result(): ReadonlyMap<string, readonly Extent[]> {
@@ -47,24 +55,25 @@ export class StatusCollector extends Receiver {
   }
 
   override complete(): void {
-    for (const name of this.#contexts.values()) {
-      if (!this.#extents.has(name)) throw this.violation("BAD_BLOCK_STATUS", `nothing for context ${name}`);
+    for (const name of this.#wish.contexts.values()) {
+      if (!this.#answered.has(name)) throw this.violation("BAD_BLOCK_STATUS", `nothing for context ${name}`);
     }
   }
 
   #add(payload: Buffer, headerBytes: 4 | 8, extentBytes: 8 | 16): void {
     const id = payload.readUInt32BE(0);
-    const name = this.#contexts.get(id);
+    const name = this.#wish.contexts.get(id);
     if (name === undefined) {
-      throw this.violation("BAD_BLOCK_STATUS", `a context that was not negotiated (id ${id})`);
+      throw this.violation("BAD_BLOCK_STATUS", `a context that was not asked for (id ${id})`);
     }
-    if (this.#extents.has(name)) {
+    if (this.#answered.has(name)) {
       throw this.violation("BAD_BLOCK_STATUS", `context ${name} twice`);
     }
     const extents = new ExtentList(this.range.offset, payload.subarray(headerBytes), extentBytes);
     for (const extent of extents) this.#check(extent, name);
-    if (this.#reqOne) this.#checkOnlyOne(extents, name);
-    this.#extents.set(name, extents);
+    if (this.#wish.reqOne) this.#checkOnlyOne(extents, name);
+    this.#answered.add(name);
+    if (this.#wish.keep?.has(name) !== false) this.#extents.set(name, extents);
   }
 
   #check(extent: Extent, name: string): void {

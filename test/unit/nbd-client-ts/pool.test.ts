@@ -115,23 +115,26 @@ describe("NbdPool", () => {
     expect(commands(seen).filter((each) => each.at(-1) === CMD.FLUSH)).toHaveLength(1);
   });
 
-  it("knows each connection's own ids of contexts", async () => {
+  it.each([false, true])("knows each connection's own ids of contexts, filtered: %s", async (filtered) => {
     const seen: number[] = [];
     let count = 0;
     const server = await serving(async (peer) => {
       count += 1;
       const id = count * 10;
-      await peer.enter({ transmissionFlags: MULTI, contexts: { [id]: "base:allocation" } });
-      await serveRequests(peer, [], ({ cookie, length }) => {
-        seen.push(id);
+      const contexts = { [id]: "base:allocation", ...(filtered ? { [id + 1]: "qemu:dirty-bitmap:b" } : {}) };
+      await peer.enter({ extended: filtered, transmissionFlags: MULTI | (1 << 12), contexts });
+      await serveRequests(peer, [], ({ cookie, length, payload }) => {
+        seen.push(filtered ? payload.readUInt32BE(8) : id);
         return [statusChunk(cookie, id, [[length, 0]], true)];
       });
     });
-    const options = { connections: 2, metaContexts: ["base:allocation"] };
+    const metaContexts = ["base:allocation", ...(filtered ? ["qemu:dirty-bitmap:b"] : [])];
+    const options = { connections: 2, metaContexts };
     const pool = untilTestEnds(
       await connectNbdPool({ socketPath: server.socketPath, exportName: "disk", ...options }),
     );
-    await Promise.all([0, 1, 2, 3].map((at) => pool.blockStatus(at, 1)));
+    const contexts = ["base:allocation"];
+    await Promise.all([0, 1, 2, 3].map((at) => pool.blockStatus(at, 1, { contexts })));
     expect([...new Set(seen)].sort()).toEqual([10, 20]);
   });
 

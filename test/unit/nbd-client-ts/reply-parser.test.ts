@@ -43,7 +43,13 @@ class RecordingTable implements ReplyTable {
   status(cookie: number, contexts: ReadonlyMap<number, string>, length: number): void {
     this.#inFlight.set(
       cookie,
-      new StatusCollector({ command: "BLOCK_STATUS", offset: 0, length }, contexts, false),
+      new StatusCollector(
+        { command: "BLOCK_STATUS", offset: 0, length },
+        {
+          contexts,
+          reqOne: false,
+        },
+      ),
     );
   }
 

@@ -92,6 +92,23 @@ export const CORPUS: readonly Seed[] = [
       bytes: Buffer.concat(chunks.map(([cookie, chunk]) => extended(chunk, OFFSETS[cookie] ?? 0))),
     },
   ]),
+  ...(["structured", "extended"] as const).map((headers): Seed => {
+    const wrap = (chunk: Buffer) => (headers === "extended" ? extended(chunk, 0) : chunk);
+    const other = headers === "extended" ? [] : [wrap(statusChunk(6, 7, [[100, 0]]))];
+    return {
+      name: `extents of one context, ${headers}`,
+      headers,
+      bytes: Buffer.concat([...other, wrap(statusChunk(6, 9, [[70, 1]], true))]),
+    };
+  }),
+  {
+    name: "an extent of a context that was filtered out",
+    headers: "extended",
+    bytes: Buffer.concat([
+      extended(statusExtChunk(6, 9, [[2 ** 40, 1]]), 0),
+      extended(statusExtChunk(6, 7, [[100, 0]], true), 0),
+    ]),
+  },
   {
     name: "extents in 64 bits",
     headers: "extended",

@@ -1,7 +1,7 @@
 import { ReadAssembler } from "../../../../src/nbd-client-ts/src/read-assembler.js";
 import { AckReceiver } from "../../../../src/nbd-client-ts/src/receiver.js";
 import { Session } from "../../../../src/nbd-client-ts/src/session.js";
-import { StatusCollector } from "../../../../src/nbd-client-ts/src/status-collector.js";
+import { StatusCollector, type StatusWish } from "../../../../src/nbd-client-ts/src/status-collector.js";
 import type { Transport, TransportListener } from "../../../../src/nbd-client-ts/src/transport.js";
 import { cut, type Cuts } from "./run-parser.js";
 
@@ -25,14 +25,21 @@ class MemoryTransport implements Transport {
   }
 }
 
-/** Reads of these ranges are the requests 1 to 3; 4 is a write, 5 a BLOCK_STATUS of 100 bytes at 0. */
+/** Reads of these ranges are the requests 1 to 3; 4 is a write, 5 a BLOCK_STATUS of 100 bytes at 0, 6 the same for one context. */
 export const READS = [1000, 2000, 3000].map((offset, index) => ({ offset, length: 40 + index }));
 export const CONTEXTS = new Map([
   [7, "base:allocation"],
   [9, "qemu:dirty-bitmap:b"],
 ]);
 
-/** What becomes of five requests when a server sends exactly these bytes and hangs up. */
+/** Asked of the server with extended headers, else kept from what it says of both. */
+const BITMAP_WISH: Readonly<Record<Headers, StatusWish>> = {
+  simple: { contexts: CONTEXTS, keep: new Set(["qemu:dirty-bitmap:b"]), reqOne: false },
+  structured: { contexts: CONTEXTS, keep: new Set(["qemu:dirty-bitmap:b"]), reqOne: false },
+  extended: { contexts: new Map([[9, "qemu:dirty-bitmap:b"]]), reqOne: false },
+};
+
+/** What becomes of six requests when a server sends exactly these bytes and hangs up. */
 export async function replay(
   bytes: Buffer,
   headers: Headers,
@@ -51,12 +58,14 @@ export async function replay(
   const write = { command: "WRITE", offset: 0, length: 1 } as const;
   calls.push(session.submit({ request: { ...write, flags: 0 }, receiver: new AckReceiver(write) }));
   const status = { command: "BLOCK_STATUS", offset: 0, length: 100 } as const;
-  const collector = new StatusCollector(status, CONTEXTS, false);
-  calls.push(
-    session
-      .submit({ request: { ...status, flags: 0 }, receiver: collector })
-      .then(() => [...collector.result].sort(([a], [b]) => a.localeCompare(b))),
-  );
+  for (const wish of [{ contexts: CONTEXTS, reqOne: false }, BITMAP_WISH[headers]]) {
+    const collector = new StatusCollector(status, wish);
+    calls.push(
+      session
+        .submit({ request: { ...status, flags: 0 }, receiver: collector })
+        .then(() => [...collector.result].sort(([a], [b]) => a.localeCompare(b))),
+    );
+  }
   const settled = Promise.allSettled(calls);
   for (const chunk of cut(bytes, cuts)) transport.listener.received(chunk, chunk.length);
   transport.listener.ended(undefined);

@@ -33,6 +33,9 @@ export interface ScriptedExport {
   readonly blockSize?: readonly [minimum: number, preferred: number, maximum: number];
 }
 
+/** With extended headers every payload of a client is announced by this flag. */
+const PAYLOAD_LEN = 32;
+
 /** The server's side of one connection: takes and sends bytes exactly as the script says. */
 export class Peer {
   readonly #socket: Socket;
@@ -74,15 +77,18 @@ export class Peer {
   async receiveRequest(): Promise<ReceivedRequest> {
     const header = await this.receive(this.#headerBytes);
     const command = header.readUInt16BE(6);
-    const length = this.#headerBytes === 32 ? Number(header.readBigUInt64BE(24)) : header.readUInt32BE(24);
+    const flags = header.readUInt16BE(4);
+    const isExtended = this.#headerBytes === 32;
+    const length = isExtended ? Number(header.readBigUInt64BE(24)) : header.readUInt32BE(24);
+    const hasPayload = isExtended ? (flags & PAYLOAD_LEN) !== 0 : command === 1;
     return {
       magic: header.readUInt32BE(0),
-      flags: header.readUInt16BE(4),
+      flags,
       command,
       cookie: Number(header.readBigUInt64BE(8)),
       offset: Number(header.readBigUInt64BE(16)),
       length,
-      payload: command === 1 ? await this.receive(length) : Buffer.alloc(0),
+      payload: hasPayload ? await this.receive(length) : Buffer.alloc(0),
     };
   }
 
