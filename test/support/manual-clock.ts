@@ -24,7 +24,11 @@ export class ManualClock implements Clock {
 
   sleep(ms: number, signal: AbortSignal): Promise<void> {
     return new Promise((resolve, reject) => {
-      const sleeper = { atMs: this.#nowMs + ms, wake: resolve };
+      const wake = () => {
+        signal.removeEventListener("abort", abort);
+        resolve();
+      };
+      const sleeper = { atMs: this.#nowMs + ms, wake };
       const abort = () => {
         this.#sleepers.delete(sleeper);
         reject(new DOMException("The sleep was aborted", "AbortError"));

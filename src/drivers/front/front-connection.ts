@@ -97,7 +97,8 @@ export class FrontConnection {
     await consentToTls(clear);
     const { socket, client } = await secure(this.#socket, tls);
     this.#top = socket;
-    socket.on("error", () => undefined);
+    // Node leaves the connection open after an attempt to renegotiate.
+    socket.on("error", (error: Error) => this.end(new ClientGone(error.message)));
     this.#client = client;
     this.#host.admit(client);
     return new ClientStream(socket);
