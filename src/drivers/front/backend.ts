@@ -106,7 +106,7 @@ export class Backend {
 
   /**
    * Returns false when the caller should wait for `drained`. What comes in one turn of the event loop goes out together:
-   * each request is a TLS record of its own, and a write for each costs a tenth of all CPU time (measured).
+   * each request is a TLS record of its own. With requests of 256 KiB that saves about a tenth of the front's CPU time.
    */
   write(chunk: Uint8Array): boolean {
     if (!this.#corked) {
