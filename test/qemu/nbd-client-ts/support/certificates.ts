@@ -34,18 +34,48 @@ export async function makeCertificates(directory: string, wishes: CertificateWis
   ];
   await openssl("req", "-x509", ...newKey, ...authority, ...usage);
 
-  const sign = async (who: string, days: number, extensions: string) => {
-    const subject = ["-keyout", `${who}-key.pem`, "-out", `${who}.csr`, "-subj", `/CN=Test ${who}`];
-    await openssl("req", "-new", ...newKey, ...subject);
-    await writeFile(join(directory, `${who}.ext`), extensions);
-    const signer = ["-CA", "ca-cert.pem", "-CAkey", "ca-key.pem", "-CAcreateserial"];
-    const files = ["-in", `${who}.csr`, "-out", `${who}-cert.pem`, "-extfile", `${who}.ext`];
-    await openssl("x509", "-req", ...signer, "-days", `${days}`, ...files);
-  };
-  const common = "basicConstraints=critical,CA:FALSE\nkeyUsage=critical,digitalSignature\n";
-  await sign("server", serverDays, `${common}extendedKeyUsage=serverAuth\nsubjectAltName=${names}\n`);
-  await sign("client", 2, `${common}extendedKeyUsage=clientAuth\n`);
+  await sign(directory, "server", serverDays, `extendedKeyUsage=serverAuth\nsubjectAltName=${names}\n`);
+  await sign(directory, "client", 2, "extendedKeyUsage=clientAuth\n");
   return directory;
+}
+
+/** One more directory for a client, by the authority of the first. Negative `days`: the certificate has expired. */
+export async function makeClientCertificates(
+  directory: string,
+  authority: string,
+  { name, days = 2 }: { readonly name: string; readonly days?: number },
+): Promise<string> {
+  await mkdir(directory, { recursive: true });
+  for (const file of ["ca-cert.pem", "ca-key.pem"])
+    await copyFile(join(authority, file), join(directory, file));
+  await sign(directory, "client", days, "extendedKeyUsage=clientAuth\n", name);
+  return directory;
+}
+
+async function sign(
+  directory: string,
+  who: string,
+  days: number,
+  extensions: string,
+  name = `Test ${who}`,
+): Promise<void> {
+  const openssl = async (...args: string[]) => await run("openssl", args, { cwd: directory });
+  await openssl(
+    "req",
+    "-new",
+    ...newKey,
+    "-keyout",
+    `${who}-key.pem`,
+    "-out",
+    `${who}.csr`,
+    "-subj",
+    `/CN=${name}`,
+  );
+  const common = "basicConstraints=critical,CA:FALSE\nkeyUsage=critical,digitalSignature\n";
+  await writeFile(join(directory, `${who}.ext`), common + extensions);
+  const signer = ["-CA", "ca-cert.pem", "-CAkey", "ca-key.pem", "-CAcreateserial"];
+  const files = ["-in", `${who}.csr`, "-out", `${who}-cert.pem`, "-extfile", `${who}.ext`];
+  await openssl("x509", "-req", ...signer, "-days", `${days}`, ...files);
 }
 
 /** A server's certificate that nobody else has signed; as `ca-cert.pem` it is its own authority. */
