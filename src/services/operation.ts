@@ -6,6 +6,7 @@ import type { OperationRecord, OperationSubject, StateStore } from "../ports/sta
 export class Operation implements UndoLog {
   readonly #store: StateStore;
   #record: OperationRecord;
+  #saved: Promise<unknown> = Promise.resolve();
 
   constructor(store: StateStore, record: OperationRecord) {
     this.#store = store;
@@ -52,7 +53,10 @@ export class Operation implements UndoLog {
     await this.#store.remove(this.#record);
   }
 
+  /** One after the other, for disks are worked on side by side; each takes the newest record. */
   async #save(): Promise<void> {
-    await this.#store.save(this.#record);
+    const saved = this.#saved.then(() => this.#store.save(this.#record));
+    this.#saved = saved.catch(() => undefined);
+    await saved;
   }
 }
