@@ -1,12 +1,13 @@
 import type { UndoEntry } from "../model/undo.js";
 import type { UndoLog } from "../ports/block-driver.js";
+import { OneByOne } from "../shared/async.js";
 import type { OperationRecord, OperationSubject, StateStore } from "../ports/state-store.js";
 
 /** One unfinished operation and its record on disk, which is always ahead of what has been done. */
 export class Operation implements UndoLog {
   readonly #store: StateStore;
   #record: OperationRecord;
-  #saved: Promise<unknown> = Promise.resolve();
+  readonly #saves = new OneByOne();
 
   constructor(store: StateStore, record: OperationRecord) {
     this.#store = store;
@@ -53,10 +54,8 @@ export class Operation implements UndoLog {
     await this.#store.remove(this.#record);
   }
 
-  /** One after the other, for disks are worked on side by side; each takes the newest record. */
+  /** Disks are worked on side by side. Each save takes the newest record. */
   async #save(): Promise<void> {
-    const saved = this.#saved.then(() => this.#store.save(this.#record));
-    this.#saved = saved.catch(() => undefined);
-    await saved;
+    await this.#saves.run(() => this.#store.save(this.#record));
   }
 }

@@ -3,13 +3,12 @@ import { CHECKPOINT_GRANULARITY } from "../../model/checkpoint.js";
 import { BLOCK_SIZE } from "../../model/extents.js";
 import type { UndoEntry } from "../../model/undo.js";
 import type { UndoLog } from "../../ports/block-driver.js";
-import type { Clock } from "../../ports/clock.js";
 import type { BlockdevBackup, FollowJobOptions, QmpSession } from "../../qmp/index.js";
 import { isQmpError } from "../../qmp/index.js";
 import { FleeceError } from "../../shared/errors.js";
 import { QemuHostCleaner } from "../host-cleaner.js";
 import { mergedBitmapName } from "../node-exports.js";
-import { frozenEntries, undoInQemu } from "./undo.js";
+import { frozenEntries } from "./undo.js";
 
 /** A frozen disk to copy, with the node that has its checkpoints' bitmaps. */
 export interface DiskToCopy {
@@ -24,12 +23,12 @@ export interface DiskToCopy {
  */
 export class FrozenCopies {
   readonly #qmp: QmpSession;
-  readonly #clock: Clock;
+  readonly #undoInQemu: (entry: UndoEntry) => Promise<void>;
   readonly #host = new QemuHostCleaner();
 
-  constructor({ qmp, clock }: { readonly qmp: QmpSession; readonly clock: Clock }) {
+  constructor(qmp: QmpSession, undo: (entry: UndoEntry) => Promise<void>) {
     this.#qmp = qmp;
-    this.#clock = clock;
+    this.#undoInQemu = undo;
   }
 
   /** Needs `copyEntries` to be registered. The export is writable and of the disk's size. */
@@ -39,7 +38,7 @@ export class FrozenCopies {
   }
 
   async disconnect({ push }: SnapshotNodes): Promise<void> {
-    await undoInQemu(this.#qmp, { kind: "vm-node", node: push }, this.#clock);
+    await this.#undoInQemu({ kind: "vm-node", node: push });
   }
 
   /** Copies what any of the bitmaps has marked. The bitmap is on the filter's view: the job may read nothing else. */
@@ -72,7 +71,7 @@ export class FrozenCopies {
   async undo(entries: readonly UndoEntry[]): Promise<void> {
     for (const entry of entries.toReversed()) {
       if (entry.kind === "file" || entry.kind === "daemon") await this.#host.undo(entry);
-      else await undoInQemu(this.#qmp, entry, this.#clock);
+      else await this.#undoInQemu(entry);
     }
   }
 

@@ -15,6 +15,7 @@ import type { UndoEntry } from "../../model/undo.js";
 import type { BlockDriver, PushOptions, UndoLog } from "../../ports/block-driver.js";
 import type { Clock } from "../../ports/clock.js";
 import type { QmpSession } from "../../qmp/index.js";
+import { OneByOne } from "../../shared/async.js";
 import { FleeceError } from "../../shared/errors.js";
 import type { DomainConfig } from "../../model/config.js";
 import { addExport, exportId, mergedBitmapName } from "../node-exports.js";
@@ -51,6 +52,7 @@ export class RunningDriver implements BlockDriver {
   readonly #nbdSocketPath: string;
   readonly #staged: StagedExports;
   readonly #pushed: PushedDisks;
+  readonly #undoing = new OneByOne();
 
   constructor(options: {
     qmp: QmpSession;
@@ -65,7 +67,7 @@ export class RunningDriver implements BlockDriver {
     this.#config = options.config;
     this.#clock = options.clock;
     this.#nbdSocketPath = options.nbdSocketPath;
-    const copies = new FrozenCopies(options);
+    const copies = new FrozenCopies(options.qmp, (entry) => this.#undo(entry));
     this.#staged = new StagedExports({ copies, runtimeRoot: options.runtimeRoot });
     this.#pushed = new PushedDisks(copies);
   }
@@ -212,7 +214,7 @@ export class RunningDriver implements BlockDriver {
   }
 
   undo(entry: UndoEntry): Promise<void> {
-    return this.#guarded(() => undoInQemu(this.#qmp, entry, this.#clock));
+    return this.#guarded(() => this.#undo(entry));
   }
 
   close(): Promise<void> {
@@ -221,6 +223,14 @@ export class RunningDriver implements BlockDriver {
 
   [Symbol.asyncDispose](): Promise<void> {
     return this.close();
+  }
+
+  /**
+   * A disk that has been copied is let go while others are copied, and the watch may take its filter away at the same time. A
+   * device that is given the node that it has already aborts QEMU: nothing may come between the look and the deed.
+   */
+  #undo(entry: UndoEntry): Promise<void> {
+    return this.#undoing.run(() => undoInQemu(this.#qmp, entry, this.#clock));
   }
 
   #guarded<T>(action: () => Promise<T>): Promise<T> {
