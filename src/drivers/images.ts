@@ -1,5 +1,6 @@
 import { open, rm } from "node:fs/promises";
 import type { BlockWriter } from "../ports/block-io.js";
+import type { ExportAddress } from "../model/snapshot-plan.js";
 import type { ImageFactory, NewImage, OpenImages } from "../ports/image-writer.js";
 import { fileError, FleeceError } from "../shared/errors.js";
 import { openNbdWriter } from "./nbd-io.js";
@@ -69,7 +70,7 @@ async function serve(
   await daemon.execute("blockdev-add", imageNode(image, id), { signal });
   await daemon.execute(
     "block-export-add",
-    { type: "nbd", id, "node-name": id, name: id, writable: true },
+    { type: "nbd", id, "node-name": id, name: id, writable: true, "allocation-depth": image.pushed === true },
     { signal },
   );
   const address = { target: image.target, exportName: id, socketPath: daemon.nbdSocketPath };
@@ -81,13 +82,20 @@ async function serve(
  * clusters all the same, which hide the parent's data. `no-flush`: QEMU hands its metadata to the kernel but leaves the
  * waiting for the disk to one fsync at the end.
  */
-function imageNode({ path, format }: NewImage, id: string): BlockdevOptions {
+function imageNode({ path, format, pushed }: NewImage, id: string): BlockdevOptions {
   const common = { discard: "unmap", cache: { "no-flush": true } } as const;
   const file = { ...common, driver: "file", filename: path } as const;
-  return format === "raw"
-    ? { ...common, driver: "raw", "node-name": id, file }
-    : { ...common, driver: "qcow2", "node-name": id, file, backing: null };
+  const node = { ...common, "node-name": id, file, ...(pushed === true ? DETECT_ZEROES : {}) };
+  return format === "raw" ? { ...node, driver: "raw" } : { ...node, driver: "qcow2", backing: null };
 }
+
+const DETECT_ZEROES = { "detect-zeroes": "on" } as const;
+
+/**
+ * Of QEMU's interop/nbd.rst: 0 is what no image of the chain holds, 1 what the topmost holds, as data or as zeroes. No backing
+ * file is open here, so that it tells what has been written, in the bit that marks changes in bitmaps too.
+ */
+const WRITTEN = "qemu:allocation-depth";
 
 class ServedImages implements OpenImages {
   readonly #daemon: StorageDaemon;
@@ -99,10 +107,18 @@ class ServedImages implements OpenImages {
   }
 
   writer(target: string): BlockWriter {
-    const found = this.#images.find(({ image }) => image.target === target);
-    if (found === undefined)
-      throw new FleeceError("INTERNAL", `Expected an image for disk ${target}, there is none`);
-    return found.writer;
+    return this.#served(target).writer;
+  }
+
+  address(target: string): ExportAddress {
+    const { id, image } = this.#served(target);
+    const { sizeBytes, backing } = image;
+    const changes = backing === undefined ? {} : { changesContext: WRITTEN };
+    return { target, exportName: id, socketPath: this.#daemon.nbdSocketPath, sizeBytes, ...changes };
+  }
+
+  explain(error: unknown): Promise<unknown> {
+    return this.#daemon.explain(error);
   }
 
   async finish(): Promise<void> {
@@ -124,6 +140,12 @@ class ServedImages implements OpenImages {
 
   async [Symbol.asyncDispose](): Promise<void> {
     await this.close();
+  }
+
+  #served(target: string): ServedImage {
+    const found = this.#images.find(({ image }) => image.target === target);
+    if (found !== undefined) return found;
+    throw new FleeceError("INTERNAL", `Expected an image for disk ${target}, there is none`);
   }
 }
 

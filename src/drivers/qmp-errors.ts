@@ -9,10 +9,16 @@ const REFUSALS: ReadonlySet<QmpErrorCode> = new Set([
   "QMP_ARGUMENT",
 ]);
 
-/** Gives an error of a QMP session the code that says what may be done next. */
+/**
+ * Gives an error of a QMP session the code that says what may be done next. An aborted call throws what its signal was
+ * aborted with, if that has a code.
+ */
 export function mapQmpError(error: unknown, peer: string): unknown {
   if (!isQmpError(error)) return error;
-  if (error.code === "QMP_ABORTED") return new FleeceError("INTERRUPTED", "Cancelled", { cause: error });
+  if (error.code === "QMP_ABORTED") {
+    if (error.cause instanceof FleeceError) return error.cause;
+    return new FleeceError("INTERRUPTED", "Cancelled", { cause: error });
+  }
   const message = `${peer}: ${error.message}`;
   if (!REFUSALS.has(error.code)) {
     const facts = error.code === "QMP_NO_GREETING" ? { monitorInUse: true } : {};

@@ -122,8 +122,12 @@ export interface PlannedExport {
   readonly changes?: { readonly since: string; readonly bitmaps: readonly string[] };
   /** The reader is the only one, and will give up what it has read, so that it takes no scratch space any more. */
   readonly release?: boolean;
-  /** Nothing but changed blocks will be read: a staged export may leave out the rest, which then reads as zeroes. */
-  readonly changesOnly?: true;
+}
+
+/** What to copy of one disk of a snapshot, and where to. */
+export interface PlannedPush extends Pick<PlannedExport, "target" | "changes"> {
+  /** A writable export of the disk's size. Only changes are written to it if they are asked about, else all of the disk. */
+  readonly into: ExportAddress;
 }
 
 /** Where the frozen content of a disk can be read. */

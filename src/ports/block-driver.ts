@@ -5,6 +5,7 @@ import type {
   FileFingerprint,
   FreezeResult,
   PlannedExport,
+  PlannedPush,
   SnapshotPlan,
 } from "../model/snapshot-plan.js";
 import type { UndoEntry } from "../model/undo.js";
@@ -50,6 +51,14 @@ export interface BlockDriver extends AsyncDisposable {
     signal?: AbortSignal,
   ): Promise<readonly ExportAddress[]>;
 
+  /**
+   * Lets the running domain's QEMU copy a frozen disk to where its content is to stay, and then lets go of the disk: the
+   * guest's writes to it cost nothing any more, and `checkIntact` does not ask for it. For disks that must be staged; other
+   * disks of the snapshot may be pushed at the same time. Fails with SNAPSHOT_BROKEN when content was lost, NO_SPACE or
+   * QEMU_FAILED when it cannot be written. The copy has ended when it rejects, also by the signal.
+   */
+  push(plan: SnapshotPlan, push: PlannedPush, undo: UndoLog, options?: PushOptions): Promise<void>;
+
   /** Fails with DISK_CHANGED or SNAPSHOT_BROKEN when what was read since `freeze` may not be the frozen moment. */
   checkIntact(
     plan: SnapshotPlan,
@@ -61,6 +70,12 @@ export interface BlockDriver extends AsyncDisposable {
   undo(entry: UndoEntry): Promise<void>;
 
   close(): Promise<void>;
+}
+
+export interface PushOptions {
+  readonly signal?: AbortSignal | undefined;
+  /** Bytes of what has to be copied, zeroes included. */
+  readonly onProgress?: (copiedBytes: number, totalBytes: number) => void;
 }
 
 /** Finds out how a domain can be reached now. Fails with DOMAIN_UNREACHABLE when in no way. */

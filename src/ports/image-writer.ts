@@ -1,4 +1,4 @@
-import type { DiskFormat } from "../model/snapshot-plan.js";
+import type { DiskFormat, ExportAddress } from "../model/snapshot-plan.js";
 import type { BlockWriter } from "./block-io.js";
 
 export interface NewImage {
@@ -9,10 +9,16 @@ export interface NewImage {
   readonly sizeBytes: number;
   /** As it is written into a qcow2 header, relative to the image; always qcow2. */
   readonly backing?: string;
+  /** Others write to it too, by its `address`. What they write is looked through for blocks of zeroes, which take no space. */
+  readonly pushed?: boolean;
 }
 
 export interface OpenImages extends AsyncDisposable {
   writer(target: string): BlockWriter;
+  /** The image as an export that can be written and read; in one with a backing file, what was written counts as changed. */
+  address(target: string): ExportAddress;
+  /** The same error, or QEMU_FAILED with the daemon's last words if its end is the cause. */
+  explain(error: unknown): Promise<unknown>;
   /** Closes the images and makes them durable. */
   finish(): Promise<void>;
   /** Ends the daemon that serves them. Idempotent; leaves the files. */

@@ -70,10 +70,16 @@ export interface DraftDisk {
   readonly mode: DiskMode;
   /** Why this mode, for the manifest. */
   readonly reason: string;
+  /** QEMU itself writes the content, to `BackupDraft.image`; the sink gets it when it is there. Not in mode `compare`. */
+  readonly pushed?: boolean;
 }
 
 export interface BackupDraft {
   disk(target: string): DiskSink;
+  /** Where a pushed disk can be written, and then be read for its sink; what was written of one in mode `changes` is changed. */
+  image(target: string): ExportAddress;
+  /** The same error, or a better one if what holds the images has ended and so is the cause. */
+  explain(error: unknown): Promise<unknown>;
   /**
    * Makes everything durable, writes the manifest and gives the backup its final name: the moment at which it exists.
    * All disks must be finished. After an error nothing is listed.
@@ -99,7 +105,7 @@ export interface DraftSummary {
 
 /**
  * Takes the content of one disk. Each run is announced with `expect` in ascending order before its content comes;
- * contents may then come in any order and side by side.
+ * contents may then come in any order and side by side. Of a pushed disk the content is stored already: it is only digested.
  */
 export interface DiskSink {
   expect(run: BlockRun): void;

@@ -2,11 +2,18 @@ import type { BackupLevel, IntactEntry } from "../model/backup.js";
 import type { BackupJournal } from "../model/operation.js";
 import type { DiskDecision, LevelDecision } from "../model/level.js";
 import { decideLevel } from "../model/level.js";
-import type { DiskState, DomainState, ExportAddress, SnapshotPlan } from "../model/snapshot-plan.js";
+import type {
+  DiskState,
+  DomainState,
+  ExportAddress,
+  PlannedDisk,
+  PlannedExport,
+  SnapshotPlan,
+} from "../model/snapshot-plan.js";
 import { planSnapshot } from "../model/snapshot-plan.js";
 import { consistencyOf, quiesceFacts } from "../model/quiesce.js";
 import type { BlockDriver } from "../ports/block-driver.js";
-import type { BackupDraft, BackupRepository } from "../ports/repository.js";
+import type { BackupDraft, BackupRepository, DiskSink } from "../ports/repository.js";
 import { forEachLimited } from "../shared/async.js";
 import { errorMessage, FleeceError } from "../shared/errors.js";
 import { randomId, timedId } from "../shared/ids.js";
@@ -20,6 +27,7 @@ import { refuseFrozenDisks } from "./open-snapshots.js";
 import { Operation } from "./operation.js";
 import { keepCheckpointIfPublished } from "./published.js";
 import { pull } from "./pull.js";
+import { pushDisk } from "./push.js";
 import type { ScratchUse } from "./scratch-watch.js";
 import { withScratchWatch } from "./scratch-watch.js";
 import { logMoment, planQuiesce } from "./quiesce.js";
@@ -189,7 +197,8 @@ class Attempt {
         domain: session.domain,
         disks: disks.map(({ target, format, file, sizeBytes }) => {
           const { mode, reason } = this.#decision(target);
-          return { target, sourceFormat: format, sourceFile: file, sizeBytes, mode, reason };
+          const pushed = this.#isPushed(target);
+          return { target, sourceFormat: format, sourceFile: file, sizeBytes, mode, reason, pushed };
         }),
         ...(decision.level === "incremental" ? { parent: decision.parent } : {}),
       },
@@ -207,16 +216,23 @@ class Attempt {
       });
       const frozen = await driver.freeze(plan, operation, signal);
       logMoment(this.#context, session.domain, frozen);
-      const addresses = await this.#export(plan, operation);
+      const offered = this.#staged ? [] : await this.#export(plan, plan.disks, operation, signal);
       const onUse = (use: ScratchUse): void => this.#request.onProgress?.({ step: "scratch", ...use });
       const scratchPeakBytes = await withScratchWatch(
         this.#context,
         { driver, plan, signal, onUse },
         (intact) =>
           forEachLimited(
-            addresses,
+            plan.disks,
             this.#context.parallelDisks,
-            (address, stop) => this.#pullDisk(address, draft, stop),
+            async (disk, stop) => {
+              if (this.#isPushed(disk.target)) return this.#pushDisk(plan, disk, draft, operation, stop);
+              // Staging takes as long as reading, so the disks of a staged snapshot are offered one by one, under watch.
+              const addresses = this.#staged ? await this.#export(plan, [disk], operation, stop) : offered;
+              for (const address of addresses.filter(({ target }) => target === disk.target)) {
+                await this.#pullDisk(address, draft, stop);
+              }
+            },
             intact,
           ),
       );
@@ -238,19 +254,36 @@ class Attempt {
     }
   }
 
-  async #export(plan: SnapshotPlan, operation: Operation): Promise<readonly ExportAddress[]> {
-    const { decision, driver } = this.#parts;
-    const exports = plan.disks.map(({ target, nodes }) => {
-      const exportName = `${target}-${plan.id}`;
-      const base = { target, exportName, nodes, release: true };
-      const disk = this.#decision(target);
-      if (decision.level === "full" || disk.mode !== "changes") return base;
-      const since = decision.parent.manifest.checkpoint;
-      return { ...base, changes: { since, bitmaps: disk.bitmaps }, changesOnly: true } as const;
-    });
-    const addresses = await driver.startExports(plan, exports, operation, this.#request.signal);
+  async #export(
+    plan: SnapshotPlan,
+    disks: readonly PlannedDisk[],
+    operation: Operation,
+    signal: AbortSignal | undefined,
+  ): Promise<readonly ExportAddress[]> {
+    const exports = disks.map(({ target, nodes }) => ({
+      ...{ target, exportName: `${target}-${plan.id}`, nodes, release: true },
+      ...this.#changes(target),
+    }));
+    const addresses = await this.#parts.driver.startExports(plan, exports, operation, signal);
     logExports(this.#context, plan, addresses);
     return addresses;
+  }
+
+  #changes(target: string): Pick<PlannedExport, "changes"> {
+    const { decision } = this.#parts;
+    const disk = this.#decision(target);
+    if (decision.level === "full" || disk.mode !== "changes") return {};
+    return { changes: { since: decision.parent.manifest.checkpoint, bitmaps: disk.bitmaps } };
+  }
+
+  /** If one disk of a snapshot must be staged, all of them are. */
+  get #staged(): boolean {
+    return this.#parts.disks.some(({ staged }) => staged === true);
+  }
+
+  /** What is compared with the parent must not be in the image before, so it is staged and pulled. */
+  #isPushed(target: string): boolean {
+    return this.#staged && this.#decision(target).mode !== "compare";
   }
 
   #decision(target: string): DiskDecision {
@@ -264,20 +297,35 @@ class Attempt {
     const start = clock.monotonicMs();
     const sink = draft.disk(address.target);
     await using reader = await readers.open(address, signal);
-    const readBytes = await pull({
-      reader,
-      sink,
-      mode: this.#decision(address.target).mode,
-      signal,
-      onProgress: (positionBytes, read) =>
-        this.#request.onProgress?.({
-          step: "disk",
-          target: address.target,
-          positionBytes,
-          readBytes: read,
-          storedBytes: sink.storedBytes,
-        }),
+    const { mode } = this.#decision(address.target);
+    const onProgress = this.#progressOf(address.target, sink);
+    const readBytes = await pull({ reader, sink, mode, signal, onProgress });
+    await sink.finish({ readBytes, durationMs: Math.round(clock.monotonicMs() - start) });
+  }
+
+  async #pushDisk(
+    plan: SnapshotPlan,
+    { target }: PlannedDisk,
+    draft: BackupDraft,
+    undo: Operation,
+    signal: AbortSignal,
+  ): Promise<void> {
+    const { clock } = this.#context;
+    const start = clock.monotonicMs();
+    const sink = draft.disk(target);
+    const readBytes = await pushDisk(this.#context, {
+      ...{ driver: this.#parts.driver, plan, draft, undo, sink, signal },
+      planned: { target, into: draft.image(target), ...this.#changes(target) },
+      mode: this.#decision(target).mode,
+      onProgress: this.#progressOf(target, sink),
     });
     await sink.finish({ readBytes, durationMs: Math.round(clock.monotonicMs() - start) });
+  }
+
+  #progressOf(target: string, sink: DiskSink): (positionBytes: number, readBytes: number) => void {
+    return (positionBytes, readBytes) => {
+      const { storedBytes } = sink;
+      this.#request.onProgress?.({ step: "disk", target, positionBytes, readBytes, storedBytes });
+    };
   }
 }

@@ -1,11 +1,13 @@
 import type { UndoEntry } from "../model/undo.js";
 import type { UndoLog } from "../ports/block-driver.js";
+import { OneByOne } from "../shared/async.js";
 import type { OperationRecord, OperationSubject, StateStore } from "../ports/state-store.js";
 
 /** One unfinished operation and its record on disk, which is always ahead of what has been done. */
 export class Operation implements UndoLog {
   readonly #store: StateStore;
   #record: OperationRecord;
+  readonly #saves = new OneByOne();
 
   constructor(store: StateStore, record: OperationRecord) {
     this.#store = store;
@@ -52,7 +54,8 @@ export class Operation implements UndoLog {
     await this.#store.remove(this.#record);
   }
 
+  /** Disks are worked on side by side. Each save takes the newest record. */
   async #save(): Promise<void> {
-    await this.#store.save(this.#record);
+    await this.#saves.run(() => this.#store.save(this.#record));
   }
 }

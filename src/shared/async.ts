@@ -25,3 +25,14 @@ export async function forEachLimited<T>(
   if (first !== undefined) throw first.error;
   signal?.throwIfAborted();
 }
+
+/** Runs actions one after the other, in the order of the calls, also after one that has failed. */
+export class OneByOne {
+  #last: Promise<unknown> = Promise.resolve();
+
+  run<T>(action: () => Promise<T>): Promise<T> {
+    const result = this.#last.then(action);
+    this.#last = result.catch(() => undefined);
+    return result;
+  }
+}

@@ -16,6 +16,10 @@ export const fakeImages: ImageFactory = {
         if (image === undefined) throw new Error(`There is no image for disk ${target}`);
         return writerTo(image.content);
       },
+      address: (target) => {
+        throw new Error(`Nobody serves the image of disk ${target}`);
+      },
+      explain: (error) => Promise.resolve(error),
       finish: async () => {
         for (const { path, content } of open.values()) await writeFile(path, content);
       },

@@ -113,6 +113,10 @@ export class FakeInactiveDriver implements BlockDriver {
     return addresses;
   }
 
+  push(): Promise<never> {
+    return Promise.reject(new Error("No disk of this domain is staged"));
+  }
+
   async checkIntact(
     _plan: SnapshotPlan,
     fingerprints: readonly FileFingerprint[],

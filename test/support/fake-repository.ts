@@ -92,6 +92,10 @@ export class FakeRepository implements BackupRepository {
         if (sink === undefined) throw new Error(`The draft has no disk ${target}`);
         return sink;
       },
+      image: (target) => {
+        throw new Error(`Nobody serves the image of disk ${target}`);
+      },
+      explain: (error) => Promise.resolve(error),
       publish: async (summary) => {
         await Promise.resolve();
         for (const sink of sinks.values()) sink.requireFinished();

@@ -103,6 +103,10 @@ export class FakeRunningDriver implements BlockDriver {
     return addresses;
   }
 
+  push(): Promise<never> {
+    return Promise.reject(new Error("No disk of this domain is staged"));
+  }
+
   async checkIntact(plan: SnapshotPlan, _fingerprints: unknown, signal?: AbortSignal): Promise<void> {
     await this.#step("check", signal, () => {
       const missing = plan.disks.find(({ nodes }) => !this.#qemu.nodes.has(nodes.filter));

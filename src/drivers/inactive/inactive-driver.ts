@@ -126,6 +126,16 @@ export class InactiveDriver implements BlockDriver {
     }
   }
 
+  /** Readers of an inactive disk cost no guest anything, so none of them has to be staged. */
+  push(): Promise<never> {
+    return Promise.reject(
+      new FleeceError(
+        "INTERNAL",
+        `Expected domain ${this.#config.name} to run, so that it can push its disks`,
+      ),
+    );
+  }
+
   /**
    * A guest that started in between opened the images for writing, which changes them at once when they have bitmaps;
    * and as long as it runs, it holds their locks.

@@ -2,6 +2,7 @@ import { mkdir, rename, rm } from "node:fs/promises";
 import { join } from "node:path";
 import type { IntactEntry, Manifest, ManifestDisk } from "../../model/backup.js";
 import { checkName } from "../../model/names.js";
+import type { ExportAddress } from "../../model/snapshot-plan.js";
 import type { UndoLog } from "../../ports/block-driver.js";
 import type { ImageFactory, OpenImages } from "../../ports/image-writer.js";
 import type { BackupDraft, DraftRequest, DraftSummary } from "../../ports/repository.js";
@@ -86,6 +87,14 @@ export class DirectoryDraft implements BackupDraft {
     return sink;
   }
 
+  image(target: string): ExportAddress {
+    return this.#parts.images.address(target);
+  }
+
+  explain(error: unknown): Promise<unknown> {
+    return this.#parts.images.explain(error);
+  }
+
   async publish(summary: DraftSummary): Promise<IntactEntry> {
     const { domain, id } = this.#request;
     const manifest = this.#manifest(summary);
@@ -164,8 +173,11 @@ function checkRequest({ id, disks, parent }: DraftRequest): void {
   if (targets.size !== disks.length || disks.length === 0) {
     throw new FleeceError("INTERNAL", `Expected at least one disk and each once in backup ${id}`);
   }
-  for (const { target, sizeBytes, mode } of disks) {
+  for (const { target, sizeBytes, mode, pushed } of disks) {
     if (mode === "whole") continue;
+    if (mode === "compare" && pushed === true) {
+      throw new FleeceError("INTERNAL", `Expected disk ${target} not to be pushed, since it is compared`);
+    }
     const based = parent?.manifest.disks.find((disk) => disk.target === target);
     if (based?.sizeBytes === sizeBytes) continue;
     throw new FleeceError(
@@ -182,11 +194,12 @@ async function createImages(
   signal: AbortSignal | undefined,
 ): Promise<OpenImages> {
   return await images.create(
-    disks.map(({ target, sizeBytes, mode }) => ({
+    disks.map(({ target, sizeBytes, mode, pushed }) => ({
       target,
       path: join(directory, imageFile(target)),
       format: "qcow2",
       sizeBytes,
+      pushed: pushed === true,
       ...(parent === undefined || mode === "whole" ? {} : { backing: backingFile(parent.id, target) }),
     })),
     signal,
@@ -202,12 +215,13 @@ async function openSinks(
   try {
     for (const disk of disks) {
       const { target, mode } = disk;
+      const storesData = disk.pushed !== true;
       const digests = await DigestWriter.create(join(directory, digestsFile(target)), disk.sizeBytes);
       const parts = { disk, image: images.writer(target), digests, hasher };
       const sink =
         mode === "compare"
           ? await CompareSink.open(parts, bases.get(target) ?? [])
-          : new ImageSink({ ...parts, hidesParent: mode === "changes" });
+          : new ImageSink({ ...parts, storesData, storesZeroes: storesData && mode === "changes" });
       sinks.set(target, sink);
     }
   } catch (error) {

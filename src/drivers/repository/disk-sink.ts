@@ -8,14 +8,17 @@ import type { BlockHasher } from "./block-hasher.js";
 import type { DigestWriter } from "./digest-writer.js";
 import { digestsFile, imageFile } from "./layout.js";
 
-/** Writes the content of one disk to its image, and the digests of it to the file beside. */
+/**
+ * Writes the content of one disk to its image, unless it is there already, and the digests of it to the file beside.
+ */
 export class ImageSink implements DiskSink {
   readonly #disk: DraftDisk;
   readonly #image: BlockWriter;
   readonly #digests: DigestWriter;
   readonly #hasher: BlockHasher;
+  readonly #storesData: boolean;
   /** An image without a backing file is zero where nothing is written; one with must say so. */
-  readonly #hidesParent: boolean;
+  readonly #storesZeroes: boolean;
   #storedBytes = 0;
   #zeroBytes = 0;
   #result: ManifestDisk | undefined;
@@ -25,13 +28,15 @@ export class ImageSink implements DiskSink {
     image: BlockWriter;
     digests: DigestWriter;
     hasher: BlockHasher;
-    hidesParent: boolean;
+    storesData: boolean;
+    storesZeroes: boolean;
   }) {
     this.#disk = parts.disk;
     this.#image = parts.image;
     this.#digests = parts.digests;
     this.#hasher = parts.hasher;
-    this.#hidesParent = parts.hidesParent;
+    this.#storesData = parts.storesData;
+    this.#storesZeroes = parts.storesZeroes;
   }
 
   get storedBytes(): number {
@@ -79,12 +84,12 @@ export class ImageSink implements DiskSink {
   }
 
   async #storeData(offset: number, data: Uint8Array, signal: AbortSignal | undefined): Promise<void> {
-    await this.#image.write(offset, data, signal);
+    if (this.#storesData) await this.#image.write(offset, data, signal);
     this.#storedBytes += data.length;
   }
 
   async #storeZeroes(offset: number, length: number, signal: AbortSignal | undefined): Promise<void> {
-    if (this.#hidesParent) await this.#image.writeZeroes(offset, length, signal);
+    if (this.#storesZeroes) await this.#image.writeZeroes(offset, length, signal);
     this.#zeroBytes += length;
   }
 }

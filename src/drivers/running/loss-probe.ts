@@ -50,7 +50,8 @@ export async function tryProbes(
   }
 }
 
-async function brokenByLimit(
+/** The same loss with its cause, if that is the limit of the scratch image. */
+export async function brokenByLimit(
   qmp: QmpSession,
   { scratchLimitBytes, disks }: SnapshotPlan,
   nodes: SnapshotNodes,

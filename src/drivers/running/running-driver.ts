@@ -8,12 +8,14 @@ import type {
   Obstacle,
   PlannedDisk,
   PlannedExport,
+  PlannedPush,
   SnapshotPlan,
 } from "../../model/snapshot-plan.js";
 import type { UndoEntry } from "../../model/undo.js";
-import type { BlockDriver, UndoLog } from "../../ports/block-driver.js";
+import type { BlockDriver, PushOptions, UndoLog } from "../../ports/block-driver.js";
 import type { Clock } from "../../ports/clock.js";
 import type { QmpSession } from "../../qmp/index.js";
+import { OneByOne } from "../../shared/async.js";
 import { FleeceError } from "../../shared/errors.js";
 import type { DomainConfig } from "../../model/config.js";
 import { addExport, exportId, mergedBitmapName } from "../node-exports.js";
@@ -22,8 +24,10 @@ import type { LocatedDisk } from "./block-graph.js";
 import { locateDisks } from "./block-graph.js";
 import { bitmapTransaction } from "./bitmap-transaction.js";
 import { clientsAbort, iothreadOf } from "./iothreads.js";
-import { addProbe, probeName, tryProbes } from "./loss-probe.js";
+import { FrozenCopies } from "./frozen-copies.js";
+import { addProbe, brokenByLimit, probeName, tryProbes } from "./loss-probe.js";
 import { startNbdServer } from "./nbd-server.js";
+import { PushedDisks } from "./pushed-disks.js";
 import type { QuietMomentParts } from "./quiet-moment.js";
 import { quietMoment } from "./quiet-moment.js";
 import { addScratch, isWorthReleasing } from "./scratch.js";
@@ -47,6 +51,8 @@ export class RunningDriver implements BlockDriver {
   readonly #qmpSocketPath: string;
   readonly #nbdSocketPath: string;
   readonly #staged: StagedExports;
+  readonly #pushed: PushedDisks;
+  readonly #undoing = new OneByOne();
 
   constructor(options: {
     qmp: QmpSession;
@@ -61,7 +67,9 @@ export class RunningDriver implements BlockDriver {
     this.#config = options.config;
     this.#clock = options.clock;
     this.#nbdSocketPath = options.nbdSocketPath;
-    this.#staged = new StagedExports(options);
+    const copies = new FrozenCopies(options.qmp, (entry) => this.#undo(entry));
+    this.#staged = new StagedExports({ copies, runtimeRoot: options.runtimeRoot });
+    this.#pushed = new PushedDisks(copies);
   }
 
   inspect(signal?: AbortSignal): Promise<DomainState> {
@@ -147,13 +155,11 @@ export class RunningDriver implements BlockDriver {
     return this.#guarded(async () => {
       const located = await this.#locate(signal);
       if (await this.#needsStaging(plan, located)) {
-        const disks = exports.map((planned) => {
-          const disk = plan.disks.find(({ target }) => target === planned.target);
-          if (disk === undefined) {
-            throw new FleeceError("DISK_NOT_FOUND", `The snapshot has no disk ${planned.target}`);
-          }
-          return { disk, planned, diskNode: this.#disk(located, planned.target).diskNode };
-        });
+        const disks = exports.map((planned) => ({
+          disk: plannedDisk(plan, planned.target),
+          planned,
+          diskNode: this.#disk(located, planned.target).diskNode,
+        }));
         return this.#staged.open(disks, undo, signal);
       }
       await startNbdServer(this.#qmp, this.#nbdSocketPath, undo, this.#config.name);
@@ -178,16 +184,29 @@ export class RunningDriver implements BlockDriver {
     });
   }
 
+  push(plan: SnapshotPlan, planned: PlannedPush, undo: UndoLog, options: PushOptions = {}): Promise<void> {
+    return this.#guarded(async () => {
+      const disk = plannedDisk(plan, planned.target);
+      const { diskNode } = this.#disk(await this.#locate(options.signal), planned.target);
+      try {
+        await this.#pushed.push({ disk, diskNode, planned }, planned.into, undo, options);
+      } catch (error) {
+        throw (await brokenByLimit(this.#qmp, plan, disk.nodes, error)) ?? error;
+      }
+    });
+  }
+
   /**
    * A break cannot be queried, but every read through the filter fails from then on: so one is tried on each disk that has
-   * been offered, after all others. A disk that has been staged needs no filter any more.
+   * been offered, after all others. A disk that has been copied out needs no filter any more.
    */
   checkIntact(plan: SnapshotPlan, _fingerprints?: unknown, signal?: AbortSignal): Promise<void> {
     return this.#guarded(async () => {
       const nodes = await this.#qmp.execute("query-named-block-nodes", { flat: true });
       const names = new Set(nodes.map((node) => node["node-name"]));
       for (const disk of plan.disks) {
-        if (names.has(disk.nodes.filter) || (await this.#staged.holds(disk, signal))) continue;
+        if (names.has(disk.nodes.filter) || this.#pushed.isComplete(disk)) continue;
+        if (await this.#staged.holds(disk, signal)) continue;
         throw new FleeceError("SNAPSHOT_BROKEN", `The filter of disk ${disk.target} is gone from QEMU`);
       }
       await tryProbes(this.#qmp, plan, this.#nbdSocketPath, signal);
@@ -195,7 +214,7 @@ export class RunningDriver implements BlockDriver {
   }
 
   undo(entry: UndoEntry): Promise<void> {
-    return this.#guarded(() => undoInQemu(this.#qmp, entry, this.#clock));
+    return this.#guarded(() => this.#undo(entry));
   }
 
   close(): Promise<void> {
@@ -204,6 +223,14 @@ export class RunningDriver implements BlockDriver {
 
   [Symbol.asyncDispose](): Promise<void> {
     return this.close();
+  }
+
+  /**
+   * A disk that has been copied is let go while others are copied, and the watch may take its filter away at the same time. A
+   * device that is given the node that it has already aborts QEMU: nothing may come between the look and the deed.
+   */
+  #undo(entry: UndoEntry): Promise<void> {
+    return this.#undoing.run(() => undoInQemu(this.#qmp, entry, this.#clock));
   }
 
   #guarded<T>(action: () => Promise<T>): Promise<T> {
@@ -331,6 +358,12 @@ export class RunningDriver implements BlockDriver {
     if (guestAgent !== undefined) return { ...quiesce, agentSocketPath: guestAgent };
     throw new FleeceError("INTERNAL", `Expected a guest agent for domain ${this.#config.name}`);
   }
+}
+
+function plannedDisk({ disks }: SnapshotPlan, target: string): PlannedDisk {
+  const disk = disks.find((planned) => planned.target === target);
+  if (disk !== undefined) return disk;
+  throw new FleeceError("DISK_NOT_FOUND", `The snapshot has no disk ${target}`);
 }
 
 /**

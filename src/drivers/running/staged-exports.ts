@@ -1,44 +1,36 @@
 import path from "node:path";
 import type { ExportAddress, PlannedDisk, PlannedExport } from "../../model/snapshot-plan.js";
 import { CHECKPOINT_GRANULARITY } from "../../model/checkpoint.js";
-import { BLOCK_SIZE } from "../../model/extents.js";
-import type { UndoEntry, UndoKind } from "../../model/undo.js";
+import type { UndoEntry } from "../../model/undo.js";
 import type { UndoLog } from "../../ports/block-driver.js";
-import type { Clock } from "../../ports/clock.js";
-import type { BlockdevBackup, QmpSession } from "../../qmp/index.js";
 import { isQmpError } from "../../qmp/index.js";
 import { FleeceError } from "../../shared/errors.js";
-import { QemuHostCleaner } from "../host-cleaner.js";
 import { addExport, exportId, mergedBitmapName, removeExport } from "../node-exports.js";
 import { createImage } from "../qemu-tools.js";
 import { detachedDirectoryPath } from "../runtime-directory.js";
 import { StorageDaemon } from "../storage-daemon.js";
-import { frozenEntries, nodeExists, undoInQemu } from "./undo.js";
+import { copyEntries, type DiskToCopy, type FrozenCopies } from "./frozen-copies.js";
+import { nodeExists } from "./undo.js";
 
-/** A disk to offer, with the node that has its checkpoints' bitmaps. */
-export interface DiskToStage {
-  readonly disk: PlannedDisk;
+/** A disk to copy and offer. */
+export interface DiskToStage extends DiskToCopy {
   readonly planned: PlannedExport;
-  readonly diskNode: string;
 }
 
 /**
- * Exports that no NBD client of others reaches QEMU by. QEMU itself, as a client, copies the frozen content into an image
- * that a storage daemon of ours holds, one for each disk; readers connect to that. Once the copy is complete the
- * guest's disk is let go: neither slow readers nor hostile ones cost the guest anything.
+ * Exports that no NBD client of others reaches QEMU by. QEMU itself copies the frozen content into an image that a storage
+ * daemon of ours holds, one for each disk (see FrozenCopies); readers connect to that. Once the copy is complete the guest's
+ * disk is let go: neither slow readers nor hostile ones cost the guest anything.
  *
  * In the daemon, the node with the planned scratch name is the image, and the one with the access name is a read-only view
  * of it that exists only when the copy is complete.
  */
 export class StagedExports {
-  readonly #qmp: QmpSession;
-  readonly #clock: Clock;
+  readonly #copies: FrozenCopies;
   readonly #runtimeRoot: string;
-  readonly #host = new QemuHostCleaner();
 
-  constructor(options: { qmp: QmpSession; clock: Clock; runtimeRoot: string }) {
-    this.#qmp = options.qmp;
-    this.#clock = options.clock;
+  constructor(options: { copies: FrozenCopies; runtimeRoot: string }) {
+    this.#copies = options.copies;
     this.#runtimeRoot = options.runtimeRoot;
   }
 
@@ -51,7 +43,7 @@ export class StagedExports {
     for (const each of disks) {
       if (!(await this.holds(each.disk, signal))) await this.#stage(each, undo, signal);
     }
-    for (const { disk, planned } of disks) await this.#letGo(disk, planned, undo);
+    for (const each of disks) await this.#copies.letGo(each, undo);
     const addresses: ExportAddress[] = [];
     for (const each of disks) addresses.push(await this.#offer(each, undo, signal));
     return addresses;
@@ -69,11 +61,11 @@ export class StagedExports {
   }
 
   async #stage(each: DiskToStage, undo: UndoLog, signal?: AbortSignal): Promise<void> {
-    const { disk, planned } = each;
+    const { disk } = each;
     const { nodes, sizeBytes } = disk;
-    const entries = [...this.#hostEntries(disk), ...copyEntries(planned)];
+    const entries = [...this.#hostEntries(disk), ...copyEntries(each)];
     // A command that was killed while it staged this disk of a snapshot that lives on may have left some of it.
-    await this.#undo(entries);
+    await this.#copies.undo(entries);
     await undo.register(...entries);
     await createImage({ path: stagedPath(disk), format: "qcow2", sizeBytes, signal });
     const directory = this.#directory(nodes);
@@ -81,7 +73,7 @@ export class StagedExports {
     try {
       await this.#copy(each, daemon, signal);
     } catch (error) {
-      throw await copyFailure(error, daemon, disk.target);
+      throw isQmpError(error, "QMP_JOB_FAILED", "QMP_COMMAND_FAILED") ? await daemon.explain(error) : error;
     } finally {
       await daemon.detach();
     }
@@ -91,13 +83,10 @@ export class StagedExports {
    * What is copied while the daemon's bitmap records is the changes; what is copied after it, the rest. A block that was
    * zeroed is copied as zeroes, so it is recorded too.
    */
-  async #copy(
-    { disk, planned, diskNode }: DiskToStage,
-    daemon: StorageDaemon,
-    signal?: AbortSignal,
-  ): Promise<void> {
+  async #copy(each: DiskToStage, daemon: StorageDaemon, signal?: AbortSignal): Promise<void> {
+    const { disk, planned } = each;
+    const { changes } = planned;
     const { access, scratch, push } = disk.nodes;
-    const { changes, changesOnly } = planned;
     const file = { driver: "file", filename: stagedPath(disk), discard: "unmap" } as const;
     // Nothing of the image outlives its daemon, so nothing of it has to reach the disk.
     const cache = { "no-flush": true };
@@ -109,46 +98,20 @@ export class StagedExports {
     await daemon.execute("block-export-add", {
       ...{ type: "nbd", id: push, "node-name": scratch, name: push, writable: true },
     });
-    const server = { type: "unix", path: daemon.nbdSocketPath } as const;
-    await this.#qmp.execute("blockdev-add", { driver: "nbd", "node-name": push, server, export: push });
+    await this.#copies.connect(disk.nodes, daemon.nbdSocketPath, push);
     if (changes !== undefined) {
       const name = mergedBitmapName(changes.since);
       const granularity = CHECKPOINT_GRANULARITY;
       await daemon.execute("block-dirty-bitmap-add", { node: scratch, name, granularity });
-      await this.#qmp.execute("block-dirty-bitmap-add", { node: access, name, granularity, disabled: true });
-      const bitmaps = changes.bitmaps.map((bitmap) => ({ node: diskNode, name: bitmap }));
-      await this.#qmp.execute("block-dirty-bitmap-merge", { node: access, target: name, bitmaps });
-      await this.#runJob(disk, { sync: "bitmap", bitmap: name, "bitmap-mode": "never" }, signal);
+      await this.#copies.copyChanges(each, changes, { signal });
       await daemon.execute("block-dirty-bitmap-disable", { node: scratch, name });
     }
-    if (changesOnly !== true) await this.#runJob(disk, { sync: "full" }, signal);
-    await undoInQemu(this.#qmp, { kind: "vm-node", node: push }, this.#clock);
+    await this.#copies.copyAll(each, { signal });
+    await this.#copies.disconnect(disk.nodes);
     await daemon.attempt((qmp) => removeExport(qmp, push));
     await daemon.execute("blockdev-add", {
       ...{ driver: "raw", "node-name": access, "read-only": true, file: scratch },
     });
-  }
-
-  /**
-   * The source is the filter's own view: its reads fail once content is lost, so a job that has succeeded has copied the
-   * frozen moment. Before QEMU 8.0 that view takes what it has preserved from the live disk if a request reaches from it into
-   * what it has not (see RunningDriver.startExports). It preserves whole blocks of this size, so no request may be longer.
-   */
-  async #runJob(
-    { nodes }: PlannedDisk,
-    sync: Pick<BlockdevBackup, "sync" | "bitmap" | "bitmap-mode">,
-    signal?: AbortSignal,
-  ): Promise<void> {
-    const job = { "job-id": nodes.push, device: nodes.access, target: nodes.push, ...sync };
-    await this.#qmp.runJob("blockdev-backup", { ...job, "x-perf": { "max-chunk": BLOCK_SIZE } }, { signal });
-  }
-
-  /** Gives the guest its disk back, and the host the scratch space. */
-  async #letGo(disk: PlannedDisk, planned: PlannedExport, undo: UndoLog): Promise<void> {
-    const { scratch, filter, access } = frozenEntries(disk);
-    const entries = [...scratch, ...filter, ...access, ...copyEntries(planned)];
-    await this.#undo(entries);
-    await undo.settle(...entries);
   }
 
   async #offer({ disk, planned }: DiskToStage, undo: UndoLog, signal?: AbortSignal): Promise<ExportAddress> {
@@ -191,13 +154,6 @@ export class StagedExports {
     );
   }
 
-  async #undo(entries: readonly UndoEntry[]): Promise<void> {
-    for (const entry of entries.toReversed()) {
-      if (HOST_KINDS.has(entry.kind)) await this.#host.undo(entry);
-      else await undoInQemu(this.#qmp, entry, this.#clock);
-    }
-  }
-
   #hostEntries(disk: PlannedDisk): UndoEntry[] {
     return [
       { kind: "file", path: stagedPath(disk) },
@@ -210,31 +166,7 @@ export class StagedExports {
   }
 }
 
-const HOST_KINDS: ReadonlySet<UndoKind> = new Set(["file", "linked-file", "daemon"]);
-
-/** What only the copying needs, inside QEMU. */
-function copyEntries({ nodes, changes }: PlannedExport): UndoEntry[] {
-  const { access, push } = nodes;
-  return [
-    { kind: "vm-node", node: push },
-    ...(changes === undefined
-      ? []
-      : [{ kind: "vm-bitmap", node: access, bitmap: mergedBitmapName(changes.since) } as const]),
-    { kind: "vm-job", id: push },
-  ];
-}
-
 /** Beside the scratch image; the names of those begin with the eight characters of a snapshot's id. */
 function stagedPath({ scratchPath }: PlannedDisk): string {
   return path.join(path.dirname(scratchPath), `staged-${path.basename(scratchPath)}`);
-}
-
-/** QEMU's block layer says EACCES for content that a copy-before-write filter has lost. */
-async function copyFailure(error: unknown, daemon: StorageDaemon, target: string): Promise<unknown> {
-  if (!isQmpError(error, "QMP_JOB_FAILED", "QMP_COMMAND_FAILED")) return error;
-  if (error.qemuText === "Permission denied") {
-    const message = `The frozen content of disk ${target} is gone, likely because scratch space ran out: ${error.message}`;
-    return new FleeceError("SNAPSHOT_BROKEN", message, { cause: error, facts: { target } });
-  }
-  return daemon.explain(error);
 }

@@ -1,6 +1,6 @@
 import { setImmediate as turn } from "node:timers/promises";
 import { describe, expect, it } from "vitest";
-import { forEachLimited } from "../../../src/shared/async.js";
+import { forEachLimited, OneByOne } from "../../../src/shared/async.js";
 
 /** Counts up, and says whether it was closed before its end. */
 function counter(): { items: AsyncGenerator<number>; given: () => number; closed: () => boolean } {
@@ -114,5 +114,28 @@ describe("forEachLimited", () => {
     );
     await expect(run).rejects.toThrow();
     expect(started).toBe(0);
+  });
+});
+
+describe("OneByOne.run", () => {
+  it("begins an action when those before have ended, also those that failed, and passes on what each gives", async () => {
+    const queue = new OneByOne();
+    const steps: string[] = [];
+    const action = (name: string) => async () => {
+      steps.push(`${name} begins`);
+      await turn();
+      steps.push(`${name} ends`);
+      if (name === "second") throw new Error(name);
+      return name;
+    };
+    const results = await Promise.allSettled(
+      ["first", "second", "third"].map((name) => queue.run(action(name))),
+    );
+    expect(steps).toEqual(["first", "second", "third"].flatMap((name) => [`${name} begins`, `${name} ends`]));
+    expect(results).toMatchObject([
+      { value: "first" },
+      { reason: { message: "second" } },
+      { value: "third" },
+    ]);
   });
 });

@@ -1,0 +1,115 @@
+import type { PlannedDisk, PlannedExport, SnapshotNodes } from "../../model/snapshot-plan.js";
+import { CHECKPOINT_GRANULARITY } from "../../model/checkpoint.js";
+import { BLOCK_SIZE } from "../../model/extents.js";
+import type { UndoEntry } from "../../model/undo.js";
+import type { UndoLog } from "../../ports/block-driver.js";
+import type { BlockdevBackup, FollowJobOptions, QmpSession } from "../../qmp/index.js";
+import { isQmpError } from "../../qmp/index.js";
+import { FleeceError } from "../../shared/errors.js";
+import { QemuHostCleaner } from "../host-cleaner.js";
+import { mergedBitmapName } from "../node-exports.js";
+import { frozenEntries } from "./undo.js";
+
+/** A frozen disk to copy, with the node that has its checkpoints' bitmaps. */
+export interface DiskToCopy {
+  readonly disk: PlannedDisk;
+  readonly diskNode: string;
+  readonly planned: Pick<PlannedExport, "changes">;
+}
+
+/**
+ * QEMU itself, as an NBD client, copies frozen disks into images that storage daemons of ours hold. No NBD client comes near
+ * that QEMU, and the daemon's end is a failed job there: the guest does not notice.
+ */
+export class FrozenCopies {
+  readonly #qmp: QmpSession;
+  readonly #undoInQemu: (entry: UndoEntry) => Promise<void>;
+  readonly #host = new QemuHostCleaner();
+
+  constructor(qmp: QmpSession, undo: (entry: UndoEntry) => Promise<void>) {
+    this.#qmp = qmp;
+    this.#undoInQemu = undo;
+  }
+
+  /** Needs `copyEntries` to be registered. The export is writable and of the disk's size. */
+  async connect({ push }: SnapshotNodes, socketPath: string, exportName: string): Promise<void> {
+    const server = { type: "unix", path: socketPath } as const;
+    await this.#qmp.execute("blockdev-add", { driver: "nbd", "node-name": push, server, export: exportName });
+  }
+
+  async disconnect({ push }: SnapshotNodes): Promise<void> {
+    await this.#undoInQemu({ kind: "vm-node", node: push });
+  }
+
+  /** Copies what any of the bitmaps has marked. The bitmap is on the filter's view: the job may read nothing else. */
+  async copyChanges(
+    { disk, diskNode }: DiskToCopy,
+    { since, bitmaps }: NonNullable<PlannedExport["changes"]>,
+    options: FollowJobOptions,
+  ): Promise<void> {
+    const node = disk.nodes.access;
+    const name = mergedBitmapName(since);
+    const granularity = CHECKPOINT_GRANULARITY;
+    await this.#qmp.execute("block-dirty-bitmap-add", { node, name, granularity, disabled: true });
+    const sources = bitmaps.map((bitmap) => ({ node: diskNode, name: bitmap }));
+    await this.#qmp.execute("block-dirty-bitmap-merge", { node, target: name, bitmaps: sources });
+    await this.#runJob(disk, { sync: "bitmap", bitmap: name, "bitmap-mode": "never" }, options);
+  }
+
+  async copyAll({ disk }: DiskToCopy, options: FollowJobOptions): Promise<void> {
+    await this.#runJob(disk, { sync: "full" }, options);
+  }
+
+  /** Gives the guest its disk back, and the host the scratch space. */
+  async letGo(each: DiskToCopy, undo: UndoLog): Promise<void> {
+    const { scratch, filter, access } = frozenEntries(each.disk);
+    const entries = [...scratch, ...filter, ...access, ...copyEntries(each)];
+    await this.undo(entries);
+    await undo.settle(...entries);
+  }
+
+  async undo(entries: readonly UndoEntry[]): Promise<void> {
+    for (const entry of entries.toReversed()) {
+      if (entry.kind === "file" || entry.kind === "daemon") await this.#host.undo(entry);
+      else await this.#undoInQemu(entry);
+    }
+  }
+
+  /**
+   * The source is the filter's own view: its reads fail once content is lost, so a job that has succeeded has copied the
+   * frozen moment. Before QEMU 8.0 that view takes what it has preserved from the live disk if a request reaches from it into
+   * what it has not (see RunningDriver.startExports). It preserves whole blocks of this size, so no request may be longer.
+   */
+  async #runJob(
+    { nodes, target }: PlannedDisk,
+    sync: Pick<BlockdevBackup, "sync" | "bitmap" | "bitmap-mode">,
+    options: FollowJobOptions,
+  ): Promise<void> {
+    const job = { "job-id": nodes.push, device: nodes.access, target: nodes.push, ...sync };
+    try {
+      await this.#qmp.runJob("blockdev-backup", { ...job, "x-perf": { "max-chunk": BLOCK_SIZE } }, options);
+    } catch (error) {
+      throw contentLost(error, target) ?? error;
+    }
+  }
+}
+
+/** What only the copying needs, inside QEMU. */
+export function copyEntries({ disk, planned: { changes } }: DiskToCopy): readonly UndoEntry[] {
+  const { access, push } = disk.nodes;
+  return [
+    { kind: "vm-node", node: push },
+    ...(changes === undefined
+      ? []
+      : [{ kind: "vm-bitmap", node: access, bitmap: mergedBitmapName(changes.since) } as const]),
+    { kind: "vm-job", id: push },
+  ];
+}
+
+/** QEMU's block layer says EACCES for content that a copy-before-write filter has lost. */
+function contentLost(error: unknown, target: string): FleeceError | undefined {
+  if (!isQmpError(error, "QMP_JOB_FAILED", "QMP_COMMAND_FAILED")) return undefined;
+  if (error.qemuText !== "Permission denied") return undefined;
+  const message = `The frozen content of disk ${target} is gone, likely because scratch space ran out: ${error.message}`;
+  return new FleeceError("SNAPSHOT_BROKEN", message, { cause: error, facts: { target } });
+}
