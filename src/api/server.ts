@@ -14,6 +14,7 @@ import { FleeceError } from "../shared/errors.js";
 import { randomId } from "../shared/ids.js";
 import type { CallName, CallOptions, CallRequest } from "./call-types.js";
 import { CALLS, runCall } from "./calls.js";
+import { eventWriter } from "./event-writer.js";
 import { failureOf } from "./failure.js";
 import { loadPackage, methodOf } from "./loader.js";
 import { toStatus } from "./status.js";
@@ -31,7 +32,6 @@ export interface ServerParts {
 
 type WireCall = ServerUnaryCall<object, object> | ServerWritableStream<object, object>;
 
-/** What a stream's messages are made of: see the responses of `Backups`. */
 type Events = Pick<CallOptions, "onProgress" | "onServed">;
 
 /** How long answers that are complete may take to leave. */
@@ -129,21 +129,10 @@ export class ApiServer {
 
   #streaming(name: CallName) {
     return (call: ServerWritableStream<object, object>): void => {
-      let isFull = false;
-      call.on("drain", () => (isFull = false));
-      const write = (message: object): void => {
-        if (!call.cancelled) isFull = !call.write(message);
-      };
-      const events: Events = {
-        // A slow client gets less of what is soon out of date; nothing piles up here.
-        onProgress: (progress) => {
-          if (!isFull || progress.started) write({ progress });
-        },
-        onServed: (served) => write({ served }),
-      };
+      const { result: writeResult, ...events } = eventWriter(call);
       this.#run(name, call, events).then(
         (result) => {
-          if (result !== undefined) write({ result });
+          if (result !== undefined) writeResult(result);
           call.end();
         },
         (error: unknown) => call.emit("error", toStatus(failureOf(error))),
