@@ -1,8 +1,15 @@
-import { describe, expect, it } from "vitest";
+import { execFile } from "node:child_process";
+import { stat } from "node:fs/promises";
+import { setTimeout as sleep } from "node:timers/promises";
+import { promisify } from "node:util";
+import { describe, expect, it, vi } from "vitest";
 import { startFleece, runFleece, type FleeceProcess, type FleeceResult } from "../support/fleece.js";
 import { untilTestEnds } from "../support/lifetime.js";
 import { startSite, type Site } from "../support/site.js";
 
+const exec = promisify(execFile);
+const tick = () => sleep(10);
+const MIB = 1024 * 1024;
 const SOON = { timeoutMs: 60_000 };
 
 /** The agent of a site, ready to be called. */
@@ -42,10 +49,10 @@ function told({ exitCode, stdout, stderr }: FleeceResult, site: Site) {
 
 /** The main verbs, one after the other, each with what it told. */
 async function story(site: Site, run: Run) {
-  const told_: unknown[] = [];
+  const lines: unknown[] = [];
   const tell = async (...args: string[]): Promise<FleeceResult> => {
     const result = await run(...args);
-    told_.push({
+    lines.push({
       args: told({ ...result, stdout: args.join(" "), stderr: "" }, site).stdout,
       ...told(result, site),
     });
@@ -103,7 +110,7 @@ async function story(site: Site, run: Run) {
   await both("block-snapshot", "renew", "vm", "night", "--lease", "0s");
   await both("backup", "run", "vm", "--disk", "vdz");
   await both("backup", "list", "--repository", "nowhere");
-  return told_;
+  return lines;
 }
 
 describe("a command without --embedded", () => {
@@ -123,5 +130,60 @@ describe("a command without --embedded", () => {
     expect(result.stderr).toMatch(
       /No agent answers on \S+; start one with `fleece serve`, or add --embedded .*\(AGENT_UNREACHABLE\)\n$/,
     );
+  });
+});
+
+describe("fleece serve", () => {
+  it("undoes what a command had it make, when that is interrupted", async () => {
+    const site = await startSite({
+      disks: [{ target: "vda", format: "qcow2", sizeBytes: 1024 * MIB, filledBytes: 600 * MIB }],
+    });
+    await startAgent(site);
+    const before = await site.state();
+    const command = await startFleece(["backup", "run", "vm"], { configPath: site.configPath });
+    untilTestEnds(command);
+    while (command.running && !(await site.files()).some((name) => name.includes(".partial-"))) await tick();
+    const result = await command.kill("SIGINT");
+    expect(result.stderr).toContain("Interrupted by SIGINT (INTERRUPTED)");
+    expect(result.exitCode).toBe(1);
+    await vi.waitFor(async () => expect(await site.state()).toEqual(before), { timeout: 60_000 });
+  });
+
+  it("offers a backup for as long as the command runs that asked for it", async () => {
+    const site = await startSite();
+    await startAgent(site);
+    const { id } = (await remote(site)("backup", "run", "vm", "--json")).json() as { id: string };
+    const socket = site.directory.file("s.sock");
+    const command = await startFleece(["backup", "serve", id, "--socket", socket, "--json"], {
+      configPath: site.configPath,
+    });
+    untilTestEnds(command);
+    await command.waitForOutput(/\}\s*$/, SOON);
+    const { disks } = JSON.parse(command.stdout) as { disks: { uri: string }[] };
+    const { stdout } = await exec("nbdinfo", ["--size", disks[1]?.uri ?? ""]);
+    expect(stdout).toBe(`${8 * MIB}\n`);
+    expect((await command.kill("SIGTERM")).exitCode).toBe(0);
+    await vi.waitFor(() => expect(stat(socket)).rejects.toMatchObject({ code: "ENOENT" }), {
+      timeout: 60_000,
+    });
+  });
+
+  it("is one per state directory, replaces what a killed one left, and removes its socket in the end", async () => {
+    const site = await startSite();
+    const socket = site.directory.file("run/agent.sock");
+    const first = await startAgent(site);
+    const second = await remote(site)("serve");
+    expect(second.stderr).toMatch(
+      new RegExp(`fleece serve \\(process ${first.pid} .*\\(AGENT_RUNNING\\)\\n$`),
+    );
+    expect(second.exitCode).toBe(4);
+    await first.kill("SIGKILL");
+    expect((await stat(socket)).isSocket()).toBe(true);
+    expect((await remote(site)("domain", "list")).exitCode).toBe(5);
+    const third = await startAgent(site);
+    expect((await stat(socket)).mode & 0o777).toBe(0o600);
+    expect((await remote(site)("domain", "list")).exitCode).toBe(0);
+    expect((await third.kill("SIGTERM")).exitCode).toBe(0);
+    await expect(stat(socket)).rejects.toMatchObject({ code: "ENOENT" });
   });
 });

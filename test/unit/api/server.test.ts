@@ -52,7 +52,7 @@ function barrier(point: string) {
   return { gate, reached, open };
 }
 
-const AT_FREEZE = "driver.freeze: after";
+const AT_FREEZE = "add access: after";
 
 /** Sends the bytes of a request as they are, and gives the error. */
 function sendRaw(
@@ -107,7 +107,9 @@ describe("ApiServer", () => {
   it("gives errors back as they were", async () => {
     const { api } = await served();
     await expect(api.call("Backups.Get", { id: "b1" })).rejects.toEqual(
-      new FleeceError("BACKUP_NOT_FOUND", "No repository of the configuration holds a backup b1"),
+      new FleeceError("BACKUP_NOT_FOUND", "No repository of the configuration holds a backup b1", {
+        facts: { backup: "b1" },
+      }),
     );
     await expect(api.call("Domains.Get", { domain: "x y" })).rejects.toMatchObject({ code: "INVALID_NAME" });
   });
