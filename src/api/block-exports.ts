@@ -49,7 +49,18 @@ export async function stopBlockExportsHandler(
 }
 
 export function blockExportMessage(open: ServiceExport): BlockExport {
-  const { domain, snapshot, target, exportName, socketPath, sizeBytes, since, changesContext, staged } = open;
+  const {
+    domain,
+    snapshot,
+    target,
+    exportName,
+    socketPath,
+    sizeBytes,
+    since,
+    changesContext,
+    staged,
+    broken,
+  } = open;
   return {
     domain,
     snapshot,
@@ -60,5 +71,6 @@ export function blockExportMessage(open: ServiceExport): BlockExport {
     since,
     changesContext,
     staged: staged ?? false,
+    broken,
   };
 }

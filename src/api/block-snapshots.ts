@@ -2,7 +2,7 @@ import type { ServiceContext } from "../services/context.js";
 import { createBlockSnapshot, deleteBlockSnapshot, renewBlockSnapshot } from "../services/block-snapshots.js";
 import type { BlockSnapshot as ServiceSnapshot } from "../services/open-snapshots.js";
 import { consistencyOf, quiesceFacts } from "../model/quiesce.js";
-import { getBlockSnapshot, listBlockSnapshots } from "../services/open-snapshots.js";
+import { askWhetherBroken, getBlockSnapshot, listBlockSnapshots } from "../services/open-snapshots.js";
 import { scratchUse } from "../services/scratch-watch.js";
 import { blockExportMessage } from "./block-exports.js";
 import { CONSISTENCIES } from "./consistency.js";
@@ -51,7 +51,7 @@ export async function listBlockSnapshotsHandler(
   context: ServiceContext,
   { domain }: { readonly domain: string },
 ): Promise<ListBlockSnapshotsResponse> {
-  const snapshots = await listBlockSnapshots(context, domain);
+  const snapshots = await askWhetherBroken(context, domain, await listBlockSnapshots(context, domain));
   return { snapshots: await Promise.all(snapshots.map((snapshot) => withUse(context, snapshot))) };
 }
 
@@ -59,7 +59,9 @@ export async function getBlockSnapshotHandler(
   context: ServiceContext,
   { domain, name }: BlockSnapshotRequest,
 ): Promise<BlockSnapshot> {
-  return withUse(context, await getBlockSnapshot(context, domain, name));
+  const snapshot = await getBlockSnapshot(context, domain, name);
+  const [asked = snapshot] = await askWhetherBroken(context, domain, [snapshot]);
+  return withUse(context, asked);
 }
 
 export async function renewBlockSnapshotHandler(
@@ -83,7 +85,8 @@ async function withUse(context: ServiceContext, snapshot: ServiceSnapshot): Prom
 }
 
 export function blockSnapshotMessage(snapshot: ServiceSnapshot, scratchUsedBytes: number): BlockSnapshot {
-  const { domain, name, timeMs, heldMs, quiesce, mode, plan, leaseMs, leaseUntilMs, exports } = snapshot;
+  const { domain, name, timeMs, heldMs, quiesce, mode, plan, leaseMs, leaseUntilMs, exports, broken } =
+    snapshot;
   return {
     domain,
     name,
@@ -102,6 +105,9 @@ export function blockSnapshotMessage(snapshot: ServiceSnapshot, scratchUsedBytes
       sizeBytes,
       scratchFile: mode === "inactive" ? undefined : scratchPath,
     })),
-    exports: exports.map((open) => blockExportMessage({ ...open, domain, snapshot: name })),
+    exports: exports.map((open) =>
+      blockExportMessage({ ...open, domain, snapshot: name, ...(broken === undefined ? {} : { broken }) }),
+    ),
+    broken,
   };
 }

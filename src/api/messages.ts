@@ -141,6 +141,7 @@ export interface BlockExport {
   readonly since?: string | undefined;
   readonly changesContext?: string | undefined;
   readonly staged: boolean;
+  readonly broken?: string | undefined;
 }
 
 export interface BlockSnapshotDisk {
@@ -165,6 +166,7 @@ export interface BlockSnapshot {
   readonly leaseEndTime: Timestamp;
   readonly disks: readonly BlockSnapshotDisk[];
   readonly exports: readonly BlockExport[];
+  readonly broken?: string | undefined;
 }
 
 export interface ListBlockSnapshotsResponse {

@@ -9,7 +9,14 @@ import { logExports } from "./log-exports.js";
 import type { ServiceContext } from "./context.js";
 import { requireDomain } from "./context.js";
 import type { DomainSession } from "./domain-session.js";
-import { brokenBy, listBlockSnapshots, snapshotSubject, withSnapshot } from "./open-snapshots.js";
+import type { BlockSnapshot } from "./open-snapshots.js";
+import {
+  askWhetherBroken,
+  brokenBy,
+  listBlockSnapshots,
+  snapshotSubject,
+  withSnapshot,
+} from "./open-snapshots.js";
 import type { Operation } from "./operation.js";
 import { undoEntry } from "./unwind.js";
 
@@ -17,6 +24,8 @@ import { undoEntry } from "./unwind.js";
 export interface BlockExport extends OpenExport {
   readonly domain: string;
   readonly snapshot: string;
+  /** As with the snapshot. */
+  readonly broken?: string;
 }
 
 export interface ExportRequest {
@@ -34,7 +43,10 @@ export async function listExports(context: ServiceContext, domain?: string): Pro
   const domains = domain === undefined ? context.domains : [requireDomain(context, domain)];
   const lists: BlockExport[] = [];
   for (const name of domains) {
-    for (const snapshot of await listBlockSnapshots(context, name)) lists.push(...exportsOf(name, snapshot));
+    const snapshots = (await listBlockSnapshots(context, name)).filter(({ exports }) => exports.length > 0);
+    for (const snapshot of await askWhetherBroken(context, name, snapshots)) {
+      lists.push(...exportsOf(name, snapshot));
+    }
   }
   return lists;
 }
@@ -90,10 +102,19 @@ export function stopExports(
   return withSnapshot(context, domain, snapshot, "export stop", async (operation, session) => {
     const subject = snapshotSubject(operation);
     if (subject.exports.length > 0) await rememberLoss(operation, await session.driver());
-    await undoEntries(context, session, operation, ({ kind }) => EXPORT_KINDS.has(kind));
-    await operation.setSubject({ ...snapshotSubject(operation), exports: [] });
+    await removeExports(context, session, operation);
     return exportsOf(domain, subject);
   });
+}
+
+/** Whether or not clients use them: their connections end. */
+export async function removeExports(
+  context: ServiceContext,
+  session: DomainSession,
+  operation: Operation,
+): Promise<void> {
+  await undoEntries(context, session, operation, ({ kind }) => EXPORT_KINDS.has(kind));
+  await operation.setSubject({ ...snapshotSubject(operation), exports: [] });
 }
 
 /** What was read so far counts only if nothing was lost by now. */
@@ -110,8 +131,12 @@ const EXPORT_KINDS: ReadonlySet<UndoKind> = new Set([
   "daemon-export",
 ]);
 
-function exportsOf(domain: string, { name, exports }: SnapshotJournal): BlockExport[] {
-  return exports.map((open) => ({ ...open, domain, snapshot: name }));
+function exportsOf(
+  domain: string,
+  { name, exports, broken }: SnapshotJournal & Pick<BlockSnapshot, "broken">,
+): BlockExport[] {
+  const state = broken === undefined ? {} : { broken };
+  return exports.map((open) => ({ ...open, domain, snapshot: name, ...state }));
 }
 
 function chooseSnapshotDisks(

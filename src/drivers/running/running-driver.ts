@@ -14,18 +14,20 @@ import type { UndoEntry } from "../../model/undo.js";
 import type { BlockDriver, UndoLog } from "../../ports/block-driver.js";
 import type { Clock } from "../../ports/clock.js";
 import type { QmpSession } from "../../qmp/index.js";
-import { FleeceError } from "../../shared/errors.js";
+import { isEvent } from "../../qmp/index.js";
+import { FleeceError, isFleeceError } from "../../shared/errors.js";
 import type { DomainConfig } from "../../model/config.js";
 import { addExport, exportId, mergedBitmapName } from "../node-exports.js";
 import { withQmpErrors } from "../qmp-errors.js";
 import type { LocatedDisk } from "./block-graph.js";
-import { locateDisks } from "./block-graph.js";
+import { filteredNode, locateDisks } from "./block-graph.js";
 import { bitmapTransaction } from "./bitmap-transaction.js";
 import { clientsAbort, iothreadOf } from "./iothreads.js";
 import { addProbe, probeName, tryProbes } from "./loss-probe.js";
 import { startNbdServer } from "./nbd-server.js";
 import type { QuietMomentParts } from "./quiet-moment.js";
 import { quietMoment } from "./quiet-moment.js";
+import { addResizeGuard } from "./resize-guard.js";
 import { addScratch, isWorthReleasing } from "./scratch.js";
 import { StagedExports } from "./staged-exports.js";
 import { assignTargets } from "./targets.js";
@@ -47,6 +49,8 @@ export class RunningDriver implements BlockDriver {
   readonly #qmpSocketPath: string;
   readonly #nbdSocketPath: string;
   readonly #staged: StagedExports;
+  /** QEMU's word for why it ends, once it has said so. With `-no-shutdown` it lives on. */
+  #shutdownReason: string | undefined;
 
   constructor(options: {
     qmp: QmpSession;
@@ -62,6 +66,9 @@ export class RunningDriver implements BlockDriver {
     this.#clock = options.clock;
     this.#nbdSocketPath = options.nbdSocketPath;
     this.#staged = new StagedExports(options);
+    this.#qmp.onEvent((event) => {
+      if (isEvent(event, "SHUTDOWN")) this.#shutdownReason = event.data.reason;
+    });
   }
 
   inspect(signal?: AbortSignal): Promise<DomainState> {
@@ -124,6 +131,7 @@ export class RunningDriver implements BlockDriver {
           file: nodes.filter,
           discard: "unmap",
         });
+        await addResizeGuard(this.#qmp, nodes);
       }
       return { timeMs, ...quiet, fingerprints: [] };
     });
@@ -182,16 +190,22 @@ export class RunningDriver implements BlockDriver {
    * A break cannot be queried, but every read through the filter fails from then on: so one is tried on each disk that has
    * been offered, after all others. A disk that has been staged needs no filter any more.
    */
-  checkIntact(plan: SnapshotPlan, _fingerprints?: unknown, signal?: AbortSignal): Promise<void> {
-    return this.#guarded(async () => {
-      const nodes = await this.#qmp.execute("query-named-block-nodes", { flat: true });
-      const names = new Set(nodes.map((node) => node["node-name"]));
-      for (const disk of plan.disks) {
-        if (names.has(disk.nodes.filter) || (await this.#staged.holds(disk, signal))) continue;
-        throw new FleeceError("SNAPSHOT_BROKEN", `The filter of disk ${disk.target} is gone from QEMU`);
-      }
-      await tryProbes(this.#qmp, plan, this.#nbdSocketPath, signal);
-    });
+  async checkIntact(plan: SnapshotPlan, _fingerprints?: unknown, signal?: AbortSignal): Promise<void> {
+    try {
+      await this.#guarded(() => this.#checkIntact(plan, signal));
+    } catch (error) {
+      if (!isFleeceError(error, "DOMAIN_UNREACHABLE") || this.#shutdownReason === undefined) throw error;
+      throw new FleeceError(
+        "SNAPSHOT_BROKEN",
+        `Domain ${plan.domain} was stopped after the block snapshot was taken; QEMU's reason: ${this.#shutdownReason}`,
+        { cause: error, facts: { domain: plan.domain, reason: this.#shutdownReason } },
+      );
+    }
+  }
+
+  /** QEMU serves them itself, and `checkIntact` looks after those of staged disks. */
+  checkServing(): Promise<void> {
+    return Promise.resolve();
   }
 
   undo(entry: UndoEntry): Promise<void> {
@@ -204,6 +218,29 @@ export class RunningDriver implements BlockDriver {
 
   [Symbol.asyncDispose](): Promise<void> {
     return this.close();
+  }
+
+  async #checkIntact(plan: SnapshotPlan, signal?: AbortSignal): Promise<void> {
+    const graph = await this.#qmp.execute("x-debug-query-block-graph");
+    const names = new Set(graph.nodes.map(({ name }) => name));
+    for (const disk of plan.disks) {
+      const { filter, access } = disk.nodes;
+      if (!names.has(filter) && !(await this.#staged.holds(disk, signal))) {
+        const why = "it was started anew, or another program has removed it";
+        throw new FleeceError(
+          "SNAPSHOT_BROKEN",
+          `The filter of disk ${disk.target} is gone from QEMU: ${why}`,
+        );
+      }
+      const below = filteredNode(graph, access);
+      if (below === undefined || below === filter) continue;
+      throw new FleeceError(
+        "SNAPSHOT_BROKEN",
+        `Another program has put node ${below} on disk ${disk.target}, over the filter that preserves its frozen content`,
+        { facts: { target: disk.target, node: below } },
+      );
+    }
+    await tryProbes(this.#qmp, plan, this.#nbdSocketPath, signal);
   }
 
   #guarded<T>(action: () => Promise<T>): Promise<T> {
