@@ -102,19 +102,10 @@ export function stopExports(
   return withSnapshot(context, domain, snapshot, "export stop", async (operation, session) => {
     const subject = snapshotSubject(operation);
     if (subject.exports.length > 0) await rememberLoss(operation, await session.driver());
-    await removeExports(context, session, operation);
+    await undoEntries(context, session, operation, ({ kind }) => EXPORT_KINDS.has(kind));
+    await operation.setSubject({ ...snapshotSubject(operation), exports: [] });
     return exportsOf(domain, subject);
   });
-}
-
-/** Whether or not clients use them: their connections end. */
-export async function removeExports(
-  context: ServiceContext,
-  session: DomainSession,
-  operation: Operation,
-): Promise<void> {
-  await undoEntries(context, session, operation, ({ kind }) => EXPORT_KINDS.has(kind));
-  await operation.setSubject({ ...snapshotSubject(operation), exports: [] });
 }
 
 /** What was read so far counts only if nothing was lost by now. */
@@ -212,7 +203,7 @@ function entryKey(entry: UndoEntry): string {
 }
 
 /** Undoes a part of what an operation holds, newest first; the first failure stops it, and the rest stays journalled. */
-async function undoEntries(
+export async function undoEntries(
   context: ServiceContext,
   session: DomainSession,
   operation: Operation,

@@ -18,7 +18,7 @@ export interface BlockSnapshot extends SnapshotJournal {
   readonly broken?: string;
 }
 
-interface SnapshotRecord {
+export interface SnapshotRecord {
   readonly subject: SnapshotJournal;
   readonly record: OperationRecord;
 }
@@ -102,7 +102,10 @@ async function findOpen(context: ServiceContext, domain: string, name: string): 
   );
 }
 
-async function openRecords(context: ServiceContext, domain: string): Promise<readonly SnapshotRecord[]> {
+export async function openRecords(
+  context: ServiceContext,
+  domain: string,
+): Promise<readonly SnapshotRecord[]> {
   const records = await snapshotRecords(context, requireDomain(context, domain));
   return records.filter(({ subject }) => subject.phase === "open");
 }

@@ -31,8 +31,8 @@ export async function scratchUse({ scratch }: ServiceContext, plan: SnapshotPlan
 }
 
 /**
- * Runs `action`, and looks once a second whether its snapshot is intact and keeps to its scratch space. If it does not
- * keep to it, it is broken on purpose. A broken one aborts the action with SNAPSHOT_BROKEN, which is then thrown. Resolves
+ * Runs `action`, and looks once a second whether its snapshot is intact and keeps to its scratch space. If not, the action
+ * is aborted with SNAPSHOT_BROKEN, which is then thrown: the caller's unwinding gives the guest its disks back. Resolves
  * with the most that the scratch images took, in bytes. Nothing of the watch goes on after that.
  */
 export async function withScratchWatch(
@@ -110,9 +110,8 @@ class ScratchWatch {
     const use = await this.measure();
     onUse?.(use);
     const excess = await scratchExcess(this.#context, use);
-    if (excess === undefined) return checkMomentAnew(session, moment, stop);
-    await removeFilters(this.#context, session, moment.plan);
-    throw excess;
+    if (excess !== undefined) throw excess;
+    await checkMomentAnew(session, moment, stop);
   }
 }
 
@@ -134,19 +133,4 @@ export async function scratchExcess(
   return givenUp(
     `the scratch directory has ${formatBytes(freeBytes)} free, which is less than the reserve of ${formatBytes(scratch.reserveBytes)}`,
   );
-}
-
-/** The guest comes first: from now on its writes cost nothing. What is left is undone with the operation. */
-export async function removeFilters(
-  { log }: ServiceContext,
-  session: DomainSession,
-  { disks }: SnapshotPlan,
-): Promise<void> {
-  for (const { target, nodes } of disks) {
-    try {
-      await session.resilient((driver) => driver.undo({ kind: "vm-filter", target, filter: nodes.filter }));
-    } catch (error) {
-      log.warn({ target }, `Cannot remove the filter: ${errorMessage(error)}`);
-    }
-  }
 }

@@ -1,12 +1,13 @@
 import type { SnapshotJournal } from "../model/operation.js";
+import type { UndoEntry } from "../model/undo.js";
 import type { BlockDriver } from "../ports/block-driver.js";
 import { errorMessage, isFleeceError } from "../shared/errors.js";
-import { removeExports } from "./block-exports.js";
+import { undoEntries } from "./block-exports.js";
 import type { ServiceContext } from "./context.js";
 import { DomainSession } from "./domain-session.js";
-import type { BlockSnapshot } from "./open-snapshots.js";
-import { brokenBy, listBlockSnapshots, snapshotSubject, withSnapshot } from "./open-snapshots.js";
-import { removeFilters, scratchExcess, scratchUse } from "./scratch-watch.js";
+import type { SnapshotRecord } from "./open-snapshots.js";
+import { brokenBy, openRecords, snapshotSubject, withSnapshot } from "./open-snapshots.js";
+import { scratchExcess, scratchUse } from "./scratch-watch.js";
 
 /**
  * Looks at the open block snapshots of a domain, and ends those that are broken or do not keep to their scratch space as far
@@ -18,12 +19,12 @@ export async function watchSnapshots(
   domain: string,
   signal?: AbortSignal,
 ): Promise<void> {
-  const open = (await listBlockSnapshots(context, domain)).filter(({ mode }) => mode === "running");
+  const open = (await openRecords(context, domain)).filter(({ subject }) => subject.mode === "running");
   if (open.length === 0 || (await context.store.holder(domain)) !== undefined) return;
-  for (const { name } of await findBroken(context, domain, open, signal)) {
+  for (const { subject } of await findBroken(context, domain, open, signal)) {
     signal?.throwIfAborted();
     try {
-      await endBroken(context, domain, name);
+      await endBroken(context, domain, subject.name);
     } catch (error) {
       // Whoever holds the domain, or has deleted the snapshot, was faster.
       if (!isFleeceError(error, "DOMAIN_BUSY", "SNAPSHOT_NOT_FOUND")) throw error;
@@ -34,19 +35,19 @@ export async function watchSnapshots(
 async function findBroken(
   context: ServiceContext,
   domain: string,
-  open: readonly BlockSnapshot[],
+  open: readonly SnapshotRecord[],
   signal: AbortSignal | undefined,
-): Promise<readonly BlockSnapshot[]> {
-  const broken: BlockSnapshot[] = [];
+): Promise<readonly SnapshotRecord[]> {
+  const broken: SnapshotRecord[] = [];
   try {
     await using session = new DomainSession(context.drivers, domain);
-    const driver = await session.driver(signal);
-    for (const snapshot of open) {
-      const isOver =
-        snapshot.lost === undefined
-          ? (await whyLost(context, snapshot, driver)) !== undefined
-          : snapshot.exports.length > 0 || (await holdsDisks(snapshot, driver, signal));
-      if (isOver) broken.push(snapshot);
+    for (const found of open) {
+      const { subject, record } = found;
+      const isBroken =
+        subject.lost === undefined
+          ? (await whyLost(context, subject, await session.driver(signal))) !== undefined
+          : record.undo.some(isWorthless);
+      if (isBroken) broken.push(found);
     }
   } catch (error) {
     // Nothing is known of a domain that does not answer; the next look may tell.
@@ -57,38 +58,32 @@ async function findBroken(
 
 async function whyLost(
   context: ServiceContext,
-  snapshot: SnapshotJournal,
+  subject: SnapshotJournal,
   driver: BlockDriver,
 ): Promise<string | undefined> {
-  const broken = await brokenBy(snapshot, driver);
-  return (broken ?? (await scratchExcess(context, await scratchUse(context, snapshot.plan))))?.message;
+  const broken = await brokenBy(subject, driver);
+  return (broken ?? (await scratchExcess(context, await scratchUse(context, subject.plan))))?.message;
 }
 
-/** Whether one of its filters is still in the way of the guest's writes. */
-async function holdsDisks(
-  { plan }: SnapshotJournal,
-  driver: BlockDriver,
-  signal: AbortSignal | undefined,
-): Promise<boolean> {
-  const filters = new Set(plan.disks.map(({ nodes }) => nodes.filter));
-  const { disks } = await driver.inspect(signal);
-  return disks.some(({ obstacle }) => obstacle?.filter !== undefined && filters.has(obstacle.filter));
+/** Once the moment is lost. The checkpoint's fate is decided when the snapshot is deleted. */
+function isWorthless({ kind }: UndoEntry): boolean {
+  return kind !== "checkpoint";
 }
 
 /**
  * Before QEMU 8.0 exports of a broken snapshot go on to answer, with what the disk holds by now. This ends them, under their
- * readers if need be, and gives the guest its disks back. The snapshot stays, with the reason, until it is deleted or its
- * lease ends. Idempotent; does nothing to a snapshot that is sound.
+ * readers if need be, and gives the guest its disks and the host the scratch space back. The snapshot stays, with the reason,
+ * until it is deleted or its lease ends. Idempotent; does nothing to a snapshot that is sound.
  */
 export function endBroken(context: ServiceContext, domain: string, name: string): Promise<void> {
   return withSnapshot(context, domain, name, "end", async (operation, session) => {
     const subject = snapshotSubject(operation);
     const lost = subject.lost ?? (await whyLost(context, subject, await session.driver()));
     if (lost === undefined) return;
-    // First, since exports that have ended cannot tell any more.
+    // First, since what has been undone cannot tell any more.
     await operation.setSubject({ ...subject, lost });
     context.log.warn({ domain, snapshot: name }, `A block snapshot is broken: ${lost}`);
-    await removeExports(context, session, operation);
-    await removeFilters(context, session, subject.plan);
+    await undoEntries(context, session, operation, isWorthless);
+    await operation.setSubject({ ...snapshotSubject(operation), exports: [] });
   });
 }
