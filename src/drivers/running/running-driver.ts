@@ -10,9 +10,11 @@ import type {
   PlannedExport,
   SnapshotPlan,
 } from "../../model/snapshot-plan.js";
+import { cbwTimeoutSeconds } from "../../model/known-qemu-issues.js";
 import type { UndoEntry } from "../../model/undo.js";
 import type { BlockDriver, UndoLog } from "../../ports/block-driver.js";
 import type { Clock } from "../../ports/clock.js";
+import type { Logger } from "../../ports/logger.js";
 import type { QmpSession } from "../../qmp/index.js";
 import { isEvent } from "../../qmp/index.js";
 import { FleeceError, isFleeceError } from "../../shared/errors.js";
@@ -49,6 +51,8 @@ export class RunningDriver implements BlockDriver {
   readonly #qmpSocketPath: string;
   readonly #nbdSocketPath: string;
   readonly #staged: StagedExports;
+  readonly #log: Logger;
+  readonly #cbwTimeoutMs: number;
   /** QEMU's word for why it ends, once it has said so. With `-no-shutdown` it lives on. */
   #shutdownReason: string | undefined;
 
@@ -59,7 +63,12 @@ export class RunningDriver implements BlockDriver {
     qmpSocketPath: string;
     nbdSocketPath: string;
     runtimeRoot: string;
+    log: Logger;
+    /** How long a guest's write may wait for the copy of the old content. */
+    cbwTimeoutMs: number;
   }) {
+    this.#log = options.log;
+    this.#cbwTimeoutMs = options.cbwTimeoutMs;
     this.#qmp = options.qmp;
     this.#qmpSocketPath = options.qmpSocketPath;
     this.#config = options.config;
@@ -78,9 +87,8 @@ export class RunningDriver implements BlockDriver {
       const jobs = await this.#jobObstacle();
       const disks: DiskState[] = [];
       for (const [target, disk] of located) disks.push(await this.#describe(target, disk, jobs));
-      const { major, minor, micro } = this.#qmp.version;
       const mode = status === "running" ? "running" : "paused";
-      const qemuVersion = `${major}.${minor}.${micro}`;
+      const qemuVersion = this.#qemuVersion();
       return { domain: this.#config.name, mode, qemuVersion, disks, ...(await lookForUsers(this.#qmp)) };
     });
   }
@@ -109,6 +117,7 @@ export class RunningDriver implements BlockDriver {
         await addScratch(this.#qmp, disk, undo, { diskNode, limitBytes, signal });
       }
       await undo.register(...this.#momentEntries(plan));
+      const cbwTimeout = this.#cbwTimeoutSeconds();
       const { value: timeMs, ...quiet } = await quietMoment(
         {
           qmp: this.#qmp,
@@ -120,7 +129,7 @@ export class RunningDriver implements BlockDriver {
           undo,
           signal,
         },
-        () => this.#moment(plan, located),
+        () => this.#moment(plan, located, cbwTimeout),
       );
       for (const disk of plan.disks) {
         const { nodes } = disk;
@@ -329,7 +338,23 @@ export class RunningDriver implements BlockDriver {
     ];
   }
 
-  async #moment(plan: SnapshotPlan, located: ReadonlyMap<string, LocatedDisk>): Promise<number> {
+  #cbwTimeoutSeconds(): number {
+    const qemuVersion = this.#qemuVersion();
+    const seconds = cbwTimeoutSeconds(qemuVersion, this.#cbwTimeoutMs);
+    if (seconds * 1000 < this.#cbwTimeoutMs) {
+      this.#log.warn(
+        { domain: this.#config.name, qemuVersion, wantedMs: this.#cbwTimeoutMs },
+        `A guest's write waits at most ${seconds} s for scratch space: QEMU ${qemuVersion} miscounts more`,
+      );
+    }
+    return seconds;
+  }
+
+  async #moment(
+    plan: SnapshotPlan,
+    located: ReadonlyMap<string, LocatedDisk>,
+    cbwTimeout: number,
+  ): Promise<number> {
     const onEach = (steps: (disk: PlannedDisk) => readonly BitmapStep[]) =>
       plan.disks.flatMap((disk) => bitmapTransaction(this.#disk(located, disk.target).diskNode, steps(disk)));
     if (plan.checkpoint !== undefined) {
@@ -349,7 +374,7 @@ export class RunningDriver implements BlockDriver {
         file: diskNode,
         target: disk.nodes.scratch,
         "on-cbw-error": "break-snapshot",
-        "cbw-timeout": CBW_TIMEOUT_SECONDS,
+        "cbw-timeout": cbwTimeout,
         // Without it the filter swallows the guest's discards; whether the disk honours them is the disk's own setting.
         discard: "unmap",
       });
@@ -362,6 +387,11 @@ export class RunningDriver implements BlockDriver {
     return timeMs;
   }
 
+  #qemuVersion(): string {
+    const { major, minor, micro } = this.#qmp.version;
+    return `${major}.${minor}.${micro}`;
+  }
+
   #quiesce({ quiesce }: SnapshotPlan): QuietMomentParts["quiesce"] {
     const { guestAgent } = this.#config;
     if (quiesce === undefined) return undefined;
@@ -369,11 +399,5 @@ export class RunningDriver implements BlockDriver {
     throw new FleeceError("INTERNAL", `Expected a guest agent for domain ${this.#config.name}`);
   }
 }
-
-/**
- * Seconds after which a guest's write no longer waits for the copy of the old content. Before 9.1, QEMU computes this in
- * 32 bits of nanoseconds: 4 is the largest value that is what it says (5 becomes 0.7 s), and 0 means for ever.
- */
-const CBW_TIMEOUT_SECONDS = 4;
 
 const MIGRATION_AT_REST: ReadonlySet<string> = new Set(["none", "completed", "failed", "cancelled"]);
