@@ -39,7 +39,7 @@ export async function checkMomentAnew(
   signal?: AbortSignal,
 ): Promise<void> {
   try {
-    return await checkMoment(moment, await session.driver(signal), { signal });
+    await checkMoment(moment, await session.driver(signal), { signal });
   } catch (error) {
     if (!isFleeceError(error, "DOMAIN_UNREACHABLE", "DISK_IN_USE")) throw error;
     await session.close();
