@@ -1,7 +1,7 @@
 import { readFile } from "node:fs/promises";
 import { join } from "node:path";
 import type { Config } from "./model/config.js";
-import { parseConfig, quiesceSettings, shutdownGraceMs } from "./model/config.js";
+import { parseConfig, quiesceSettings } from "./model/config.js";
 import { claimAgentPlace } from "./drivers/agent-claim.js";
 import { QemuDriverFactory } from "./drivers/driver-factory.js";
 import { QemuHostCleaner } from "./drivers/host-cleaner.js";
@@ -43,9 +43,6 @@ export async function claimAgent(config: Config): Promise<AsyncDisposable> {
   return claimAgentPlace({ stateDir, runtimeRoot: runtimeRootOf(config), socketPath: agentSocket(config) });
 }
 
-/** How long calls may run on when the agent ends. */
-export const gracePeriodMs = shutdownGraceMs;
-
 function runtimeRootOf({ runtimeDir }: Config): string {
   return runtimeDir ?? defaultRuntimeRoot();
 }
@@ -67,7 +64,13 @@ export async function startAgent(
     host: new QemuHostCleaner(),
     clock,
     log,
-    drivers: new QemuDriverFactory({ domains: config.domains, clock, runtimeRoot }),
+    drivers: new QemuDriverFactory({
+      domains: config.domains,
+      clock,
+      runtimeRoot,
+      log,
+      cbwTimeoutMs: config.scratch.cbwTimeout,
+    }),
     readers: new NbdReaderFactory(),
     images,
     outputs: outputDirectories,

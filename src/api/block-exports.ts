@@ -88,7 +88,18 @@ export async function stopBlockExportsHandler(
 }
 
 export function blockExportMessage(open: ServiceExport): BlockExport {
-  const { domain, snapshot, target, exportName, socketPath, sizeBytes, since, changesContext, staged } = open;
+  const {
+    domain,
+    snapshot,
+    target,
+    exportName,
+    socketPath,
+    sizeBytes,
+    since,
+    changesContext,
+    staged,
+    broken,
+  } = open;
   return {
     domain,
     snapshot,
@@ -99,5 +110,6 @@ export function blockExportMessage(open: ServiceExport): BlockExport {
     since,
     changesContext,
     staged: staged ?? false,
+    broken,
   };
 }

@@ -3,7 +3,7 @@ import type { SnapshotOptions } from "../services/block-snapshots.js";
 import { createBlockSnapshot, deleteBlockSnapshot, renewBlockSnapshot } from "../services/block-snapshots.js";
 import type { BlockSnapshot as ServiceSnapshot } from "../services/open-snapshots.js";
 import { consistencyOf, quiesceFacts } from "../model/quiesce.js";
-import { getBlockSnapshot, listBlockSnapshots } from "../services/open-snapshots.js";
+import { askWhetherBroken, getBlockSnapshot, listBlockSnapshots } from "../services/open-snapshots.js";
 import { scratchUse } from "../services/scratch-watch.js";
 import { blockExportMessage } from "./block-exports.js";
 import type { CallOptions, CallRequest } from "./call-types.js";
@@ -70,7 +70,8 @@ export async function listBlockSnapshotsHandler(
   const open = await listBlockSnapshots(context, domain);
   const scope = ["snapshots", domain];
   const { items, nextPageToken } = page(open, paging, scope, ({ timeMs, name }) => [timeMs, name]);
-  const snapshots = await Promise.all(items.map((snapshot) => withUse(context, snapshot)));
+  const asked = await askWhetherBroken(context, domain, items);
+  const snapshots = await Promise.all(asked.map((snapshot) => withUse(context, snapshot)));
   return { snapshots, nextPageToken };
 }
 
@@ -78,7 +79,9 @@ export async function getBlockSnapshotHandler(
   context: ServiceContext,
   { domain, name }: CallRequest<"BlockSnapshots.Get">,
 ): Promise<BlockSnapshot> {
-  return withUse(context, await getBlockSnapshot(context, domain, name));
+  const snapshot = await getBlockSnapshot(context, domain, name);
+  const [asked = snapshot] = await askWhetherBroken(context, domain, [snapshot]);
+  return withUse(context, asked);
 }
 
 /** Answers with `<domainblocksnapshot>`, in the form of the RFC (`<fleece>`) if that is asked for. */
@@ -114,7 +117,8 @@ async function withUse(context: ServiceContext, snapshot: ServiceSnapshot): Prom
 }
 
 export function blockSnapshotMessage(snapshot: ServiceSnapshot, scratchUsedBytes: number): BlockSnapshot {
-  const { domain, name, timeMs, heldMs, quiesce, mode, plan, leaseMs, leaseUntilMs, exports } = snapshot;
+  const { domain, name, timeMs, heldMs, quiesce, mode, plan, leaseMs, leaseUntilMs, exports, broken } =
+    snapshot;
   return {
     domain,
     name,
@@ -133,6 +137,9 @@ export function blockSnapshotMessage(snapshot: ServiceSnapshot, scratchUsedBytes
       sizeBytes,
       scratchFile: mode === "inactive" ? undefined : (scratchFile ?? scratchPath),
     })),
-    exports: exports.map((open) => blockExportMessage({ ...open, domain, snapshot: name })),
+    exports: exports.map((open) =>
+      blockExportMessage({ ...open, domain, snapshot: name, ...(broken === undefined ? {} : { broken }) }),
+    ),
+    broken,
   };
 }

@@ -8,7 +8,7 @@ import {
 } from "./block-snapshot-view.js";
 import { diskOption } from "./disk-option.js";
 import { everyPage } from "./every-page.js";
-import { parseDuration } from "./duration-option.js";
+import { durationOption } from "./duration-option.js";
 import { NO_QUIESCE_OPTION, QUIESCE_OPTION } from "./quiesce-option.js";
 import type { RunAction } from "./session.js";
 import { readXmlFile } from "./xml-option.js";
@@ -138,7 +138,7 @@ function addDelete(group: Command, run: RunAction): void {
 }
 
 function leaseOption(what: string) {
-  return new Option("--lease <duration>", what).argParser((text: string) => parseDuration(text));
+  return new Option("--lease <duration>", what).argParser((text: string) => durationOption(text));
 }
 
 function checkpointRequest(option: string | true | undefined): { readonly name?: string } | undefined {

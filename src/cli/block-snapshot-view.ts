@@ -16,6 +16,7 @@ export function blockSnapshotList({ snapshots }: ListBlockSnapshotsResponse, ter
       { head: "CHECKPOINT", cell: ({ checkpoint }) => checkpoint ?? "-" },
       { head: "SCRATCH", cell: scratchOf, align: "right" },
       { head: "EXPORTS", cell: ({ exports }) => String(exports.length), align: "right" },
+      { head: "STATE", cell: ({ broken }) => (broken === undefined ? "open" : "broken") },
       { head: "LEASE ENDS", cell: ({ leaseEndTime }) => formatTime(leaseEndTime) },
     ],
     terminal,
@@ -27,6 +28,7 @@ export function blockSnapshotDetails(snapshot: BlockSnapshot, terminal: boolean)
   const head = facts([
     ["Snapshot", snapshot.name],
     ["Domain", snapshot.domain],
+    ["Broken", snapshot.broken],
     ["Moment", formatTime(snapshot.time)],
     ["Consistency", CONSISTENCY[snapshot.consistency]],
     ["Not frozen", snapshot.quiesceFailure],

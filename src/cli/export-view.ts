@@ -26,6 +26,7 @@ export function exportList({ exports }: ListBlockExportsResponse, terminal: bool
   const place: readonly Column<BlockExport>[] = [
     { head: "DOMAIN", cell: ({ domain }) => domain },
     { head: "SNAPSHOT", cell: ({ snapshot }) => snapshot },
+    { head: "STATE", cell: ({ broken }) => (broken === undefined ? "open" : "broken") },
   ];
   return table(exports, [...place, ...COLUMNS], terminal);
 }

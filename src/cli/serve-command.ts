@@ -1,5 +1,5 @@
 import type { Command } from "@commander-js/extra-typings";
-import { agentSocket, claimAgent, gracePeriodMs, loadConfig } from "../agent.js";
+import { agentSocket, claimAgent, loadConfig } from "../agent.js";
 import { findConfiguration } from "./configuration-file.js";
 import { createLogger } from "./logger.js";
 import type { GlobalOptions, SessionSurroundings } from "./session.js";
@@ -34,7 +34,7 @@ export async function serveAgent(surroundings: SessionSurroundings, options: Glo
   if (options.json !== true) stdout.write(`The agent answers on ${socketPath}\n`);
   await aborted(signal);
   log.info({}, "The agent ends");
-  await server.close(gracePeriodMs(config));
+  await server.close(config.api.shutdownGrace);
 }
 
 function aborted(signal: AbortSignal): Promise<void> {

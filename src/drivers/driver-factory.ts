@@ -3,6 +3,7 @@ import path from "node:path";
 import type { DomainConfig } from "../model/config.js";
 import type { BlockDriver, DriverFactory } from "../ports/block-driver.js";
 import type { Clock } from "../ports/clock.js";
+import type { Logger } from "../ports/logger.js";
 import { connectQmp, isQmpError } from "../qmp/index.js";
 import { FleeceError } from "../shared/errors.js";
 import { InactiveDriver } from "./inactive/inactive-driver.js";
@@ -15,8 +16,18 @@ export class QemuDriverFactory implements DriverFactory {
   readonly #domains: ReadonlyMap<string, DomainConfig>;
   readonly #clock: Clock;
   readonly #runtimeRoot: string;
+  readonly #log: Logger;
+  readonly #cbwTimeoutMs: number;
 
-  constructor(options: { domains: readonly DomainConfig[]; clock: Clock; runtimeRoot: string }) {
+  constructor(options: {
+    domains: readonly DomainConfig[];
+    clock: Clock;
+    runtimeRoot: string;
+    log: Logger;
+    cbwTimeoutMs: number;
+  }) {
+    this.#log = options.log;
+    this.#cbwTimeoutMs = options.cbwTimeoutMs;
     this.#domains = new Map(options.domains.map((domain) => [domain.name, domain]));
     this.#clock = options.clock;
     this.#runtimeRoot = options.runtimeRoot;
@@ -34,7 +45,8 @@ export class QemuDriverFactory implements DriverFactory {
       const nbdSocketPath = path.join(this.#socketDirectory(socketPath), "nbd.sock");
       const runtimeRoot = this.#runtimeRoot;
       const sockets = { qmpSocketPath: socketPath, nbdSocketPath };
-      return new RunningDriver({ qmp, config, clock: this.#clock, ...sockets, runtimeRoot });
+      const settings = { config, runtimeRoot, cbwTimeoutMs: this.#cbwTimeoutMs };
+      return new RunningDriver({ qmp, clock: this.#clock, log: this.#log, ...sockets, ...settings });
     } catch (error) {
       if (isQmpError(error, "QMP_SOCKET_ABSENT", "QMP_REFUSED")) return this.#inactive(config, error);
       throw mapQmpError(error, `Domain ${name}`);

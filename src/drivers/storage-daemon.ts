@@ -39,8 +39,9 @@ export class StorageDaemon implements AsyncDisposable {
   readonly qmp: QmpSession;
   /** Resolves with the reason when the daemon ends without `stop`. Never rejects. */
   readonly ended: Promise<string>;
+  /** Resolves with the reason when the daemon has ended in whatever way, also after `stop` or `detach`. */
+  readonly gone: Promise<string>;
   readonly #owner: ProcessOwner;
-  readonly #gone: Promise<unknown>;
   #stopped: Promise<void> | undefined;
 
   private constructor(parts: {
@@ -53,7 +54,7 @@ export class StorageDaemon implements AsyncDisposable {
     this.nbdSocketPath = parts.nbdSocketPath;
     this.qmp = parts.qmp;
     this.#owner = parts.process.owner;
-    this.#gone = parts.process.ended;
+    this.gone = parts.process.ended;
     this.ended = new Promise((resolve) => {
       void parts.process.ended.then((reason) => {
         if (this.#stopped === undefined) resolve(reason);
@@ -97,11 +98,23 @@ export class StorageDaemon implements AsyncDisposable {
         });
       },
     );
-    const ended = qmp.closed.then(async () => {
-      const words = cleanOutput(await readLog(directory), DAEMON);
-      return words === "" ? `${DAEMON} ended` : `${DAEMON} ended: ${words}`;
-    });
+    const ended = qmp.closed.then(() => lastWords(directory));
     return new StorageDaemon({ directory, nbdSocketPath, qmp, process: { owner, ended } });
+  }
+
+  /**
+   * Why the daemon of `directory` has ended, or undefined while it lives. `gone` is that of the object that started it: only
+   * the parent of a process learns how it ended; without it the daemon's last words must do.
+   */
+  static async obituary(
+    directory: string,
+    gone: Promise<string> | undefined,
+    signal?: AbortSignal,
+  ): Promise<FleeceError | undefined> {
+    signal?.throwIfAborted();
+    if ((await findDaemons(directory)).length > 0) return undefined;
+    const reason = await (gone ?? lastWords(directory));
+    return new FleeceError("QEMU_FAILED", `The storage daemon of the frozen disks is gone: ${reason}`);
   }
 
   get pid(): number {
@@ -157,7 +170,7 @@ export class StorageDaemon implements AsyncDisposable {
   async #stop(): Promise<void> {
     await this.qmp.close();
     await endProcess(this.#owner);
-    await this.#gone;
+    await this.gone;
     await rm(this.nbdSocketPath, { force: true });
     await rm(this.directory, { recursive: true, force: true });
   }
@@ -172,6 +185,11 @@ export class StorageDaemon implements AsyncDisposable {
     const output = cleanOutput(error.qemuText ?? error.message, DAEMON);
     return toolFailure(DAEMON, { output, ending: `refused ${error.command ?? "a command"}`, cause: error });
   }
+}
+
+async function lastWords(directory: string): Promise<string> {
+  const words = cleanOutput(await readLog(directory), DAEMON);
+  return words === "" ? `${DAEMON} ended` : `${DAEMON} ended: ${words}`;
 }
 
 /** QEMU would silently replace a socket that is in use by somebody else. */

@@ -3,7 +3,7 @@ import { isMap, isScalar, LineCounter, parseDocument } from "yaml";
 import type { Document } from "yaml";
 import { z } from "zod";
 import { FleeceError } from "../shared/errors.js";
-import { formatBytes, MIB, parseBytes } from "../shared/units.js";
+import { formatBytes, MIB, parseBytes, parseDuration } from "../shared/units.js";
 import type { NameKind } from "./names.js";
 import { checkName } from "./names.js";
 import type { QuiesceSettings } from "./quiesce.js";
@@ -41,16 +41,17 @@ const LEAST_SCRATCH_LIMIT_BYTES = MIB;
 const scratchLimit = size.refine((bytes) => bytes >= LEAST_SCRATCH_LIMIT_BYTES, {
   message: `Expected at least ${formatBytes(LEAST_SCRATCH_LIMIT_BYTES)}`,
 });
-const duration = z.string().refine((value) => durationMs(value) !== undefined, {
-  message: "Expected a number of seconds or minutes with its unit, 1s to 10m",
+/** In milliseconds once it is parsed. */
+const duration = z.string().transform((value, context) => {
+  const ms = parseDuration(value);
+  if (ms !== undefined && ms >= 1000 && ms <= 600_000) return ms;
+  const message = `Expected a number of seconds or minutes with its unit, 1s to 10m, got ${JSON.stringify(value)}`;
+  context.addIssue({ code: "custom", message });
+  return z.NEVER;
 });
 
-/** `10s`, `1.5m`; undefined for anything else. */
-function durationMs(text: string): number | undefined {
-  const [, amount, unit] = /^(\d{1,3}(?:\.\d{1,3})?)([sm])$/.exec(text) ?? [];
-  const ms = Math.round(Number(amount) * (unit === "m" ? 60_000 : 1000));
-  return ms >= 1000 && ms <= 600_000 ? ms : undefined;
-}
+/** QEMU counts in whole seconds. */
+const cbwTimeout = duration.refine((ms) => ms % 1000 === 0, { message: "Expected whole seconds" });
 
 const disk = z.strictObject({
   target: name("disk"),
@@ -60,7 +61,7 @@ const disk = z.strictObject({
 
 const quiesce = z.strictObject({
   always: z.boolean().default(false),
-  timeout: duration.default("10s"),
+  timeout: duration.default(10_000),
   onFailure: z.enum(["continue", "stop"]).default("continue"),
 });
 
@@ -89,7 +90,7 @@ const domain = z
 
 const api = z.strictObject({
   socket: filePath.optional(),
-  shutdownGrace: duration.default("30s"),
+  shutdownGrace: duration.default(30_000),
 });
 
 const repository = z.strictObject({ name: name("repository"), path: filePath });
@@ -99,10 +100,14 @@ export const configSchema = z
     stateDir: filePath,
     scratchDir: filePath,
     scratch: z
-      .strictObject({ limit: scratchLimit.optional(), reserve: size.default(0) })
-      .default({ reserve: 0 }),
+      .strictObject({
+        limit: scratchLimit.optional(),
+        reserve: size.default(0),
+        cbwTimeout: cbwTimeout.default(4000),
+      })
+      .default({ reserve: 0, cbwTimeout: 4000 }),
     runtimeDir: filePath.optional(),
-    api: api.default({ shutdownGrace: "30s" }),
+    api: api.default({ shutdownGrace: 30_000 }),
     logLevel: z.enum(["trace", "debug", "info", "warn", "error", "silent"]).default("warn"),
     parallelDisks: z.int().min(1).max(64).default(4),
     domains: z.array(domain).min(1),
@@ -129,16 +134,11 @@ export type Config = z.infer<typeof configSchema>;
 export type DomainConfig = Config["domains"][number];
 export type DiskConfig = NonNullable<DomainConfig["disks"]>[number];
 
-/** How long calls may run on when the agent ends. */
-export function shutdownGraceMs({ api: keys }: Config): number {
-  return durationMs(keys.shutdownGrace) ?? 0;
-}
-
 /** Undefined for a domain without a guest agent. */
 export function quiesceSettings({ guestAgent, quiesce: keys }: DomainConfig): QuiesceSettings | undefined {
   if (guestAgent === undefined) return undefined;
   const { always, timeout, onFailure } = keys ?? quiesce.parse({});
-  return { byDefault: always, timeoutMs: durationMs(timeout) ?? 0, onFailure };
+  return { byDefault: always, timeoutMs: timeout, onFailure };
 }
 
 function reportRepeats(

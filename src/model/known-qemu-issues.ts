@@ -37,7 +37,7 @@ export const KNOWN_QEMU_ISSUES: readonly KnownQemuIssue[] = [
     fixed: "9.1",
     condition: "a running domain",
     consequence: "miscounts the time that a guest's write may wait for scratch space, from 5 seconds on",
-    handling: "Backups set 4 seconds, which are true; nothing to do",
+    handling: "Backups set at most 4 seconds, which are true; nothing to do",
   },
 ];
 
@@ -46,6 +46,16 @@ export function isAtLeast(version: string, other: string): boolean {
   const [ours, theirs] = [version, other].map((text) => text.split(".").map(Number));
   const parts = theirs?.map((part, index) => (ours?.[index] ?? 0) - part) ?? [];
   return (parts.find((difference) => difference !== 0) ?? 0) >= 0;
+}
+
+/** The largest number of seconds that is what it says in a QEMU with QEMU_CBW_TIMEOUT: 5 become 0.7, and 0 means for ever. */
+const TRUE_CBW_TIMEOUT_SECONDS = 4;
+
+/** What to set so that a guest's write waits for scratch space as long as wanted, or as long as can be had. */
+export function cbwTimeoutSeconds(qemuVersion: string, wantedMs: number): number {
+  const wanted = wantedMs / 1000;
+  const overflows = issuesOf(qemuVersion, "a running domain").some(({ code }) => code === "QEMU_CBW_TIMEOUT");
+  return overflows ? Math.min(wanted, TRUE_CBW_TIMEOUT_SECONDS) : wanted;
 }
 
 export function issuesOf(

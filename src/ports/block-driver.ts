@@ -66,6 +66,9 @@ export interface BlockDriver extends AsyncDisposable {
     signal?: AbortSignal,
   ): Promise<void>;
 
+  /** Fails, with its last words, when a storage daemon that serves the frozen disks has ended by itself. */
+  checkServing(plan: SnapshotPlan, signal?: AbortSignal): Promise<void>;
+
   /** Undoes an entry whose kind begins with `vm-`. Idempotent; fine when the thing does not exist. */
   undo(entry: UndoEntry): Promise<void>;
 

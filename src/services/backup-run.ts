@@ -26,6 +26,7 @@ import type { DomainSession } from "./domain-session.js";
 import { refuseFrozenDisks } from "./open-snapshots.js";
 import { Operation } from "./operation.js";
 import { keepCheckpointIfPublished } from "./published.js";
+import { checkMomentAnew, explainFailedRead } from "./moment.js";
 import { pull } from "./pull.js";
 import { pushDisk } from "./push.js";
 import type { ScratchUse } from "./scratch-watch.js";
@@ -218,9 +219,10 @@ class Attempt {
       logMoment(this.#context, session.domain, frozen);
       const offered = this.#staged ? [] : await this.#export(plan, plan.disks, operation, signal);
       const onUse = (use: ScratchUse): void => this.#request.onProgress?.({ step: "scratch", ...use });
+      const moment = { plan, fingerprints: frozen.fingerprints, mode: driver.mode };
       const scratchPeakBytes = await withScratchWatch(
         this.#context,
-        { driver, plan, signal, onUse },
+        { session, moment, signal, onUse },
         (intact) =>
           forEachLimited(
             plan.disks,
@@ -235,8 +237,10 @@ class Attempt {
             },
             intact,
           ),
-      );
-      await driver.checkIntact(plan, frozen.fingerprints, signal);
+      ).catch(async (error: unknown) => {
+        throw await explainFailedRead(this.#context, session, moment, error);
+      });
+      await checkMomentAnew(session, moment, signal);
       return await draft.publish({
         level: decision.level,
         reason: decision.reason,

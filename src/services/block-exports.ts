@@ -9,7 +9,14 @@ import { logExports } from "./log-exports.js";
 import type { ServiceContext } from "./context.js";
 import { requireDomain } from "./context.js";
 import type { DomainSession } from "./domain-session.js";
-import { brokenBy, listBlockSnapshots, snapshotSubject, withSnapshot } from "./open-snapshots.js";
+import type { BlockSnapshot } from "./open-snapshots.js";
+import {
+  askWhetherBroken,
+  brokenBy,
+  listBlockSnapshots,
+  snapshotSubject,
+  withSnapshot,
+} from "./open-snapshots.js";
 import type { Operation } from "./operation.js";
 import { undoEntry } from "./unwind.js";
 
@@ -17,6 +24,8 @@ import { undoEntry } from "./unwind.js";
 export interface BlockExport extends OpenExport {
   readonly domain: string;
   readonly snapshot: string;
+  /** As with the snapshot. */
+  readonly broken?: string;
 }
 
 export interface ExportRequest {
@@ -34,7 +43,10 @@ export async function listExports(context: ServiceContext, domain?: string): Pro
   const domains = domain === undefined ? context.domains : [requireDomain(context, domain)];
   const lists: BlockExport[] = [];
   for (const name of domains) {
-    for (const snapshot of await listBlockSnapshots(context, name)) lists.push(...exportsOf(name, snapshot));
+    const snapshots = (await listBlockSnapshots(context, name)).filter(({ exports }) => exports.length > 0);
+    for (const snapshot of await askWhetherBroken(context, name, snapshots)) {
+      lists.push(...exportsOf(name, snapshot));
+    }
   }
   return lists;
 }
@@ -110,8 +122,12 @@ const EXPORT_KINDS: ReadonlySet<UndoKind> = new Set([
   "daemon-export",
 ]);
 
-function exportsOf(domain: string, { name, exports }: SnapshotJournal): BlockExport[] {
-  return exports.map((open) => ({ ...open, domain, snapshot: name }));
+function exportsOf(
+  domain: string,
+  { name, exports, broken }: SnapshotJournal & Pick<BlockSnapshot, "broken">,
+): BlockExport[] {
+  const state = broken === undefined ? {} : { broken };
+  return exports.map((open) => ({ ...open, domain, snapshot: name, ...state }));
 }
 
 function chooseSnapshotDisks(
@@ -187,7 +203,7 @@ function entryKey(entry: UndoEntry): string {
 }
 
 /** Undoes a part of what an operation holds, newest first; the first failure stops it, and the rest stays journalled. */
-async function undoEntries(
+export async function undoEntries(
   context: ServiceContext,
   session: DomainSession,
   operation: Operation,

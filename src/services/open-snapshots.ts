@@ -4,18 +4,21 @@ import { snapshotHolds } from "../model/operation-findings.js";
 import type { SnapshotJournal } from "../model/operation.js";
 import type { BlockDriver } from "../ports/block-driver.js";
 import type { OperationRecord } from "../ports/state-store.js";
-import { FleeceError, isFleeceError } from "../shared/errors.js";
+import { errorMessage, FleeceError } from "../shared/errors.js";
 import type { ServiceContext } from "./context.js";
 import { requireDomain, withDomain } from "./context.js";
-import type { DomainSession } from "./domain-session.js";
+import { DomainSession } from "./domain-session.js";
+import { checkMoment, saysLost } from "./moment.js";
 import { Operation } from "./operation.js";
 
 /** A block snapshot that is open: its consumer reads it, renews it, and says in the end how it went. */
 export interface BlockSnapshot extends SnapshotJournal {
   readonly domain: string;
+  /** Why it does not show its moment any more, in words, where that was asked and could be answered. */
+  readonly broken?: string;
 }
 
-interface SnapshotRecord {
+export interface SnapshotRecord {
   readonly subject: SnapshotJournal;
   readonly record: OperationRecord;
 }
@@ -36,6 +39,39 @@ export async function getBlockSnapshot(
 ): Promise<BlockSnapshot> {
   const { subject } = await findOpen(context, domain, name);
   return { ...subject, domain };
+}
+
+/**
+ * The same snapshots with what is known of their soundness now. Not answered: while another operation is at work on the
+ * domain, or when the domain cannot be reached.
+ */
+export async function askWhetherBroken(
+  context: ServiceContext,
+  domain: string,
+  snapshots: readonly BlockSnapshot[],
+): Promise<readonly BlockSnapshot[]> {
+  const asked: BlockSnapshot[] = [];
+  const isBusy = (await context.store.holder(domain)) !== undefined;
+  await using session = new DomainSession(context.drivers, domain);
+  for (const snapshot of snapshots) {
+    const broken =
+      snapshot.lost ?? (isBusy ? undefined : (await whetherBroken(context, session, snapshot))?.message);
+    asked.push(broken === undefined ? snapshot : { ...snapshot, broken });
+  }
+  return asked;
+}
+
+async function whetherBroken(
+  { log }: ServiceContext,
+  session: DomainSession,
+  snapshot: BlockSnapshot,
+): Promise<FleeceError | undefined> {
+  try {
+    return await brokenBy(snapshot, await session.driver());
+  } catch (error) {
+    log.debug({ snapshot: snapshot.name }, `Cannot tell whether it is intact: ${errorMessage(error)}`);
+    return undefined;
+  }
 }
 
 /** Runs an operation on an open snapshot, alone on its domain. Fails with SNAPSHOT_NOT_FOUND. */
@@ -66,7 +102,10 @@ async function findOpen(context: ServiceContext, domain: string, name: string): 
   );
 }
 
-async function openRecords(context: ServiceContext, domain: string): Promise<readonly SnapshotRecord[]> {
+export async function openRecords(
+  context: ServiceContext,
+  domain: string,
+): Promise<readonly SnapshotRecord[]> {
   const records = await snapshotRecords(context, requireDomain(context, domain));
   return records.filter(({ subject }) => subject.phase === "open");
 }
@@ -91,23 +130,15 @@ export async function snapshotRecords(
  * that (the domain does not answer, for example) is thrown: the question may be asked again.
  */
 export async function brokenBy(
-  { plan, fingerprints, mode, lost }: SnapshotJournal,
+  snapshot: SnapshotJournal,
   driver: BlockDriver,
 ): Promise<FleeceError | undefined> {
-  if (lost !== undefined) return new FleeceError("SNAPSHOT_BROKEN", lost);
-  if (driver.mode !== mode) {
-    const now = driver.mode === "running" ? "was started" : "was stopped";
-    return new FleeceError(
-      "SNAPSHOT_BROKEN",
-      `Domain ${plan.domain} ${now} after the block snapshot was taken`,
-    );
-  }
+  if (snapshot.lost !== undefined) return new FleeceError("SNAPSHOT_BROKEN", snapshot.lost);
   try {
-    await driver.checkIntact(plan, fingerprints);
+    await checkMoment(snapshot, driver);
     return undefined;
   } catch (error) {
-    if (isFleeceError(error, "SNAPSHOT_BROKEN", "DISK_CHANGED", "DISK_IN_USE", "PATH_NOT_FOUND"))
-      return error;
+    if (saysLost(error)) return error;
     throw error;
   }
 }

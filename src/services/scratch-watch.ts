@@ -1,8 +1,10 @@
 import type { SnapshotPlan } from "../model/snapshot-plan.js";
-import type { BlockDriver } from "../ports/block-driver.js";
 import { errorMessage, FleeceError, isFleeceError } from "../shared/errors.js";
 import { formatBytes } from "../shared/units.js";
 import type { ServiceContext } from "./context.js";
+import type { DomainSession } from "./domain-session.js";
+import type { Moment } from "./moment.js";
+import { checkMomentAnew } from "./moment.js";
 
 /** A lost snapshot is worth nothing: what reads it should know within seconds, not at its end. */
 const INTERVAL_MS = 1000;
@@ -14,8 +16,9 @@ export interface ScratchUse {
 }
 
 export interface WatchedSnapshot {
-  readonly driver: BlockDriver;
-  readonly plan: SnapshotPlan;
+  /** Used by nothing else meanwhile. */
+  readonly session: DomainSession;
+  readonly moment: Moment;
   readonly signal?: AbortSignal | undefined;
   readonly onUse?: (use: ScratchUse) => void;
 }
@@ -28,8 +31,8 @@ export async function scratchUse({ scratch }: ServiceContext, plan: SnapshotPlan
 }
 
 /**
- * Runs `action`, and looks once a second whether its snapshot is intact and keeps to its scratch space. If it does not
- * keep to it, it is broken on purpose. A broken one aborts the action with SNAPSHOT_BROKEN, which is then thrown. Resolves
+ * Runs `action`, and looks once a second whether its snapshot is intact and keeps to its scratch space. If not, the action
+ * is aborted with SNAPSHOT_BROKEN, which is then thrown: the caller's unwinding gives the guest its disks back. Resolves
  * with the most that the scratch images took, in bytes. Nothing of the watch goes on after that.
  */
 export async function withScratchWatch(
@@ -37,7 +40,7 @@ export async function withScratchWatch(
   watched: WatchedSnapshot,
   action: (signal: AbortSignal | undefined) => Promise<void>,
 ): Promise<number> {
-  if (watched.driver.mode !== "running") {
+  if (watched.moment.mode !== "running") {
     await action(watched.signal);
     return 0;
   }
@@ -77,7 +80,7 @@ class ScratchWatch {
   }
 
   async measure(): Promise<ScratchUse> {
-    const use = await scratchUse(this.#context, this.#watched.plan);
+    const use = await scratchUse(this.#context, this.#watched.moment.plan);
     this.peakBytes = Math.max(this.peakBytes, use.usedBytes);
     return use;
   }
@@ -93,43 +96,41 @@ class ScratchWatch {
         if (isOver()) return;
         if (isFleeceError(error, "SNAPSHOT_BROKEN")) this.#broken.abort(error);
         // Whether the snapshot was intact is asked once more at the end; until then nobody knows that it was not.
-        else log.debug({ snapshot: this.#watched.plan.id }, `Cannot look after it: ${errorMessage(error)}`);
+        else
+          log.debug(
+            { snapshot: this.#watched.moment.plan.id },
+            `Cannot look after it: ${errorMessage(error)}`,
+          );
       }
     }
   }
 
   async #look(stop: AbortSignal): Promise<void> {
-    const { driver, plan, onUse } = this.#watched;
+    const { session, moment, onUse } = this.#watched;
     const use = await this.measure();
     onUse?.(use);
-    const excess = await this.#excess(use);
-    if (excess === undefined) return driver.checkIntact(plan, [], stop);
-    await this.#breakOnPurpose();
-    throw new FleeceError("SNAPSHOT_BROKEN", `The block snapshot was given up: ${excess}`, {
-      facts: { domain: plan.domain, usedBytes: use.usedBytes },
-    });
+    const excess = await scratchExcess(this.#context, use);
+    if (excess !== undefined) throw excess;
+    await checkMomentAnew(session, moment, stop);
   }
+}
 
-  async #excess({ usedBytes, limitBytes }: ScratchUse): Promise<string | undefined> {
-    const { scratch } = this.#context;
-    if (limitBytes !== undefined && usedBytes > limitBytes) {
-      return `its scratch space of ${formatBytes(usedBytes)} is over the limit of ${formatBytes(limitBytes)}`;
-    }
-    if (scratch.reserveBytes === 0) return undefined;
-    const freeBytes = await scratch.freeBytes();
-    if (freeBytes >= scratch.reserveBytes) return undefined;
-    return `the scratch directory has ${formatBytes(freeBytes)} free, which is less than the reserve of ${formatBytes(scratch.reserveBytes)}`;
+/** Why a snapshot that takes so much must end, as SNAPSHOT_BROKEN; undefined if it keeps to its scratch space. */
+export async function scratchExcess(
+  { scratch }: ServiceContext,
+  { usedBytes, limitBytes }: ScratchUse,
+): Promise<FleeceError | undefined> {
+  const givenUp = (why: string): FleeceError =>
+    new FleeceError("SNAPSHOT_BROKEN", `The block snapshot was given up: ${why}`, { facts: { usedBytes } });
+  if (limitBytes !== undefined && usedBytes > limitBytes) {
+    return givenUp(
+      `its scratch space of ${formatBytes(usedBytes)} is over the limit of ${formatBytes(limitBytes)}`,
+    );
   }
-
-  /** The guest comes first: from now on its writes cost nothing. What is left is undone with the operation. */
-  async #breakOnPurpose(): Promise<void> {
-    const { driver, plan } = this.#watched;
-    for (const { target, nodes } of plan.disks) {
-      try {
-        await driver.undo({ kind: "vm-filter", target, filter: nodes.filter });
-      } catch (error) {
-        this.#context.log.warn({ target }, `Cannot remove the filter: ${errorMessage(error)}`);
-      }
-    }
-  }
+  if (scratch.reserveBytes === 0) return undefined;
+  const freeBytes = await scratch.freeBytes();
+  if (freeBytes >= scratch.reserveBytes) return undefined;
+  return givenUp(
+    `the scratch directory has ${formatBytes(freeBytes)} free, which is less than the reserve of ${formatBytes(scratch.reserveBytes)}`,
+  );
 }

@@ -11,7 +11,7 @@ const DISKS = 1;
 /** How a backup of an inactive domain ends without its daemon, and what it says. All has been read before the publication. */
 const WITHOUT_DAEMON: Readonly<Record<Moment, readonly [number, RegExp]>> = {
   "after the freeze": [1, /"QEMU_FAILED".*qemu-storage-daemon ended/],
-  "in the midst of the pull": [1, /"NBD_FAILED".*connection was lost/],
+  "in the midst of the pull": [1, /"QEMU_FAILED".*daemon of the frozen disks is gone: .*ended by SIGKILL/],
   "before the publication": [0, /^/],
 };
 

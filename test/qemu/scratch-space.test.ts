@@ -196,6 +196,23 @@ describe("a scratch file system that is full", () => {
   });
 });
 
+describe("the time that a guest's write waits for scratch space", () => {
+  it("is what QEMU can count, and the log says so where that is less than what is configured", async () => {
+    const at = await startServices({ cbwTimeout: "9s" });
+    const { major, minor } = (
+      (await at.vm.qmp("query-version")) as { qemu: { major: number; minor: number } }
+    ).qemu;
+    const warnings: string[] = [];
+    const warn = (_facts: object, message: string): void => void warnings.push(message);
+    const context = await startAgent(await loadConfig(at.configPath), { ...quiet, warn });
+    await runBackup(context, { domain: "vm" });
+    const counts = major > 9 || (major === 9 && minor >= 1);
+    expect(warnings).toEqual(
+      counts ? [] : [expect.stringMatching(/waits at most 4 s for scratch space: QEMU \S+ miscounts more/)],
+    );
+  });
+});
+
 describe("what a backup has read", () => {
   const DISK_BYTES = 64 * MIB;
   const disks = [{ target: "vda", format: "qcow2", sizeBytes: DISK_BYTES, filledBytes: DISK_BYTES }] as const;

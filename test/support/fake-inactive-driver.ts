@@ -134,6 +134,10 @@ export class FakeInactiveDriver implements BlockDriver {
   }
 
   /** What an earlier QEMU process of the domain held is gone with it. */
+  checkServing(): Promise<void> {
+    return Promise.resolve();
+  }
+
   undo(entry: UndoEntry): Promise<void> {
     return this.#step(`undo ${entry.kind}`, undefined, () => {
       if (entry.kind !== "vm-nbd-server") return;

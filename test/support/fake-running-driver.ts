@@ -115,6 +115,10 @@ export class FakeRunningDriver implements BlockDriver {
     });
   }
 
+  checkServing(): Promise<void> {
+    return Promise.resolve();
+  }
+
   async undo(entry: UndoEntry): Promise<void> {
     await this.#step(`undo ${entry.kind}`, undefined, () => {
       switch (entry.kind) {

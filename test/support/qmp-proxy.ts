@@ -46,6 +46,12 @@ export class QmpProxy implements AsyncDisposable {
     this.#turnsAway = turnsAway;
   }
 
+  /** Ends the connections there are; new clients are served. */
+  hangUp(): void {
+    for (const socket of this.#sockets) socket.destroy();
+    this.#sockets.clear();
+  }
+
   async [Symbol.asyncDispose](): Promise<void> {
     for (const socket of this.#sockets) socket.destroy();
     await new Promise((resolve) => this.#server.close(resolve));

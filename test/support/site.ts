@@ -23,6 +23,8 @@ export interface SiteOptions {
   readonly disks?: readonly SiteDisk[];
   /** Of the domain; default: as the program has it. */
   readonly exports?: "auto" | "staged";
+  /** Further arguments for QEMU, as they are. */
+  readonly extraArguments?: readonly string[];
 }
 
 /** A host as an administrator has it: a VM named `vm`, a configuration, and the built command. */
@@ -58,7 +60,9 @@ export async function startSite(options: SiteOptions = {}): Promise<Site> {
     disks.push({ ...disk, path: file });
   }
   for (const name of options.directories ?? ["backups", "scratch"]) await mkdir(directory.file(name));
-  const vm = untilTestEnds(await TestVm.start({ directory: directory.path, disks }));
+  const vm = untilTestEnds(
+    await TestVm.start({ directory: directory.path, disks, extraArguments: options.extraArguments ?? [] }),
+  );
   const configPath = await writeConfig(directory.path, {
     domains: [
       {

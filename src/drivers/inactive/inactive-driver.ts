@@ -36,6 +36,8 @@ export class InactiveDriver implements BlockDriver {
   readonly #disks: readonly DiskConfig[];
   readonly #clock: Clock;
   readonly #runtimeRoot: string;
+  /** Of the daemon that this object has started. */
+  #daemonGone: Promise<string> | undefined;
 
   constructor(options: {
     config: DomainConfig;
@@ -163,6 +165,11 @@ export class InactiveDriver implements BlockDriver {
     }
   }
 
+  async checkServing({ id }: SnapshotPlan, signal?: AbortSignal): Promise<void> {
+    const failure = await StorageDaemon.obituary(this.#directory(id), this.#daemonGone, signal);
+    if (failure !== undefined) throw failure;
+  }
+
   /** What an earlier QEMU process of the domain held is gone with it, but for the directory of its socket. */
   async undo(entry: UndoEntry): Promise<void> {
     if (entry.kind !== "vm-nbd-server") return;
@@ -194,6 +201,7 @@ export class InactiveDriver implements BlockDriver {
     const directory = this.#directory(plan.id);
     await undo.register({ kind: "daemon", directory });
     const daemon = await StorageDaemon.start({ directory, lifetime: "detached", signal });
+    this.#daemonGone = daemon.gone;
     try {
       for (const disk of plan.disks) await this.#addNode(daemon, disk);
     } finally {

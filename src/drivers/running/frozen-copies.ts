@@ -1,7 +1,7 @@
 import type { PlannedDisk, PlannedExport, SnapshotNodes } from "../../model/snapshot-plan.js";
 import { CHECKPOINT_GRANULARITY } from "../../model/checkpoint.js";
 import { BLOCK_SIZE } from "../../model/extents.js";
-import type { UndoEntry } from "../../model/undo.js";
+import type { UndoEntry, UndoKind } from "../../model/undo.js";
 import type { UndoLog } from "../../ports/block-driver.js";
 import type { BlockdevBackup, FollowJobOptions, QmpSession } from "../../qmp/index.js";
 import { isQmpError } from "../../qmp/index.js";
@@ -70,7 +70,7 @@ export class FrozenCopies {
 
   async undo(entries: readonly UndoEntry[]): Promise<void> {
     for (const entry of entries.toReversed()) {
-      if (entry.kind === "file" || entry.kind === "daemon") await this.#host.undo(entry);
+      if (HOST_KINDS.has(entry.kind)) await this.#host.undo(entry);
       else await this.#undoInQemu(entry);
     }
   }
@@ -93,6 +93,8 @@ export class FrozenCopies {
     }
   }
 }
+
+const HOST_KINDS: ReadonlySet<UndoKind> = new Set(["file", "linked-file", "daemon"]);
 
 /** What only the copying needs, inside QEMU. */
 export function copyEntries({ disk, planned: { changes } }: DiskToCopy): readonly UndoEntry[] {

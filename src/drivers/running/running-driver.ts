@@ -11,17 +11,20 @@ import type {
   PlannedPush,
   SnapshotPlan,
 } from "../../model/snapshot-plan.js";
+import { cbwTimeoutSeconds } from "../../model/known-qemu-issues.js";
 import type { UndoEntry } from "../../model/undo.js";
 import type { BlockDriver, PushOptions, UndoLog } from "../../ports/block-driver.js";
 import type { Clock } from "../../ports/clock.js";
+import type { Logger } from "../../ports/logger.js";
 import type { QmpSession } from "../../qmp/index.js";
+import { isEvent } from "../../qmp/index.js";
 import { OneByOne } from "../../shared/async.js";
-import { FleeceError } from "../../shared/errors.js";
+import { FleeceError, isFleeceError } from "../../shared/errors.js";
 import type { DomainConfig } from "../../model/config.js";
 import { addExport, exportId, mergedBitmapName } from "../node-exports.js";
 import { withQmpErrors } from "../qmp-errors.js";
 import type { LocatedDisk } from "./block-graph.js";
-import { locateDisks } from "./block-graph.js";
+import { filteredNode, locateDisks } from "./block-graph.js";
 import { bitmapTransaction } from "./bitmap-transaction.js";
 import { clientsAbort, iothreadOf } from "./iothreads.js";
 import { FrozenCopies } from "./frozen-copies.js";
@@ -30,6 +33,7 @@ import { startNbdServer } from "./nbd-server.js";
 import { PushedDisks } from "./pushed-disks.js";
 import type { QuietMomentParts } from "./quiet-moment.js";
 import { quietMoment } from "./quiet-moment.js";
+import { addResizeGuard } from "./resize-guard.js";
 import { addScratch, isWorthReleasing } from "./scratch.js";
 import { StagedExports } from "./staged-exports.js";
 import { assignTargets } from "./targets.js";
@@ -53,6 +57,10 @@ export class RunningDriver implements BlockDriver {
   readonly #staged: StagedExports;
   readonly #pushed: PushedDisks;
   readonly #undoing = new OneByOne();
+  readonly #log: Logger;
+  readonly #cbwTimeoutMs: number;
+  /** QEMU's word for why it ends, once it has said so. With `-no-shutdown` it lives on. */
+  #shutdownReason: string | undefined;
 
   constructor(options: {
     qmp: QmpSession;
@@ -61,7 +69,12 @@ export class RunningDriver implements BlockDriver {
     qmpSocketPath: string;
     nbdSocketPath: string;
     runtimeRoot: string;
+    log: Logger;
+    /** How long a guest's write may wait for the copy of the old content. */
+    cbwTimeoutMs: number;
   }) {
+    this.#log = options.log;
+    this.#cbwTimeoutMs = options.cbwTimeoutMs;
     this.#qmp = options.qmp;
     this.#qmpSocketPath = options.qmpSocketPath;
     this.#config = options.config;
@@ -70,6 +83,9 @@ export class RunningDriver implements BlockDriver {
     const copies = new FrozenCopies(options.qmp, (entry) => this.#undo(entry));
     this.#staged = new StagedExports({ copies, runtimeRoot: options.runtimeRoot });
     this.#pushed = new PushedDisks(copies);
+    this.#qmp.onEvent((event) => {
+      if (isEvent(event, "SHUTDOWN")) this.#shutdownReason = event.data.reason;
+    });
   }
 
   inspect(signal?: AbortSignal): Promise<DomainState> {
@@ -79,9 +95,8 @@ export class RunningDriver implements BlockDriver {
       const jobs = await this.#jobObstacle();
       const disks: DiskState[] = [];
       for (const [target, disk] of located) disks.push(await this.#describe(target, disk, jobs));
-      const { major, minor, micro } = this.#qmp.version;
       const mode = status === "running" ? "running" : "paused";
-      const qemuVersion = `${major}.${minor}.${micro}`;
+      const qemuVersion = this.#qemuVersion();
       return { domain: this.#config.name, mode, qemuVersion, disks, ...(await lookForUsers(this.#qmp)) };
     });
   }
@@ -110,6 +125,7 @@ export class RunningDriver implements BlockDriver {
         await addScratch(this.#qmp, disk, undo, { diskNode, limitBytes, signal });
       }
       await undo.register(...this.#momentEntries(plan));
+      const cbwTimeout = this.#cbwTimeoutSeconds();
       const { value: timeMs, ...quiet } = await quietMoment(
         {
           qmp: this.#qmp,
@@ -121,7 +137,7 @@ export class RunningDriver implements BlockDriver {
           undo,
           signal,
         },
-        () => this.#moment(plan, located),
+        () => this.#moment(plan, located, cbwTimeout),
       );
       for (const disk of plan.disks) {
         const { nodes } = disk;
@@ -132,6 +148,7 @@ export class RunningDriver implements BlockDriver {
           file: nodes.filter,
           discard: "unmap",
         });
+        await addResizeGuard(this.#qmp, nodes);
       }
       return { timeMs, ...quiet, fingerprints: [] };
     });
@@ -200,17 +217,22 @@ export class RunningDriver implements BlockDriver {
    * A break cannot be queried, but every read through the filter fails from then on: so one is tried on each disk that has
    * been offered, after all others. A disk that has been copied out needs no filter any more.
    */
-  checkIntact(plan: SnapshotPlan, _fingerprints?: unknown, signal?: AbortSignal): Promise<void> {
-    return this.#guarded(async () => {
-      const nodes = await this.#qmp.execute("query-named-block-nodes", { flat: true });
-      const names = new Set(nodes.map((node) => node["node-name"]));
-      for (const disk of plan.disks) {
-        if (names.has(disk.nodes.filter) || this.#pushed.isComplete(disk)) continue;
-        if (await this.#staged.holds(disk, signal)) continue;
-        throw new FleeceError("SNAPSHOT_BROKEN", `The filter of disk ${disk.target} is gone from QEMU`);
-      }
-      await tryProbes(this.#qmp, plan, this.#nbdSocketPath, signal);
-    });
+  async checkIntact(plan: SnapshotPlan, _fingerprints?: unknown, signal?: AbortSignal): Promise<void> {
+    try {
+      await this.#guarded(() => this.#checkIntact(plan, signal));
+    } catch (error) {
+      if (!isFleeceError(error, "DOMAIN_UNREACHABLE") || this.#shutdownReason === undefined) throw error;
+      throw new FleeceError(
+        "SNAPSHOT_BROKEN",
+        `Domain ${plan.domain} was stopped after the block snapshot was taken; QEMU's reason: ${this.#shutdownReason}`,
+        { cause: error, facts: { domain: plan.domain, reason: this.#shutdownReason } },
+      );
+    }
+  }
+
+  /** QEMU serves them itself, and `checkIntact` looks after those of staged disks. */
+  checkServing(): Promise<void> {
+    return Promise.resolve();
   }
 
   undo(entry: UndoEntry): Promise<void> {
@@ -231,6 +253,30 @@ export class RunningDriver implements BlockDriver {
    */
   #undo(entry: UndoEntry): Promise<void> {
     return this.#undoing.run(() => undoInQemu(this.#qmp, entry, this.#clock));
+  }
+
+  async #checkIntact(plan: SnapshotPlan, signal?: AbortSignal): Promise<void> {
+    const graph = await this.#qmp.execute("x-debug-query-block-graph");
+    const names = new Set(graph.nodes.map(({ name }) => name));
+    for (const disk of plan.disks) {
+      const { filter, access } = disk.nodes;
+      const isCopied = this.#pushed.isComplete(disk) || (await this.#staged.holds(disk, signal));
+      if (!names.has(filter) && !isCopied) {
+        const why = "it was started anew, or another program has removed it";
+        throw new FleeceError(
+          "SNAPSHOT_BROKEN",
+          `The filter of disk ${disk.target} is gone from QEMU: ${why}`,
+        );
+      }
+      const below = filteredNode(graph, access);
+      if (below === undefined || below === filter) continue;
+      throw new FleeceError(
+        "SNAPSHOT_BROKEN",
+        `Another program has put node ${below} on disk ${disk.target}, over the filter that preserves its frozen content`,
+        { facts: { target: disk.target, node: below } },
+      );
+    }
+    await tryProbes(this.#qmp, plan, this.#nbdSocketPath, signal);
   }
 
   #guarded<T>(action: () => Promise<T>): Promise<T> {
@@ -319,7 +365,23 @@ export class RunningDriver implements BlockDriver {
     ];
   }
 
-  async #moment(plan: SnapshotPlan, located: ReadonlyMap<string, LocatedDisk>): Promise<number> {
+  #cbwTimeoutSeconds(): number {
+    const qemuVersion = this.#qemuVersion();
+    const seconds = cbwTimeoutSeconds(qemuVersion, this.#cbwTimeoutMs);
+    if (seconds * 1000 < this.#cbwTimeoutMs) {
+      this.#log.warn(
+        { domain: this.#config.name, qemuVersion, wantedMs: this.#cbwTimeoutMs },
+        `A guest's write waits at most ${seconds} s for scratch space: QEMU ${qemuVersion} miscounts more`,
+      );
+    }
+    return seconds;
+  }
+
+  async #moment(
+    plan: SnapshotPlan,
+    located: ReadonlyMap<string, LocatedDisk>,
+    cbwTimeout: number,
+  ): Promise<number> {
     const onEach = (steps: (disk: PlannedDisk) => readonly BitmapStep[]) =>
       plan.disks.flatMap((disk) => bitmapTransaction(this.#disk(located, disk.target).diskNode, steps(disk)));
     if (plan.checkpoint !== undefined) {
@@ -339,7 +401,7 @@ export class RunningDriver implements BlockDriver {
         file: diskNode,
         target: disk.nodes.scratch,
         "on-cbw-error": "break-snapshot",
-        "cbw-timeout": CBW_TIMEOUT_SECONDS,
+        "cbw-timeout": cbwTimeout,
         // Without it the filter swallows the guest's discards; whether the disk honours them is the disk's own setting.
         discard: "unmap",
       });
@@ -350,6 +412,11 @@ export class RunningDriver implements BlockDriver {
     );
     if (stopOld.length > 0) await this.#qmp.execute("transaction", { actions: stopOld });
     return timeMs;
+  }
+
+  #qemuVersion(): string {
+    const { major, minor, micro } = this.#qmp.version;
+    return `${major}.${minor}.${micro}`;
   }
 
   #quiesce({ quiesce }: SnapshotPlan): QuietMomentParts["quiesce"] {
@@ -365,11 +432,5 @@ function plannedDisk({ disks }: SnapshotPlan, target: string): PlannedDisk {
   if (disk !== undefined) return disk;
   throw new FleeceError("DISK_NOT_FOUND", `The snapshot has no disk ${target}`);
 }
-
-/**
- * Seconds after which a guest's write no longer waits for the copy of the old content. Before 9.1, QEMU computes this in
- * 32 bits of nanoseconds: 4 is the largest value that is what it says (5 becomes 0.7 s), and 0 means for ever.
- */
-const CBW_TIMEOUT_SECONDS = 4;
 
 const MIGRATION_AT_REST: ReadonlySet<string> = new Set(["none", "completed", "failed", "cancelled"]);

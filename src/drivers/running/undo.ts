@@ -7,6 +7,7 @@ import { thawLeftover } from "../guest-agent/guest-freezer.js";
 import { removeBitmap, removeExport } from "../node-exports.js";
 import { filteredNode, locateDisks } from "./block-graph.js";
 import { stopNbdServer } from "./nbd-server.js";
+import { guardNode } from "./resize-guard.js";
 
 /** What one frozen disk takes inside QEMU and beside it, in the order in which a freeze acquires it. */
 export function frozenEntries({ target, nodes, scratchPath, scratchFile }: PlannedDisk): {
@@ -25,7 +26,10 @@ export function frozenEntries({ target, nodes, scratchPath, scratchFile }: Plann
       { kind: "vm-node", node: nodes.filter },
       { kind: "vm-filter", target, filter: nodes.filter },
     ],
-    access: [{ kind: "vm-node", node: nodes.access }],
+    access: [
+      { kind: "vm-node", node: nodes.access },
+      { kind: "vm-node", node: guardNode(nodes) },
+    ],
   };
 }
 

@@ -87,6 +87,13 @@ export interface BlockdevNullCo extends BlockdevCommon {
   "read-zeroes"?: boolean;
 }
 
+export interface BlockdevBlkdebug extends BlockdevCommon {
+  driver: "blkdebug";
+  image: BlockdevRef;
+  /** What other users of the child may not do. */
+  "unshare-child-perms"?: ("consistent-read" | "write" | "write-unchanged" | "resize")[];
+}
+
 export type BlockdevOptions =
   | BlockdevFile
   | BlockdevQcow2
@@ -94,7 +101,8 @@ export type BlockdevOptions =
   | BlockdevCopyBeforeWrite
   | BlockdevSnapshotAccess
   | BlockdevNbd
-  | BlockdevNullCo;
+  | BlockdevNullCo
+  | BlockdevBlkdebug;
 
 /** A socket, flat, as `nbd` nodes take it. */
 export type SocketAddress =

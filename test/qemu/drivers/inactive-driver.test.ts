@@ -22,7 +22,14 @@ async function startHarness(): Promise<DriverHarness> {
   const scratchDir = directory.file("scratch");
   await mkdir(scratchDir);
   const domains = [{ name: "vm", disks, qmp: directory.file("no.qmp") }];
-  const factory = new QemuDriverFactory({ domains, clock: systemClock, runtimeRoot });
+  const ignore = (): void => undefined;
+  const factory = new QemuDriverFactory({
+    domains,
+    clock: systemClock,
+    runtimeRoot,
+    log: { debug: ignore, info: ignore, warn: ignore },
+    cbwTimeoutMs: 4000,
+  });
   const file = (target: string): string => disks.find((disk) => disk.target === target)?.file ?? "";
   return {
     scratchDir,

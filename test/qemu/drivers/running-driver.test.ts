@@ -31,7 +31,14 @@ async function startHarness(exports: "auto" | "staged"): Promise<DriverHarness> 
   const scratchDir = directory.file("scratch");
   await mkdir(scratchDir);
   const domain = { ...domainConfig("vm", vm), exports };
-  const factory = new QemuDriverFactory({ domains: [domain as never], clock: systemClock, runtimeRoot });
+  const ignore = (): void => undefined;
+  const factory = new QemuDriverFactory({
+    domains: [domain as never],
+    clock: systemClock,
+    runtimeRoot,
+    log: { debug: ignore, info: ignore, warn: ignore },
+    cbwTimeoutMs: 4000,
+  });
   const done = (verdict: { ok: boolean; text: string }) => expect(verdict).toMatchObject({ ok: true });
   return {
     scratchDir,

@@ -98,6 +98,7 @@ export const fullSnapshot: BlockSnapshot = {
   heldMs: 12,
   quiesce: { frozen: true, frozenMs: 30 },
   fingerprints: [],
+  broken: "The frozen content of disk vda is gone",
   plan: {
     id: "k3j9ab00",
     domain: "web01",

@@ -1,7 +1,7 @@
 import { describe, expect, it } from "vitest";
-import { parseDuration } from "../../../src/cli/duration-option.js";
+import { durationOption } from "../../../src/cli/duration-option.js";
 
-describe("parseDuration", () => {
+describe("durationOption", () => {
   it.each([
     ["1s", 1000],
     ["90s", 90_000],
@@ -11,7 +11,7 @@ describe("parseDuration", () => {
     ["0s", 0],
     ["0.001s", 1],
   ])("reads %s as %i ms", (text, ms) => {
-    expect(parseDuration(text)).toBe(ms);
+    expect(durationOption(text)).toBe(ms);
   });
 
   it.each([
@@ -31,6 +31,6 @@ describe("parseDuration", () => {
     "1.s",
     "Infinitys",
   ])("refuses %j and names the units", (text) => {
-    expect(() => parseDuration(text)).toThrow(/Expected a number with a unit, s, m, h or d/);
+    expect(() => durationOption(text)).toThrow(/Expected a number with a unit, s, m, h or d/);
   });
 });

@@ -27,8 +27,9 @@ function problemsOf(text: string): readonly string[] {
 describe("parseConfig", () => {
   it("reads sizes of scratch space in binary units, for all domains and for one", () => {
     const one = LEAST.replace("    disks:", "    scratch: { limit: 1.5G }\n    disks:");
-    const { scratch, domains } = parseConfig(`${one}scratch: { limit: 10G, reserve: 4096 }\n`, "/c.yaml");
-    expect(scratch).toEqual({ limit: 10 * 2 ** 30, reserve: 4096 });
+    const all = "scratch: { limit: 10G, reserve: 4096, cbwTimeout: 1.5m }";
+    const { scratch, domains } = parseConfig(`${one}${all}\n`, "/c.yaml");
+    expect(scratch).toEqual({ limit: 10 * 2 ** 30, reserve: 4096, cbwTimeout: 90_000 });
     expect(domains[0]?.scratch).toEqual({ limit: 1.5 * 2 ** 30 });
   });
 
@@ -37,6 +38,15 @@ describe("parseConfig", () => {
     ["limit: -5", "scratch.limit: Expected a size like 512M, 10G or 1.5T, got -5"],
     ["limit: 512K", "scratch.limit: Expected at least 1 MiB"],
     ["reserve: 9000000T", 'scratch.reserve: Expected a size like 512M, 10G or 1.5T, got "9000000T"'],
+    ["cbwTimeout: 1.5s", "scratch.cbwTimeout: Expected whole seconds"],
+    [
+      "cbwTimeout: 0s",
+      'scratch.cbwTimeout: Expected a number of seconds or minutes with its unit, 1s to 10m, got "0s"',
+    ],
+    [
+      "cbwTimeout: 11m",
+      'scratch.cbwTimeout: Expected a number of seconds or minutes with its unit, 1s to 10m, got "11m"',
+    ],
   ])("refuses %s for scratch space", (setting, problem) => {
     expect(problemsOf(`${LEAST}scratch: { ${setting} }\n`)).toEqual([
       expect.stringMatching(new RegExp(`:10:\\d+: ${problem.replace(/[.]/g, "\\.")}$`)),
@@ -47,7 +57,7 @@ describe("parseConfig", () => {
     expect(parseConfig(LEAST, "/etc/fleece/c.yaml")).toEqual({
       stateDir: "/etc/fleece/state",
       scratchDir: "/etc/fleece/scratch",
-      scratch: { reserve: 0 },
+      scratch: { reserve: 0, cbwTimeout: 4000 },
       logLevel: "warn",
       parallelDisks: 4,
       domains: [
