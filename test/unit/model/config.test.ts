@@ -48,6 +48,7 @@ describe("parseConfig", () => {
       stateDir: "/etc/fleece/state",
       scratchDir: "/etc/fleece/scratch",
       scratch: { reserve: 0 },
+      api: { shutdownGrace: "30s" },
       logLevel: "warn",
       parallelDisks: 4,
       domains: [
