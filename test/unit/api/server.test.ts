@@ -168,6 +168,7 @@ describe("ApiServer", () => {
     open();
     await server.close(GRACE_MS);
     expect(await world.traces()).toEqual(before);
+    expect(await world.repository.list()).toEqual([]);
     expect(world.log).toContain("Call failed: The client cancelled the call, or its deadline passed");
   });
 
@@ -182,6 +183,7 @@ describe("ApiServer", () => {
     open();
     await server.close(GRACE_MS);
     expect(await world.traces()).toEqual(before);
+    expect(await world.repository.list()).toEqual([]);
   });
 
   it("lets calls end when it ends itself, and takes no more", async () => {
@@ -210,6 +212,7 @@ describe("ApiServer", () => {
     });
     await closed;
     expect(await world.traces()).toEqual(before);
+    expect(await world.repository.list()).toEqual([]);
   });
 
   it("says by the health protocol that each service serves", async () => {
