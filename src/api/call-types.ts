@@ -1,4 +1,5 @@
 import type { MethodDefinition } from "@grpc/proto-loader";
+import type { NameKind } from "../model/names.js";
 import type { ServiceContext } from "../services/context.js";
 import type { BackupsDefinition } from "./generated/fleece/v1/Backups.js";
 import type { BlockExportsDefinition } from "./generated/fleece/v1/BlockExports.js";
@@ -61,8 +62,8 @@ export interface Call<Name extends CallName> {
   readonly role: Role;
   /** Whether it changes a domain, a repository or the host. */
   readonly mutates: boolean;
-  /** Fields of the request that may not be empty. */
-  readonly required: readonly (keyof CallRequest<Name> & string)[];
+  /** The names that every request of it has, by field. */
+  readonly names: Readonly<Record<string, NameKind>>;
   handler(
     this: void,
     context: ServiceContext,

@@ -1,5 +1,7 @@
+import type { NameKind } from "../model/names.js";
+import { checkName } from "../model/names.js";
 import type { ServiceContext } from "../services/context.js";
-import { FleeceError } from "../shared/errors.js";
+import { FleeceError, isFleeceError } from "../shared/errors.js";
 import { restoreBackupHandler, serveBackupHandler, verifyBackupHandler } from "./backup-reads.js";
 import { deleteBackupHandler, getBackupHandler, listBackupsHandler, runBackupHandler } from "./backups.js";
 import {
@@ -29,32 +31,60 @@ const ADMINISTERS = { role: "administrator", mutates: true } as const;
  * Administrators alone may lose what cannot be had again (checkpoints, backups) and write files where they say.
  */
 export const CALLS: { readonly [Name in CallName]: Call<Name> } = {
-  "Domains.List": { ...LOOKS, required: [], handler: listDomainsHandler },
-  "Domains.Get": { ...LOOKS, required: ["domain"], handler: getDomainHandler },
-  "Domains.GetXml": { ...LOOKS, required: ["domain"], handler: getDomainXmlHandler },
-  "Domains.Inspect": { ...LOOKS, required: ["domain"], handler: doctorHandler },
-  "BlockSnapshots.Create": { ...WORKS, required: ["domain"], handler: createBlockSnapshotHandler },
-  "BlockSnapshots.Get": { ...LOOKS, required: ["domain", "name"], handler: getBlockSnapshotHandler },
-  "BlockSnapshots.GetXml": { ...LOOKS, required: ["domain", "name"], handler: getBlockSnapshotXmlHandler },
-  "BlockSnapshots.List": { ...LOOKS, required: ["domain"], handler: listBlockSnapshotsHandler },
-  "BlockSnapshots.Renew": { ...WORKS, required: ["domain", "name"], handler: renewBlockSnapshotHandler },
-  "BlockSnapshots.Delete": { ...WORKS, required: ["domain", "name"], handler: deleteBlockSnapshotHandler },
-  "BlockExports.Start": { ...WORKS, required: ["domain"], handler: startBlockExportsHandler },
-  "BlockExports.Stop": { ...WORKS, required: ["domain", "snapshot"], handler: stopBlockExportsHandler },
-  "BlockExports.List": { ...LOOKS, required: [], handler: listBlockExportsHandler },
-  "Checkpoints.List": { ...LOOKS, required: ["domain"], handler: listCheckpointsHandler },
-  "Checkpoints.Get": { ...LOOKS, required: ["domain", "name"], handler: getCheckpointHandler },
-  "Checkpoints.Delete": { ...ADMINISTERS, required: ["domain", "name"], handler: deleteCheckpointHandler },
-  "Backups.Run": { ...WORKS, required: ["domain"], handler: runBackupHandler },
-  "Backups.List": { ...LOOKS, required: [], handler: listBackupsHandler },
-  "Backups.Get": { ...LOOKS, required: ["id"], handler: getBackupHandler },
-  "Backups.Verify": { ...LOOKS, required: ["id"], handler: verifyBackupHandler },
-  "Backups.Restore": { ...ADMINISTERS, required: ["id", "directory"], handler: restoreBackupHandler },
-  "Backups.Serve": { ...WORKS, required: ["id"], handler: serveBackupHandler },
-  "Backups.Delete": { ...ADMINISTERS, required: ["id"], handler: deleteBackupHandler },
+  "Domains.List": { ...LOOKS, names: {}, handler: listDomainsHandler },
+  "Domains.Get": { ...LOOKS, names: { domain: "domain" }, handler: getDomainHandler },
+  "Domains.GetXml": { ...LOOKS, names: { domain: "domain" }, handler: getDomainXmlHandler },
+  "Domains.Inspect": { ...LOOKS, names: { domain: "domain" }, handler: doctorHandler },
+  "BlockSnapshots.Create": { ...WORKS, names: { domain: "domain" }, handler: createBlockSnapshotHandler },
+  "BlockSnapshots.Get": {
+    ...LOOKS,
+    names: { domain: "domain", name: "block snapshot" },
+    handler: getBlockSnapshotHandler,
+  },
+  "BlockSnapshots.GetXml": {
+    ...LOOKS,
+    names: { domain: "domain", name: "block snapshot" },
+    handler: getBlockSnapshotXmlHandler,
+  },
+  "BlockSnapshots.List": { ...LOOKS, names: { domain: "domain" }, handler: listBlockSnapshotsHandler },
+  "BlockSnapshots.Renew": {
+    ...WORKS,
+    names: { domain: "domain", name: "block snapshot" },
+    handler: renewBlockSnapshotHandler,
+  },
+  "BlockSnapshots.Delete": {
+    ...WORKS,
+    names: { domain: "domain", name: "block snapshot" },
+    handler: deleteBlockSnapshotHandler,
+  },
+  "BlockExports.Start": { ...WORKS, names: { domain: "domain" }, handler: startBlockExportsHandler },
+  "BlockExports.Stop": {
+    ...WORKS,
+    names: { domain: "domain", snapshot: "block snapshot" },
+    handler: stopBlockExportsHandler,
+  },
+  "BlockExports.List": { ...LOOKS, names: {}, handler: listBlockExportsHandler },
+  "Checkpoints.List": { ...LOOKS, names: { domain: "domain" }, handler: listCheckpointsHandler },
+  "Checkpoints.Get": {
+    ...LOOKS,
+    names: { domain: "domain", name: "checkpoint" },
+    handler: getCheckpointHandler,
+  },
+  "Checkpoints.Delete": {
+    ...ADMINISTERS,
+    names: { domain: "domain", name: "checkpoint" },
+    handler: deleteCheckpointHandler,
+  },
+  "Backups.Run": { ...WORKS, names: { domain: "domain" }, handler: runBackupHandler },
+  "Backups.List": { ...LOOKS, names: {}, handler: listBackupsHandler },
+  "Backups.Get": { ...LOOKS, names: { id: "backup" }, handler: getBackupHandler },
+  "Backups.Verify": { ...LOOKS, names: { id: "backup" }, handler: verifyBackupHandler },
+  "Backups.Restore": { ...ADMINISTERS, names: { id: "backup" }, handler: restoreBackupHandler },
+  "Backups.Serve": { ...WORKS, names: { id: "backup" }, handler: serveBackupHandler },
+  "Backups.Delete": { ...ADMINISTERS, names: { id: "backup" }, handler: deleteBackupHandler },
 };
 
-/** Fails with INVALID_ARGUMENT if a required field is empty, else as the call does. */
+/** Fails with INVALID_NAME, naming the field, for a name that no name can be; else as the call does. */
 export async function runCall<Name extends CallName>(
   context: ServiceContext,
   name: Name,
@@ -62,13 +92,19 @@ export async function runCall<Name extends CallName>(
   options: CallOptions = {},
 ): Promise<CallResult<Name>> {
   const call: Call<Name> = CALLS[name];
-  for (const field of call.required) {
-    if (request[field] !== "") continue;
-    throw new FleeceError("INVALID_ARGUMENT", `Expected a value for ${field}, got an empty one`, {
-      facts: { field },
-    });
+  for (const [field, kind] of Object.entries(call.names)) {
+    checkField(field, kind, (request as Readonly<Record<string, unknown>>)[field]);
   }
   return call.handler(context, request, options);
+}
+
+function checkField(field: string, kind: NameKind, value: unknown): void {
+  try {
+    checkName(kind, String(value));
+  } catch (error) {
+    if (!isFleeceError(error)) throw error;
+    throw new FleeceError(error.code, error.message, { cause: error, facts: { ...error.facts, field } });
+  }
 }
 
 /** The API inside this process, without an agent. */

@@ -12,7 +12,7 @@ import type { Logger } from "../ports/logger.js";
 import type { ServiceContext } from "../services/context.js";
 import { FleeceError } from "../shared/errors.js";
 import { randomId } from "../shared/ids.js";
-import type { CallName, CallOptions, CallRequest } from "./call-types.js";
+import type { CallName, CallOptions, CallRequest, CallResult } from "./call-types.js";
 import { CALLS, runCall } from "./calls.js";
 import { eventWriter } from "./event-writer.js";
 import { failureOf } from "./failure.js";
@@ -168,16 +168,16 @@ export class ApiServer {
     }
   }
 
-  async #answer(
-    name: CallName,
+  async #answer<Name extends CallName>(
+    name: Name,
     { request }: WireCall,
     options: CallOptions,
     log: Logger,
-  ): Promise<object | undefined> {
+  ): Promise<CallResult<Name>> {
     if (this.#stopping) throw new FleeceError("AGENT_UNREACHABLE", "The agent ends and takes no more calls");
     checkRequest(name, request);
     // The type of the request is that of its method, which is how it was decoded.
-    return runCall({ ...this.#context, log }, name, request as CallRequest<typeof name>, options);
+    return runCall({ ...this.#context, log }, name, request as CallRequest<Name>, options);
   }
 }
 

@@ -32,10 +32,10 @@ const BY_CATEGORY = {
   unreachable: status.UNAVAILABLE,
   damage: status.DATA_LOSS,
   failed: status.FAILED_PRECONDITION,
-} as const satisfies Record<ErrorCategory, number>;
+} as const satisfies Record<ErrorCategory, status>;
 
 /** ABORTED: the same call may succeed later, without anybody doing something about it. */
-const BY_CODE: Partial<Record<ErrorCode, number>> = {
+const BY_CODE: Partial<Record<ErrorCode, status>> = {
   ALREADY_EXISTS: status.ALREADY_EXISTS,
   DOMAIN_BUSY: status.ABORTED,
   REPOSITORY_BUSY: status.ABORTED,
@@ -51,7 +51,7 @@ const BY_CODE: Partial<Record<ErrorCode, number>> = {
   INTERNAL: status.INTERNAL,
 };
 
-export function statusCodeOf({ code, category }: FleeceError): number {
+export function statusCodeOf({ code, category }: FleeceError): status {
   return BY_CODE[code] ?? BY_CATEGORY[category];
 }
 

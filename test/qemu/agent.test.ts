@@ -38,7 +38,8 @@ function told({ exitCode, stdout, stderr }: FleeceResult, site: Site) {
         /"(heldMs|durationMs|scratchUsedBytes|scratchPeakBytes|qemuVersion)": "[^"]*"/g,
         '"$1": "N"',
       )
-      .replaceAll(/\b\d+(\.\d+)? (ms|s|min|KiB|B)\b/g, "N $2")
+      .replaceAll(/\b\d+(\.\d+)? (ms|s|min)\b/g, "DURATION")
+      .replaceAll(/\b\d+(\.\d+)? (KiB|B)\b/g, "SMALL")
       .replaceAll(/\b[0-9a-hjkmnp-tv-z]{8}-(?=vd[ab]\b)/g, "RANDOM-")
       .replaceAll(/\bd-[\w-]+\//g, "SOCKETS/")
       .replaceAll(/(fleece:1:\d+):\d+:/g, "$1:MS:")
@@ -49,7 +50,7 @@ function told({ exitCode, stdout, stderr }: FleeceResult, site: Site) {
 
 /** The main verbs, one after the other, each with what it told. */
 async function story(site: Site, run: Run) {
-  const lines: unknown[] = [];
+  const lines: (ReturnType<typeof told> & { readonly args: string })[] = [];
   const tell = async (...args: string[]): Promise<FleeceResult> => {
     const result = await run(...args);
     lines.push({
@@ -63,53 +64,38 @@ async function story(site: Site, run: Run) {
     await tell(...args);
     await tell(...args, "--json");
   };
-  await both("domain", "list");
-  await both("domain", "show", "vm");
-  await both("doctor", "vm");
-  await both("backup", "list");
+  await tell("domain", "list");
+  await tell("domain", "show", "vm");
+  await tell("doctor", "vm");
   const full = idOf(await tell("backup", "run", "vm", "--json"));
   await tell("backup", "run", "vm", "--disk", "vda");
   await both("backup", "list", "vm");
-  await both("backup", "show", full);
-  await both("backup", "verify", full);
+  await tell("backup", "show", full);
+  await tell("backup", "verify", full);
   await tell("backup", "restore", full, "--to", site.directory.file("out"), "--format", "raw");
   await tell("backup", "restore", full, "--to", site.directory.file("out"));
   await tell("backup", "delete", full);
-  await both("checkpoint", "list", "vm");
-  await tell("checkpoint", "list", "vm", "--tree");
-  await both("checkpoint", "show", "vm", full);
-  await tell(
-    "block-snapshot",
-    "create",
-    "vm",
-    "--name",
-    "night",
-    "--checkpoint=cp",
-    "--lease",
-    "2h",
-    "--json",
-  );
+  await tell("checkpoint", "list", "vm");
+  await tell("checkpoint", "show", "vm", full, "--json");
+  await tell("block-snapshot", "create", "vm", "--name", "night", "--checkpoint=cp", "--lease", "2h");
   await tell("block-snapshot", "create", "vm", "--name", "night");
-  await both("block-snapshot", "list", "vm");
-  await both("block-snapshot", "show", "vm", "night");
+  await tell("block-snapshot", "list", "vm");
   await tell("block-snapshot", "renew", "vm", "night", "--lease", "1h");
   await tell("export", "start", "vm", "--snapshot", "night", "--since", full);
-  await both("export", "list");
+  await tell("export", "list", "--json");
+  await tell("block-snapshot", "show", "vm", "night", "--json");
   // Busy, and why.
   await both("backup", "run", "vm");
-  await both("doctor", "vm");
+  await tell("doctor", "vm", "--json");
   await tell("export", "stop", "vm", "--snapshot", "night");
   await tell("block-snapshot", "delete", "vm", "night");
   await tell("checkpoint", "delete", "vm", "cp");
   // Not found, and names that cannot be.
   await both("checkpoint", "show", "vm", "cp");
-  await both("domain", "show", "other");
-  await both("domain", "show", "");
-  await both("backup", "show", "../x");
-  await both("backup", "show", "b1");
-  await both("block-snapshot", "renew", "vm", "night", "--lease", "0s");
-  await both("backup", "run", "vm", "--disk", "vdz");
-  await both("backup", "list", "--repository", "nowhere");
+  await tell("domain", "show", "");
+  await tell("backup", "show", "../x", "--json");
+  await tell("block-snapshot", "renew", "vm", "night", "--lease", "0s");
+  await tell("backup", "run", "vm", "--disk", "vdz", "--json");
   return lines;
 }
 
@@ -118,9 +104,12 @@ describe("a command without --embedded", () => {
     const embedded = await startSite();
     const served = await startSite();
     await startAgent(served);
-    const expected = await story(embedded, embedded.run);
-    expect(await story(served, remote(served))).toEqual(expected);
-    expect(expected.length).toBeGreaterThan(50);
+    const [expected, actual] = await Promise.all([
+      story(embedded, (...args) => embedded.run(...args)),
+      story(served, remote(served)),
+    ]);
+    expect(actual).toEqual(expected);
+    expect(expected.map(({ exitCode }) => exitCode)).toEqual(expect.arrayContaining([0, 1, 2, 3, 4]));
   });
 
   it("says how to start an agent when none answers", async () => {

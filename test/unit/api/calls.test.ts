@@ -21,9 +21,9 @@ describe("the table of calls", () => {
   it.each(methods)(
     "says of $name what its request has, and that a viewer changes nothing",
     ({ name, method }) => {
-      const { required, role, mutates } = CALLS[name as CallName];
+      const { names, role, mutates } = CALLS[name as CallName];
       const { fields } = method.resolvedRequestType ?? {};
-      for (const field of required)
+      for (const field of Object.keys(names))
         expect(fields?.[field]).toMatchObject({ type: "string", repeated: false });
       expect(mutates).toBe(role !== "viewer");
     },
@@ -42,7 +42,7 @@ describe("runCall", () => {
     const { path } = await temporaryDirectory();
     const { context } = new FakeWorld(path, { disks: [{ target: "vda", sizeBytes: 65_536 }] }).process();
     await expect(runCall(context, "Checkpoints.Get", { domain: "vm", name: "" })).rejects.toMatchObject({
-      code: "INVALID_ARGUMENT",
+      code: "INVALID_NAME",
       facts: { field: "name" },
     });
   });

@@ -3,6 +3,7 @@ import { join } from "node:path";
 import { describe, expect, it } from "vitest";
 import type { ErrorCode } from "../../../src/shared/errors.js";
 import { FleeceError } from "../../../src/shared/errors.js";
+import { writeConfig } from "../../support/config-file.js";
 import { temporaryDirectory } from "../../support/lifetime.js";
 import { fleece, someConfig } from "./run-in-process.js";
 
@@ -108,10 +109,14 @@ describe("a command without --embedded", () => {
   it.each(["domain list", "backup run vm", "checkpoint delete vm c"])(
     "ends `%s` with exit code 5",
     async (line) => {
-      const { exitCode, stderr } = await fleece(line.split(" "));
+      const { path } = await temporaryDirectory();
+      const domains = [{ name: "vm", qmp: "vm.qmp" }];
+      const config = await writeConfig(path, { domains, more: { runtimeDir: path } });
+      const { exitCode, stderr } = await fleece([...line.split(" "), "--config", config]);
       expect(exitCode).toBe(5);
       expect(stderr).toBe(
-        "fleece: No agent is running; add --embedded to run the command without one (AGENT_UNREACHABLE)\n",
+        `fleece: No agent answers on ${path}/agent.sock; start one with \`fleece serve\`, ` +
+          "or add --embedded to run the command without one (AGENT_UNREACHABLE)\n",
       );
     },
   );

@@ -58,6 +58,7 @@ describe("parseConfig", () => {
       stateDir: "/etc/fleece/state",
       scratchDir: "/etc/fleece/scratch",
       scratch: { reserve: 0, cbwTimeout: 4000 },
+      api: { shutdownGrace: 30_000 },
       logLevel: "warn",
       parallelDisks: 4,
       domains: [
