@@ -1,4 +1,3 @@
-import { readFileSync } from "node:fs";
 import { Command, Option } from "@commander-js/extra-typings";
 import { addBackupCommands } from "./backup-commands.js";
 import { addBackupReadCommands } from "./backup-read-commands.js";
@@ -9,6 +8,7 @@ import { addDomainCommands } from "./domain-commands.js";
 import { describeDoctorCommand } from "./doctor-command.js";
 import { addExportCommands } from "./export-commands.js";
 import { LOG_LEVELS } from "./logger.js";
+import { packageVersion } from "./package-version.js";
 import { describeServeCommand, type ServeAgent } from "./serve-command.js";
 import type { GlobalOptions, RunAction } from "./session.js";
 import type { TextStream } from "./streams.js";
@@ -70,12 +70,4 @@ export function createProgram(
     parse: (args) => program.parseAsync(args, { from: "user" }),
     options: () => program.opts(),
   };
-}
-
-/** From dist/cli and from src/cli alike. */
-function packageVersion(): string {
-  const text = readFileSync(new URL("../../package.json", import.meta.url), "utf8");
-  const content: unknown = JSON.parse(text);
-  const known = typeof content === "object" && content !== null && "version" in content;
-  return known && typeof content.version === "string" ? content.version : "unknown";
 }

@@ -160,6 +160,7 @@ class Attempt {
     let entry: IntactEntry;
     try {
       entry = await this.#perform(operation);
+      this.#context.meter.backupsChanged(session.domain);
     } catch (error) {
       await this.#putInOrder(operation, subject);
       throw error;
@@ -264,20 +265,32 @@ class Attempt {
     const start = clock.monotonicMs();
     const sink = draft.disk(address.target);
     await using reader = await readers.open(address, signal);
+    let told = { readBytes: 0, storedBytes: 0 };
+    const tell = (readSoFar: number): void => {
+      const { storedBytes } = sink;
+      this.#context.meter.backupBytes(this.#parts.session.domain, {
+        readBytes: readSoFar - told.readBytes,
+        storedBytes: storedBytes - told.storedBytes,
+      });
+      told = { readBytes: readSoFar, storedBytes };
+    };
     const readBytes = await pull({
       reader,
       sink,
       mode: this.#decision(address.target).mode,
       signal,
-      onProgress: (positionBytes, read) =>
+      onProgress: (positionBytes, read) => {
+        tell(read);
         this.#request.onProgress?.({
           step: "disk",
           target: address.target,
           positionBytes,
           readBytes: read,
           storedBytes: sink.storedBytes,
-        }),
+        });
+      },
     });
     await sink.finish({ readBytes, durationMs: Math.round(clock.monotonicMs() - start) });
+    tell(readBytes);
   }
 }
