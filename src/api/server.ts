@@ -99,6 +99,8 @@ export class ApiServer {
     this.#setHealth("NOT_SERVING");
     const closed = new Promise<void>((resolve) => this.#server.tryShutdown(() => resolve()));
     await within(graceMs, this.#idle());
+    if (this.#running.size > 0)
+      this.#log.warn({ calls: this.#running.size }, "The grace period is over: cancelling calls");
     for (const controller of this.#running.keys()) {
       controller.abort(new FleeceError("INTERRUPTED", "The agent ends, and the call was cancelled"));
     }
