@@ -3,6 +3,7 @@ import { addBackupCommands } from "./backup-commands.js";
 import { addBackupReadCommands } from "./backup-read-commands.js";
 import { addCheckpointCommands } from "./checkpoint-commands.js";
 import { addBlockSnapshotCommands } from "./block-snapshot-commands.js";
+import { addCompletionCommands, type CompletionSurroundings } from "./completion-command.js";
 import { SYSTEM_CONFIG } from "./configuration-file.js";
 import { addDomainCommands } from "./domain-commands.js";
 import { describeDoctorCommand } from "./doctor-command.js";
@@ -27,10 +28,11 @@ export interface Program {
 
 /** Global options may stand before or after the verb, which is commander's default. */
 export function createProgram(
-  { stdout, stderr }: { readonly stdout: TextStream; readonly stderr: TextStream },
+  surroundings: CompletionSurroundings & { readonly stderr: TextStream },
   run: RunAction,
   serve: ServeAgent,
 ): Program {
+  const { stdout, stderr } = surroundings;
   const program = new Command("fleece")
     .description("Back up virtual machines on QEMU: full and incremental, running or not.")
     .version(packageVersion(), "--version", "print the version")
@@ -66,6 +68,7 @@ export function createProgram(
   const backup = group("backup", "run, list, show, verify, restore, serve and delete backups");
   addBackupCommands(backup, run);
   addBackupReadCommands(backup, run);
+  addCompletionCommands(program, surroundings);
   return {
     parse: (args) => program.parseAsync(args, { from: "user" }),
     options: () => program.opts(),
