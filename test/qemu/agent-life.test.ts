@@ -1,11 +1,14 @@
+import { execFile } from "node:child_process";
 import { readdir, readFile, writeFile } from "node:fs/promises";
 import { request } from "node:http";
+import { promisify } from "node:util";
 import { describe, expect, it } from "vitest";
 import { runFleece, startFleece, type FleeceProcess } from "../support/fleece.js";
 import { untilTestEnds } from "../support/lifetime.js";
 import { notifySocket } from "../support/notify-socket.js";
-import { startSite, type Site } from "../support/site.js";
+import { startSite, type Site, type SiteOptions } from "../support/site.js";
 
+const exec = promisify(execFile);
 const MIB = 1024 * 1024;
 const SOON = { timeoutMs: 60_000 };
 
@@ -20,9 +23,13 @@ interface Line {
 }
 
 /** A site with something to back up, whose agent logs what it does. */
-async function site(shutdownGrace = "60s", more: object = {}): Promise<Site> {
+async function site(
+  shutdownGrace = "60s",
+  more: object = {},
+  options: Pick<SiteOptions, "exports"> = {},
+): Promise<Site> {
   const settings = { runtimeDir: "run", logLevel: "debug", api: { shutdownGrace }, ...more };
-  return startSite({ disks: [VDA], config: { more: settings } });
+  return startSite({ disks: [VDA], config: { more: settings }, ...options });
 }
 
 async function startAgent({ configPath }: Site, env: Record<string, string> = {}): Promise<FleeceProcess> {
@@ -137,6 +144,33 @@ describe("an agent that is killed during a backup", () => {
     expect(await at.state()).toEqual(before);
     const next = await runFleece(["backup", "run", "vm"], { configPath: at.configPath });
     expect(next.exitCode, next.stderr).toBe(0);
+  });
+});
+
+describe("an open block snapshot", () => {
+  it("is read on over NBD while the agent is stopped, also from a daemon of ours, and is known to the next agent", async () => {
+    const at = await site("60s", {}, { exports: "staged" });
+    const ask = async (...args: string[]) => {
+      const result = await runFleece([...args, "--json"], { configPath: at.configPath });
+      expect(result.exitCode, result.stderr).toBe(0);
+      return result.json();
+    };
+    const before = await at.state();
+    const agent = await startAgent(at);
+    await ask("block-snapshot", "create", "vm", "--name", "night", "--lease", "1h");
+    const { exports } = (await ask("export", "start", "vm", "--snapshot", "night")) as {
+      exports: { uri: string; staged: boolean }[];
+    };
+    expect(exports).toMatchObject([{ staged: true }]);
+    const uri = exports[0]?.uri ?? "";
+    // As the unit has it: only the agent itself gets the signal.
+    expect((await agent.kill("SIGTERM")).exitCode).toBe(0);
+    expect((await exec("nbdinfo", ["--size", uri])).stdout).toBe(`${VDA.sizeBytes}\n`);
+    await startAgent(at);
+    expect((await exec("nbdinfo", ["--size", uri])).stdout).toBe(`${VDA.sizeBytes}\n`);
+    expect(await ask("export", "list")).toMatchObject({ exports: [{ uri }] });
+    await ask("block-snapshot", "delete", "vm", "night");
+    expect(await at.state()).toEqual(before);
   });
 });
 
