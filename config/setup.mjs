@@ -25,6 +25,9 @@ const tools = [
   { command: "nbdinfo", deb: "libnbd-bin", rpm: "libnbd", purpose: "test" },
   { command: "nbdcopy", deb: "libnbd-bin", rpm: "libnbd", purpose: "test" },
   { command: "openssl", deb: "openssl", rpm: "openssl", purpose: "test" },
+  // The service's unit is checked, and systemd played, by these.
+  { command: "systemd-analyze", deb: "systemd", rpm: "systemd", purpose: "test" },
+  { command: "perl", deb: "perl-base", rpm: "perl-interpreter", purpose: "test" },
 ];
 
 /** Ends the setup with a reason for the user, without a stack trace. */

@@ -1,8 +1,9 @@
 import { readFile } from "node:fs/promises";
 import { join } from "node:path";
 import type { Config } from "./model/config.js";
-import { parseConfig, quiesceSettings } from "./model/config.js";
-import { claimAgentPlace } from "./drivers/agent-claim.js";
+import { metricsAddress, parseConfig, quiesceSettings } from "./model/config.js";
+import type { MetricsAddress } from "./model/metrics-address.js";
+import { claimAgentPlace, removeStaleSocket } from "./drivers/agent-claim.js";
 import { QemuDriverFactory } from "./drivers/driver-factory.js";
 import { QemuHostCleaner } from "./drivers/host-cleaner.js";
 import { StorageDaemonImages } from "./drivers/images.js";
@@ -14,6 +15,7 @@ import { ScratchDirectory } from "./drivers/scratch-directory.js";
 import { StateDirectory } from "./drivers/state-directory.js";
 import { systemClock } from "./drivers/system-clock.js";
 import type { Logger } from "./ports/logger.js";
+import { noMeter, type Meter } from "./ports/meter.js";
 import type { ServiceContext } from "./services/context.js";
 import { recoverAll } from "./services/recovery.js";
 import { errorMessage, errnoOf, FleeceError } from "./shared/errors.js";
@@ -43,6 +45,16 @@ export async function claimAgent(config: Config): Promise<AsyncDisposable> {
   return claimAgentPlace({ stateDir, runtimeRoot: runtimeRootOf(config), socketPath: agentSocket(config) });
 }
 
+/** Where the agent's metrics are served, free to bind; undefined if they are not. Fails as `claimAgent` does. */
+export async function claimMetricsAddress(config: Config): Promise<MetricsAddress | undefined> {
+  const address = metricsAddress(config);
+  if (address !== undefined && "path" in address) await removeStaleSocket(checkSocketPath(address.path));
+  return address;
+}
+
+/** What of a new configuration a running agent can take over, and what not. */
+export { reloadedConfig } from "./model/reload.js";
+
 function runtimeRootOf({ runtimeDir }: Config): string {
   return runtimeDir ?? defaultRuntimeRoot();
 }
@@ -54,7 +66,10 @@ function runtimeRootOf({ runtimeDir }: Config): string {
 export async function startAgent(
   config: Config,
   log: Logger,
-  { changeNothing = false }: { readonly changeNothing?: boolean } = {},
+  {
+    changeNothing = false,
+    meter = noMeter,
+  }: { readonly changeNothing?: boolean; readonly meter?: Meter } = {},
 ): Promise<ServiceContext> {
   const clock = systemClock;
   const runtimeRoot = runtimeRootOf(config);
@@ -64,6 +79,7 @@ export async function startAgent(
     host: new QemuHostCleaner(),
     clock,
     log,
+    meter,
     drivers: new QemuDriverFactory({
       domains: config.domains,
       clock,

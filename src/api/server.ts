@@ -17,6 +17,7 @@ import { CALLS, runCall } from "./calls.js";
 import { eventWriter } from "./event-writer.js";
 import { failureOf } from "./failure.js";
 import { loadPackage, methodOf } from "./loader.js";
+import type { CallMeter } from "./metrics.js";
 import { toStatus } from "./status.js";
 import { checkRequest } from "./validate.js";
 
@@ -28,6 +29,7 @@ export interface ParentLogger extends Logger {
 export interface ServerParts {
   readonly context: ServiceContext;
   readonly log: ParentLogger;
+  readonly calls?: CallMeter;
 }
 
 type WireCall = ServerUnaryCall<object, object> | ServerWritableStream<object, object>;
@@ -39,17 +41,19 @@ const FLUSH_MS = 1000;
 
 /** The calls of the API over gRPC, with health checking and reflection. */
 export class ApiServer {
-  readonly #context: ServiceContext;
+  #context: ServiceContext;
   readonly #log: ParentLogger;
+  readonly #calls: CallMeter | undefined;
   readonly #server = new Server({ "grpc.max_receive_message_length": 1024 * 1024 });
   readonly #health: HealthImplementation;
   readonly #services: readonly string[];
   readonly #running = new Map<AbortController, Promise<unknown>>();
   #stopping = false;
 
-  constructor({ context, log }: ServerParts) {
+  constructor({ context, log, calls }: ServerParts) {
     this.#context = context;
     this.#log = log;
+    this.#calls = calls;
     const definitions = loadPackage();
     this.#services = [...new Set(Object.keys(CALLS).map((name) => `fleece.v1.${name.split(".")[0] ?? ""}`))];
     for (const service of this.#services) {
@@ -81,6 +85,11 @@ export class ApiServer {
     }
   }
 
+  /** For new calls; those that run end with what they began with. */
+  use(context: ServiceContext): void {
+    this.#context = context;
+  }
+
   /**
    * Takes no more calls, and lets those that run go on for the grace period. Then they are cancelled, and waited for while
    * they undo what they have made. Removes the socket.
@@ -90,6 +99,8 @@ export class ApiServer {
     this.#setHealth("NOT_SERVING");
     const closed = new Promise<void>((resolve) => this.#server.tryShutdown(() => resolve()));
     await within(graceMs, this.#idle());
+    if (this.#running.size > 0)
+      this.#log.warn({ calls: this.#running.size }, "The grace period is over: cancelling calls");
     for (const controller of this.#running.keys()) {
       controller.abort(new FleeceError("INTERRUPTED", "The agent ends, and the call was cancelled"));
     }
@@ -151,15 +162,18 @@ export class ApiServer {
       ),
     );
     log.info({}, "Call");
+    const callEnds = this.#calls?.callBegins(name);
     const work = this.#answer(name, call, { ...events, signal }, log);
     this.#running.set(controller, work);
     try {
       const message = await work;
       log.info({}, "Call done");
+      callEnds?.();
       return message;
     } catch (error) {
       const failure = failureOf(error, signal);
       const { code, facts, message } = failure;
+      callEnds?.(code);
       if (code === "INTERNAL") log.warn({ code, facts, err: error }, message);
       else log.info({ code, facts }, `Call failed: ${message}`);
       throw failure;

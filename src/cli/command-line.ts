@@ -13,14 +13,20 @@ export async function runCommandLine(args: readonly string[], surroundings: Surr
   const progress = new ProgressView(stderr);
   // Asked before the options are parsed, too: an error in them must come in the right form.
   const json = args.includes("--json");
+  let serving = false;
   using interruption = new Interruption((line) => {
+    // The agent says it in its log.
+    if (serving) return;
     progress.stop();
     // A terminal has just echoed `^C`.
     if (!json) stderr.write(`${stderr.isTTY === true ? "\n" : ""}fleece: ${line}\n`);
   });
   const session = { ...surroundings, progress, signal: interruption.signal };
   const run: RunAction = (action, runOptions) => runSession(session, program.options(), action, runOptions);
-  const serve: ServeAgent = () => serveAgent(session, program.options());
+  const serve: ServeAgent = () => {
+    serving = true;
+    return serveAgent(session, program.options());
+  };
   const program = createProgram(surroundings, run, serve);
   try {
     await program.parse(args);

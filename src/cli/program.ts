@@ -1,14 +1,15 @@
-import { readFileSync } from "node:fs";
 import { Command, Option } from "@commander-js/extra-typings";
 import { addBackupCommands } from "./backup-commands.js";
 import { addBackupReadCommands } from "./backup-read-commands.js";
 import { addCheckpointCommands } from "./checkpoint-commands.js";
 import { addBlockSnapshotCommands } from "./block-snapshot-commands.js";
+import { addCompletionCommands, type CompletionSurroundings } from "./completion-command.js";
 import { SYSTEM_CONFIG } from "./configuration-file.js";
 import { addDomainCommands } from "./domain-commands.js";
 import { describeDoctorCommand } from "./doctor-command.js";
 import { addExportCommands } from "./export-commands.js";
 import { LOG_LEVELS } from "./logger.js";
+import { packageVersion } from "./package-version.js";
 import { describeServeCommand, type ServeAgent } from "./serve-command.js";
 import type { GlobalOptions, RunAction } from "./session.js";
 import type { TextStream } from "./streams.js";
@@ -27,10 +28,11 @@ export interface Program {
 
 /** Global options may stand before or after the verb, which is commander's default. */
 export function createProgram(
-  { stdout, stderr }: { readonly stdout: TextStream; readonly stderr: TextStream },
+  surroundings: CompletionSurroundings & { readonly stderr: TextStream },
   run: RunAction,
   serve: ServeAgent,
 ): Program {
+  const { stdout, stderr } = surroundings;
   const program = new Command("fleece")
     .description("Back up virtual machines on QEMU: full and incremental, running or not.")
     .version(packageVersion(), "--version", "print the version")
@@ -66,16 +68,9 @@ export function createProgram(
   const backup = group("backup", "run, list, show, verify, restore, serve and delete backups");
   addBackupCommands(backup, run);
   addBackupReadCommands(backup, run);
+  addCompletionCommands(program, surroundings);
   return {
     parse: (args) => program.parseAsync(args, { from: "user" }),
     options: () => program.opts(),
   };
-}
-
-/** From dist/cli and from src/cli alike. */
-function packageVersion(): string {
-  const text = readFileSync(new URL("../../package.json", import.meta.url), "utf8");
-  const content: unknown = JSON.parse(text);
-  const known = typeof content === "object" && content !== null && "version" in content;
-  return known && typeof content.version === "string" ? content.version : "unknown";
 }

@@ -1,7 +1,11 @@
 import type { Command } from "@commander-js/extra-typings";
-import { agentSocket, claimAgent, loadConfig } from "../agent.js";
+import type { Logger } from "pino";
+import { agentSocket, claimAgent, claimMetricsAddress, loadConfig, reloadedConfig } from "../agent.js";
+import { errorMessage, FleeceError } from "../shared/errors.js";
 import { findConfiguration } from "./configuration-file.js";
 import { createLogger } from "./logger.js";
+import { packageVersion } from "./package-version.js";
+import { ServiceManager } from "./service-manager.js";
 import type { GlobalOptions, SessionSurroundings } from "./session.js";
 
 /** What `fleece serve` is run with. */
@@ -12,29 +16,89 @@ export function describeServeCommand(command: Command, serve: ServeAgent): void 
     .summary("run the agent that commands talk to")
     .description(
       "Run the agent: it answers the API over gRPC on a Unix socket, which every command uses that is given without " +
-        "--embedded. Runs until it is interrupted (SIGINT or SIGTERM); then calls have a grace period to end.",
+        "--embedded. Runs until it is interrupted (SIGINT or SIGTERM); then calls have a grace period to end, unless a " +
+        "second signal comes. SIGHUP makes it read its configuration again.",
     )
     .action(() => serve());
 }
 
 /** Runs the agent until the signal fires. Fails with AGENT_RUNNING if there is one already. */
 export async function serveAgent(surroundings: SessionSurroundings, options: GlobalOptions): Promise<void> {
-  const { stdout, progress, signal } = surroundings;
-  const config = await loadConfig(findConfiguration(options.config, surroundings));
+  const { stdout, progress, signal, env } = surroundings;
+  const file = findConfiguration(options.config, surroundings);
+  let config = await loadConfig(file);
   const log = await createLogger(options.logLevel ?? config.logLevel, progress.log);
+  const manager = new ServiceManager(env, log);
   const socketPath = agentSocket(config);
   await using _claim = await claimAgent(config);
-  const context = await surroundings.startAgent(config, log);
+  const metricsAddress = await claimMetricsAddress(config);
+  // Loaded only here: other commands should not wait for them.
+  const [{ ApiServer }, { AgentMetrics }, { serveMetrics }] = await Promise.all([
+    import("../api/server.js"),
+    import("../api/metrics.js"),
+    import("../api/metrics-server.js"),
+  ]);
+  const metrics = new AgentMetrics(packageVersion());
+  const context = await surroundings.startAgent(config, log, { meter: metrics });
   signal.throwIfAborted();
-  // Loaded only here: other commands should not wait for it.
-  const { ApiServer } = await import("../api/server.js");
-  const server = new ApiServer({ context, log });
+  metrics.use(context);
+  await using metricsServer =
+    metricsAddress === undefined ? undefined : await serveMetrics(metrics, metricsAddress, log);
+  const server = new ApiServer({ context, log, calls: metrics });
   await server.listen(socketPath);
-  log.info({ socket: socketPath }, "The agent answers");
+  using _reload = onHangup(async () => {
+    await manager.reloading();
+    try {
+      const { config: next, refused } = reloadedConfig(config, await loadConfig(file));
+      log.level = options.logLevel ?? next.logLevel;
+      for (const key of refused) log.warn({ key }, `${key} stays as it was: only a restart changes it`);
+      // What killed processes left was put in order at the start; the calls that run now are not killed.
+      const fresh = await surroundings.startAgent(next, log, { changeNothing: true, meter: metrics });
+      server.use(fresh);
+      metrics.use(fresh);
+      config = next;
+      metrics.reloaded("done");
+      log.info({ file }, "The configuration was read again");
+    } catch (error) {
+      metrics.reloaded("failed");
+      const facts = error instanceof FleeceError ? { file, code: error.code } : { file, err: error };
+      log.error(facts, `The configuration stays as it was: ${errorMessage(error)}`);
+    }
+    await manager.ready(`Answers on ${socketPath}`);
+  });
+  const { pid } = process;
+  log.info({ socket: socketPath, metricsPort: metricsServer?.port, pid }, "The agent answers");
   if (options.json !== true) stdout.write(`The agent answers on ${socketPath}\n`);
+  await manager.ready(`Answers on ${socketPath}`);
   await aborted(signal);
-  log.info({}, "The agent ends");
-  await server.close(config.api.shutdownGrace);
+  log.info({ reason: errorMessage(signal.reason) }, "The agent ends");
+  using _impatience = exitOnSignal(log);
+  await Promise.all([manager.stopping(), server.close(config.api.shutdownGrace)]);
+  log.info({}, "The agent has ended");
+}
+
+/** One after the other. */
+function onHangup(action: () => Promise<void>): Disposable {
+  let last = Promise.resolve();
+  const listener = (): void => {
+    last = last.then(action);
+  };
+  process.on("SIGHUP", listener);
+  return { [Symbol.dispose]: () => process.off("SIGHUP", listener) };
+}
+
+/** What runs is in the journal: the next start undoes it. A guest that is held or frozen has its guard. */
+function exitOnSignal(log: Logger): Disposable {
+  const listener = (name: NodeJS.Signals): void => {
+    log.warn({ signal: name }, "The agent ends at once; its next start undoes what ran");
+    process.exit(1);
+  };
+  for (const name of ["SIGINT", "SIGTERM"] as const) process.on(name, listener);
+  return {
+    [Symbol.dispose]: () => {
+      for (const name of ["SIGINT", "SIGTERM"] as const) process.off(name, listener);
+    },
+  };
 }
 
 function aborted(signal: AbortSignal): Promise<void> {

@@ -44,7 +44,8 @@ export async function claimAgentPlace({
   return { [Symbol.asyncDispose]: () => lock.release() };
 }
 
-async function removeStaleSocket(path: string): Promise<void> {
+/** Fails with AGENT_RUNNING if somebody answers there, and with ALREADY_EXISTS if it is something else. */
+export async function removeStaleSocket(path: string): Promise<void> {
   try {
     const found = await lstat(path);
     if (!found.isSocket()) {

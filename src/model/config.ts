@@ -5,6 +5,8 @@ import { z } from "zod";
 import { FleeceError } from "../shared/errors.js";
 import { formatBytes, MIB, parseBytes, parseDuration } from "../shared/units.js";
 import type { NameKind } from "./names.js";
+import { isLocal, parseMetricsAddress } from "./metrics-address.js";
+import type { MetricsAddress } from "./metrics-address.js";
 import { checkName } from "./names.js";
 import type { QuiesceSettings } from "./quiesce.js";
 
@@ -93,6 +95,25 @@ const api = z.strictObject({
   shutdownGrace: duration.default(30_000),
 });
 
+const metrics = z
+  .strictObject({
+    address: z.string().refine((value) => parseMetricsAddress(value) !== undefined, {
+      message: "Expected unix:/path, or an IP address and a port like 127.0.0.1:9108",
+    }),
+    allowRemote: z.boolean().default(false),
+  })
+  .refine(
+    ({ address, allowRemote }) => {
+      const parsed = parseMetricsAddress(address);
+      return allowRemote || parsed === undefined || isLocal(parsed);
+    },
+    {
+      message:
+        "Expected an address of this host (unix:/path, 127.0.0.1:PORT), or `allowRemote: true` beside it",
+      path: ["address"],
+    },
+  );
+
 const repository = z.strictObject({ name: name("repository"), path: filePath });
 
 export const configSchema = z
@@ -108,6 +129,7 @@ export const configSchema = z
       .default({ reserve: 0, cbwTimeout: 4000 }),
     runtimeDir: filePath.optional(),
     api: api.default({ shutdownGrace: 30_000 }),
+    metrics: metrics.optional(),
     logLevel: z.enum(["trace", "debug", "info", "warn", "error", "silent"]).default("warn"),
     parallelDisks: z.int().min(1).max(64).default(4),
     domains: z.array(domain).min(1),
@@ -133,6 +155,11 @@ export const configSchema = z
 export type Config = z.infer<typeof configSchema>;
 export type DomainConfig = Config["domains"][number];
 export type DiskConfig = NonNullable<DomainConfig["disks"]>[number];
+
+/** Undefined: metrics are not served. */
+export function metricsAddress({ metrics: keys }: Config): MetricsAddress | undefined {
+  return keys === undefined ? undefined : parseMetricsAddress(keys.address);
+}
 
 /** Undefined for a domain without a guest agent. */
 export function quiesceSettings({ guestAgent, quiesce: keys }: DomainConfig): QuiesceSettings | undefined {

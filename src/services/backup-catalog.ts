@@ -73,6 +73,7 @@ export async function deleteBackup(context: ServiceContext, id: string): Promise
       );
     }
     await repository.remove(entry);
+    context.meter.backupsChanged(entry.domain);
     return entry;
   } finally {
     await lock.release();

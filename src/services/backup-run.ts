@@ -169,6 +169,7 @@ class Attempt {
     let entry: IntactEntry;
     try {
       entry = await this.#perform(operation);
+      this.#context.meter.backupsChanged(session.domain);
     } catch (error) {
       await this.#putInOrder(operation, subject);
       throw error;
@@ -327,8 +328,14 @@ class Attempt {
   }
 
   #progressOf(target: string, sink: DiskSink): (positionBytes: number, readBytes: number) => void {
+    let metered = { readBytes: 0, storedBytes: 0 };
     return (positionBytes, readBytes) => {
       const { storedBytes } = sink;
+      this.#context.meter.backupBytes(this.#parts.session.domain, {
+        readBytes: readBytes - metered.readBytes,
+        storedBytes: storedBytes - metered.storedBytes,
+      });
+      metered = { readBytes, storedBytes };
       this.#request.onProgress?.({ step: "disk", target, positionBytes, readBytes, storedBytes });
     };
   }

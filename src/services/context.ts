@@ -4,6 +4,7 @@ import type { ReaderFactory } from "../ports/block-io.js";
 import type { DriverFactory } from "../ports/block-driver.js";
 import type { Clock } from "../ports/clock.js";
 import type { ImageFactory } from "../ports/image-writer.js";
+import type { Meter } from "../ports/meter.js";
 import type { OutputDirectories } from "../ports/output-directory.js";
 import type { Logger } from "../ports/logger.js";
 import type { BackupRepository } from "../ports/repository.js";
@@ -19,6 +20,7 @@ export interface ServiceContext {
   readonly host: HostCleaner;
   readonly clock: Clock;
   readonly log: Logger;
+  readonly meter: Meter;
   readonly drivers: DriverFactory;
   readonly readers: ReaderFactory;
   readonly images: ImageFactory;

@@ -1,4 +1,5 @@
 import type { DomainState } from "../model/snapshot-plan.js";
+import { forEachLimited } from "../shared/async.js";
 import { errorMessage, isFleeceError } from "../shared/errors.js";
 import type { ServiceContext } from "./context.js";
 import { requireDomain } from "./context.js";
@@ -8,17 +9,20 @@ export type DomainSummary =
   | { readonly domain: string; readonly state: DomainState }
   | { readonly domain: string; readonly state?: undefined; readonly trouble: string };
 
+/** Each look at an inactive domain is a process; one at a running domain that hangs should not hold up many others. */
+const LOOKS_AT_ONCE = 32;
+
 /** Every domain of the configuration; one that cannot be looked at says why instead of failing the list. */
-export function listDomains(context: ServiceContext): Promise<readonly DomainSummary[]> {
-  return Promise.all(
-    context.domains.map(async (domain): Promise<DomainSummary> => {
-      try {
-        return { domain, state: await inspectDomain(context, domain) };
-      } catch (error) {
-        return { domain, trouble: errorMessage(error) };
-      }
-    }),
-  );
+export async function listDomains(context: ServiceContext): Promise<readonly DomainSummary[]> {
+  const found = new Map<string, DomainSummary>();
+  await forEachLimited(context.domains, LOOKS_AT_ONCE, async (domain) => {
+    try {
+      found.set(domain, { domain, state: await inspectDomain(context, domain) });
+    } catch (error) {
+      found.set(domain, { domain, trouble: errorMessage(error) });
+    }
+  });
+  return context.domains.flatMap((domain) => found.get(domain) ?? []);
 }
 
 /** Reads only. Fails with DOMAIN_BUSY instead of DOMAIN_UNREACHABLE while another command has the monitor. */

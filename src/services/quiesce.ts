@@ -23,13 +23,15 @@ export function planQuiesce(
 
 /** What the moment cost the guest, and a warning if it is not what was asked for. */
 export function logMoment(
-  { log }: ServiceContext,
+  { log, meter }: ServiceContext,
   domain: string,
   { heldMs, quiesce }: { readonly heldMs: number; readonly quiesce?: QuiesceOutcome },
 ): void {
+  const frozenMs = quiesce?.frozen === true ? quiesce.frozenMs : 0;
+  meter.moment(domain, { heldMs, frozenMs });
   if (quiesce?.frozen === false) {
     log.warn({ domain, heldMs }, `Not quiesced, so only crash-consistent: ${quiesce.reason}`);
   } else {
-    log.info({ domain, heldMs, frozenMs: quiesce?.frozenMs ?? 0 }, "The moment is frozen");
+    log.info({ domain, heldMs, frozenMs }, "The moment is frozen");
   }
 }

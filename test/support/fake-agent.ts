@@ -1,6 +1,7 @@
 import { mkdirSync } from "node:fs";
 import { outputDirectories } from "../../src/drivers/output-directory.js";
 import { StateDirectory } from "../../src/drivers/state-directory.js";
+import { noMeter } from "../../src/ports/meter.js";
 import type { DomainLock, OperationOwner, StateStore } from "../../src/ports/state-store.js";
 import type { ServiceContext } from "../../src/services/context.js";
 import type { FakeDiskSpec, Gate } from "./fake-domain.js";
@@ -60,6 +61,7 @@ export class FakeProcess {
       host: gated(domain.host, "host", gate),
       clock: { now: () => domain.now(), monotonicMs: () => domain.now(), sleep: domain.sleep },
       log: { debug: note, info: note, warn: note },
+      meter: noMeter,
       drivers: domain,
       readers: gated(domain.readers, "readers", gate),
       images: gated(fakeImages, "images", gate),

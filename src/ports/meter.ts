@@ -1,0 +1,16 @@
+/** What services report for the metrics. Never fails, and nobody waits for it. */
+export interface Meter {
+  /** What a backup under way has read and stored since it said so last, also if it fails later. */
+  backupBytes(domain: string, bytes: { readonly readBytes: number; readonly storedBytes: number }): void;
+  /** What one frozen moment cost the guest; 0 for what was not done. */
+  moment(domain: string, cost: { readonly heldMs: number; readonly frozenMs: number }): void;
+  /** A backup of the domain was published or deleted. */
+  backupsChanged(domain: string): void;
+}
+
+/** For a process that nobody asks for metrics. */
+export const noMeter: Meter = {
+  backupBytes: () => undefined,
+  moment: () => undefined,
+  backupsChanged: () => undefined,
+};
