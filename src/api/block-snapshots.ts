@@ -1,6 +1,7 @@
 import type { ServiceContext } from "../services/context.js";
 import { createBlockSnapshot, deleteBlockSnapshot, renewBlockSnapshot } from "../services/block-snapshots.js";
 import type { BlockSnapshot as ServiceSnapshot } from "../services/open-snapshots.js";
+import { ownerOf } from "../model/access.js";
 import { consistencyOf, quiesceFacts } from "../model/quiesce.js";
 import { getBlockSnapshot, listBlockSnapshots } from "../services/open-snapshots.js";
 import { scratchUse } from "../services/scratch-watch.js";
@@ -77,6 +78,7 @@ export function blockSnapshotMessage(snapshot: ServiceSnapshot, scratchUsedBytes
   return {
     domain,
     name,
+    owner: ownerOf(snapshot),
     time: timestampFromMs(timeMs),
     consistency: CONSISTENCIES[consistencyOf(mode, quiesce)],
     heldMs: heldMs ?? 0,

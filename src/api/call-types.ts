@@ -1,4 +1,5 @@
 import type { MethodDefinition } from "@grpc/proto-loader";
+import type { Role } from "../model/access.js";
 import type { ServiceContext } from "../services/context.js";
 import type { BackupsDefinition } from "./generated/fleece/v1/Backups.js";
 import type { BlockExportsDefinition } from "./generated/fleece/v1/BlockExports.js";
@@ -54,13 +55,13 @@ export interface CallOptions {
   readonly onServed?: ((served: ServedBackup) => void) | undefined;
 }
 
-/** Who may make a call: each role may also make the calls of those before it. */
-export type Role = "viewer" | "operator" | "administrator";
-
 export interface Call<Name extends CallName> {
+  /** Who may make it. */
   readonly role: Role;
   /** Whether it changes a domain, a repository or the host. */
   readonly mutates: boolean;
+  /** Fields that only an administrator may set, if there are any. */
+  readonly administers?: readonly (keyof CallRequest<Name> & string)[];
   /** Fields of the request that may not be empty. */
   readonly required: readonly (keyof CallRequest<Name> & string)[];
   handler(

@@ -47,7 +47,12 @@ export const CALLS: { readonly [Name in CallName]: Call<Name> } = {
   "Backups.Get": { ...LOOKS, required: ["id"], handler: getBackupHandler },
   "Backups.Verify": { ...LOOKS, required: ["id"], handler: verifyBackupHandler },
   "Backups.Restore": { ...ADMINISTERS, required: ["id", "directory"], handler: restoreBackupHandler },
-  "Backups.Serve": { ...WORKS, required: ["id"], handler: serveBackupHandler },
+  "Backups.Serve": {
+    ...WORKS,
+    administers: ["socketPath"],
+    required: ["id"],
+    handler: serveBackupHandler,
+  },
   "Backups.Delete": { ...ADMINISTERS, required: ["id"], handler: deleteBackupHandler },
 };
 

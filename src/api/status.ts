@@ -32,10 +32,10 @@ const BY_CATEGORY = {
   unreachable: status.UNAVAILABLE,
   damage: status.DATA_LOSS,
   failed: status.FAILED_PRECONDITION,
-} as const satisfies Record<ErrorCategory, number>;
+} as const satisfies Record<ErrorCategory, status>;
 
 /** ABORTED: the same call may succeed later, without anybody doing something about it. */
-const BY_CODE: Partial<Record<ErrorCode, number>> = {
+const BY_CODE: Partial<Record<ErrorCode, status>> = {
   ALREADY_EXISTS: status.ALREADY_EXISTS,
   DOMAIN_BUSY: status.ABORTED,
   REPOSITORY_BUSY: status.ABORTED,
@@ -43,6 +43,9 @@ const BY_CODE: Partial<Record<ErrorCode, number>> = {
   DISK_CHANGED: status.ABORTED,
   INTERRUPTED: status.ABORTED,
   NO_SPACE: status.RESOURCE_EXHAUSTED,
+  TOO_MANY_CALLS: status.RESOURCE_EXHAUSTED,
+  ACCESS_DENIED: status.PERMISSION_DENIED,
+  CLIENT_UNKNOWN: status.PERMISSION_DENIED,
   SNAPSHOT_BROKEN: status.DATA_LOSS,
   QEMU_FAILED: status.INTERNAL,
   TOOL_MISSING: status.INTERNAL,
@@ -51,7 +54,7 @@ const BY_CODE: Partial<Record<ErrorCode, number>> = {
   INTERNAL: status.INTERNAL,
 };
 
-export function statusCodeOf({ code, category }: FleeceError): number {
+export function statusCodeOf({ code, category }: FleeceError): status {
   return BY_CODE[code] ?? BY_CATEGORY[category];
 }
 
@@ -138,5 +141,6 @@ function parsed(text: string): unknown {
 }
 
 function cut(text: string, length: number): string {
-  return text.length <= length ? text : `${text.slice(0, length)}…`;
+  // gRPC percent-encodes it, and throws on half a surrogate pair: such a name, or the cut, must not end the agent.
+  return Buffer.from(text.length <= length ? text : `${text.slice(0, length)}…`).toString();
 }

@@ -115,6 +115,7 @@ async function prepare(
     subject: {
       kind: "block-snapshot",
       name,
+      owner: context.client.name,
       phase: "creating",
       leaseMs,
       leaseUntilMs: now + leaseMs,

@@ -48,6 +48,11 @@ describe("parseConfig", () => {
       stateDir: "/etc/fleece/state",
       scratchDir: "/etc/fleece/scratch",
       scratch: { reserve: 0 },
+      api: {
+        shutdownGrace: "30s",
+        socketRole: "administrator",
+        limits: { calls: 128, callsPerClient: 16, connections: 64, connectionsPerClient: 16 },
+      },
       logLevel: "warn",
       parallelDisks: 4,
       domains: [
