@@ -1,5 +1,5 @@
 import { connect, isIP } from "node:net";
-import { connect as connectTls } from "node:tls";
+import { checkServerIdentity, connect as connectTls, type PeerCertificate } from "node:tls";
 import { Client, credentials, Metadata, status } from "@grpc/grpc-js";
 import type { ClientReadableStream, ServiceError } from "@grpc/grpc-js";
 import type { PackageDefinition } from "@grpc/proto-loader";
@@ -44,12 +44,21 @@ export class ApiClient implements Api, Disposable {
       this.#where = { socket: agent };
       this.#client = new Client(`unix:${agent}`, credentials.createInsecure(), options);
     } else {
-      const { ca, key, cert } = agent;
+      const { ca, key, cert, host } = agent;
       this.#where = { address: formatHostPort(agent) };
       // A server that is gone without a word is noticed.
       const keepalive = { "grpc.keepalive_time_ms": 60_000, "grpc.keepalive_timeout_ms": 20_000 };
+      // TLS has no room for an address as the server's name, and Node warns of it: another name is sent, the address checked.
+      const identity = {
+        checkServerIdentity: (_: string, certificate: PeerCertificate) =>
+          checkServerIdentity(host, certificate),
+      };
       const target = `dns:${formatHostPort(agent)}`;
-      this.#client = new Client(target, credentials.createSsl(ca, key, cert), { ...options, ...keepalive });
+      this.#client = new Client(target, credentials.createSsl(ca, key, cert, identity), {
+        ...options,
+        ...keepalive,
+        ...(isIP(host) === 0 ? {} : { "grpc.ssl_target_name_override": "agent" }),
+      });
     }
   }
 
