@@ -1,9 +1,8 @@
 import type { Socket } from "node:net";
-import { Server, ServerCredentials, ServerInterceptingCall, ServerListenerBuilder } from "@grpc/grpc-js";
+import { Server, ServerCredentials } from "@grpc/grpc-js";
 import type {
   ConnectionInjector,
   sendUnaryData,
-  ServerInterceptor,
   ServerUnaryCall,
   ServerWritableStream,
   UntypedServiceImplementation,
@@ -18,6 +17,7 @@ import type { Logger } from "../ports/logger.js";
 import type { ServiceContext } from "../services/context.js";
 import { FleeceError } from "../shared/errors.js";
 import { randomId } from "../shared/ids.js";
+import { admission } from "./admission.js";
 import { CallAudit, callerFacts } from "./call-audit.js";
 import { type CallLimits, CallSlots } from "./call-slots.js";
 import type { CallName, CallOptions, CallRequest, CallResult } from "./call-types.js";
@@ -55,7 +55,7 @@ const DEFAULT_LIMITS: ApiLimits = {
   connectionsPerClient: 16,
 };
 
-/** What gRPC itself bounds, for each connection. Headers have at most 64 KiB and 128 lines, which is Node's own bound. */
+/** What gRPC itself bounds, for each connection. Node takes at most 128 header lines. */
 const LARGEST_REQUEST_BYTES = 1024 * 1024;
 const OPTIONS = {
   "grpc.max_receive_message_length": LARGEST_REQUEST_BYTES,
@@ -68,9 +68,6 @@ const OPTIONS = {
   "grpc.max_connection_age_ms": 3600_000,
   "grpc.enable_channelz": 0,
 };
-
-const OF_API = "/fleece.v1.";
-const OF_HEALTH = "/grpc.health.v1.Health/";
 
 type WireCall = ServerUnaryCall<object, object> | ServerWritableStream<object, object>;
 
@@ -138,7 +135,7 @@ export class ApiServer {
 
   /** Each transport has a server of its own, so that its way to tell who calls cannot be had over another. */
   #transport(identify: Identify, tls?: AgentTls): Transport {
-    const server = new Server({ ...OPTIONS, interceptors: [this.#admission(identify)] });
+    const server = new Server({ ...OPTIONS, interceptors: [admission(identify)] });
     for (const service of this.#services) {
       const definition = this.#definitions[service] as ServiceDefinition;
       const tolerated = Object.entries(definition).map(([name, method]) => [
@@ -163,33 +160,6 @@ export class ApiServer {
     const transport = { server, gate };
     this.#transports.push(transport);
     return transport;
-  }
-
-  /** Of everything but the API's own calls, which need more than a client that is known: see `#answer`. */
-  #admission(identify: Identify): ServerInterceptor {
-    return ({ path }, call) =>
-      new ServerInterceptingCall(call, {
-        start: (next) =>
-          next(
-            new ServerListenerBuilder()
-              .withOnReceiveMetadata((metadata, go) => {
-                try {
-                  if (!path.startsWith(OF_API) && !path.startsWith(OF_HEALTH)) {
-                    requireClient(
-                      identify({
-                        getAuthContext: () => call.getAuthContext(),
-                        getPeer: () => call.getPeer(),
-                      }),
-                    );
-                  }
-                  go(metadata);
-                } catch (error) {
-                  call.sendStatus(toStatus(failureOf(error)));
-                }
-              })
-              .build(),
-          ),
-      });
   }
 
   /**
