@@ -1,9 +1,12 @@
 import { readFile } from "node:fs/promises";
 import { join } from "node:path";
+import { type ClientEntry, LOCAL_CLIENT, type Role } from "./model/access.js";
 import type { Config } from "./model/config.js";
-import { metricsAddress, parseConfig, quiesceSettings } from "./model/config.js";
+import { clientEntries, metricsAddress, parseConfig, quiesceSettings } from "./model/config.js";
+import type { HostPort } from "./model/host-port.js";
 import type { MetricsAddress } from "./model/metrics-address.js";
 import { claimAgentPlace, removeStaleSocket } from "./drivers/agent-claim.js";
+import { AuditFile } from "./drivers/audit-file.js";
 import { QemuDriverFactory } from "./drivers/driver-factory.js";
 import { QemuHostCleaner } from "./drivers/host-cleaner.js";
 import { StorageDaemonImages } from "./drivers/images.js";
@@ -12,8 +15,11 @@ import { outputDirectories } from "./drivers/output-directory.js";
 import { DirectoryRepository } from "./drivers/repository/directory-repository.js";
 import { checkSocketPath, defaultRuntimeRoot, sweepRuntimeDirectories } from "./drivers/runtime-directory.js";
 import { ScratchDirectory } from "./drivers/scratch-directory.js";
+import { openToGroup } from "./drivers/socket-group.js";
 import { StateDirectory } from "./drivers/state-directory.js";
 import { systemClock } from "./drivers/system-clock.js";
+import { readTlsFiles, type TlsFiles } from "./drivers/tls-files.js";
+import type { AuditLog } from "./ports/audit-log.js";
 import type { Logger } from "./ports/logger.js";
 import { noMeter, type Meter } from "./ports/meter.js";
 import type { ServiceContext } from "./services/context.js";
@@ -55,6 +61,44 @@ export async function claimMetricsAddress(config: Config): Promise<MetricsAddres
 /** What of a new configuration a running agent can take over, and what not. */
 export { reloadedConfig } from "./model/reload.js";
 
+/** What the API needs beside the services: who may use it, and where it answers. */
+export interface Access {
+  readonly audit: AuditLog;
+  readonly clients: readonly ClientEntry[];
+  readonly socketRole: Role;
+  readonly limits: Config["api"]["limits"];
+  readonly tcp: { readonly address: HostPort; readonly tls: TlsFiles } | undefined;
+}
+
+/** Fails with AUDIT_FAILED, TLS_INVALID, PATH_NOT_FOUND or PERMISSION_DENIED. */
+export async function openAccess(config: Config): Promise<Access> {
+  const { auditLog, socketRole, limits, tcp } = config.api;
+  const audit = new AuditFile(auditLog ?? join(config.stateDir, "audit.log"), systemClock);
+  const tls =
+    tcp === undefined
+      ? undefined
+      : await readTlsFiles({ certificate: tcp.certificate, key: tcp.key, ca: tcp.clientCa });
+  // Better now than at the first change.
+  await audit.write({ event: "start", pid: process.pid });
+  return {
+    audit,
+    clients: clientEntries(config),
+    socketRole,
+    limits,
+    tcp: tcp === undefined || tls === undefined ? undefined : { address: tcp.address, tls },
+  };
+}
+
+/** Lets the group of the configuration use the agent's socket, if there is one. */
+export async function shareSocket(config: Config): Promise<void> {
+  const { socketGroup } = config.api;
+  if (socketGroup !== undefined) await openToGroup(agentSocket(config), String(socketGroup));
+}
+
+/** What a command shows to an agent on another host. */
+export const readClientFiles = readTlsFiles;
+export { formatHostPort, parseHostPort } from "./model/host-port.js";
+
 function runtimeRootOf({ runtimeDir }: Config): string {
   return runtimeDir ?? defaultRuntimeRoot();
 }
@@ -80,6 +124,7 @@ export async function startAgent(
     clock,
     log,
     meter,
+    client: LOCAL_CLIENT,
     drivers: new QemuDriverFactory({
       domains: config.domains,
       clock,

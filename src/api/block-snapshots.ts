@@ -2,6 +2,7 @@ import type { ServiceContext } from "../services/context.js";
 import type { SnapshotOptions } from "../services/block-snapshots.js";
 import { createBlockSnapshot, deleteBlockSnapshot, renewBlockSnapshot } from "../services/block-snapshots.js";
 import type { BlockSnapshot as ServiceSnapshot } from "../services/open-snapshots.js";
+import { ownerOf } from "../model/access.js";
 import { consistencyOf, quiesceFacts } from "../model/quiesce.js";
 import { askWhetherBroken, getBlockSnapshot, listBlockSnapshots } from "../services/open-snapshots.js";
 import { scratchUse } from "../services/scratch-watch.js";
@@ -122,6 +123,7 @@ export function blockSnapshotMessage(snapshot: ServiceSnapshot, scratchUsedBytes
   return {
     domain,
     name,
+    owner: ownerOf(snapshot),
     time: timestampFromMs(timeMs),
     consistency: CONSISTENCIES[consistencyOf(mode, quiesce)],
     heldMs: heldMs ?? 0,

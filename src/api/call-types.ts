@@ -1,4 +1,5 @@
 import type { MethodDefinition } from "@grpc/proto-loader";
+import type { Role } from "../model/access.js";
 import type { NameKind } from "../model/names.js";
 import type { ServiceContext } from "../services/context.js";
 import type { BackupsDefinition } from "./generated/fleece/v1/Backups.js";
@@ -55,15 +56,15 @@ export interface CallOptions {
   readonly onServed?: ((served: ServedBackup) => void) | undefined;
 }
 
-/** Who may make a call: each role may also make the calls of those before it. */
-export type Role = "viewer" | "operator" | "administrator";
-
 export interface Call<Name extends CallName> {
+  /** Who may make it. */
   readonly role: Role;
   /** Whether it changes a domain, a repository or the host. */
   readonly mutates: boolean;
   /** The names that every request of it has, by field. */
   readonly names: Readonly<Record<string, NameKind>>;
+  /** Fields that only an administrator may set, if there are any. */
+  readonly administers?: readonly (keyof CallRequest<Name> & string)[];
   handler(
     this: void,
     context: ServiceContext,

@@ -80,7 +80,12 @@ export const CALLS: { readonly [Name in CallName]: Call<Name> } = {
   "Backups.Get": { ...LOOKS, names: { id: "backup" }, handler: getBackupHandler },
   "Backups.Verify": { ...LOOKS, names: { id: "backup" }, handler: verifyBackupHandler },
   "Backups.Restore": { ...ADMINISTERS, names: { id: "backup" }, handler: restoreBackupHandler },
-  "Backups.Serve": { ...WORKS, names: { id: "backup" }, handler: serveBackupHandler },
+  "Backups.Serve": {
+    ...WORKS,
+    administers: ["socketPath"],
+    names: { id: "backup" },
+    handler: serveBackupHandler,
+  },
   "Backups.Delete": { ...ADMINISTERS, names: { id: "backup" }, handler: deleteBackupHandler },
 };
 

@@ -1,8 +1,10 @@
-import { connect } from "node:net";
+import { connect, isIP } from "node:net";
+import { checkServerIdentity, connect as connectTls, type PeerCertificate } from "node:tls";
 import { Client, credentials, Metadata, status } from "@grpc/grpc-js";
 import type { ClientReadableStream, ServiceError } from "@grpc/grpc-js";
 import type { PackageDefinition } from "@grpc/proto-loader";
-import { errnoOf, FleeceError } from "../shared/errors.js";
+import { formatHostPort, type HostPort } from "../model/host-port.js";
+import { type ErrorFacts, errnoOf, errorMessage, FleeceError } from "../shared/errors.js";
 import type { Api, CallName, CallOptions, CallRequest, CallResult } from "./call-types.js";
 import type { WireMethod } from "./loader.js";
 import { loadPackage, methodOf } from "./loader.js";
@@ -16,24 +18,48 @@ interface StreamMessage {
   readonly result?: object | null;
 }
 
-/** Fails with AGENT_UNREACHABLE when nobody answers on the socket. */
-export async function connectApi(socketPath: string): Promise<ApiClient> {
-  await checkListening(socketPath);
-  return new ApiClient(socketPath);
+/** Of an agent on another host. In PEM: what the client shows, and the authority that signs the agent's certificate. */
+export interface RemoteAgent extends HostPort {
+  readonly cert: Buffer;
+  readonly key: Buffer;
+  readonly ca: Buffer;
 }
 
-/** The API of an agent, over its Unix socket. A call that is cancelled is undone by the agent afterwards. */
+/** The path of the agent's Unix socket, or an address with what TLS needs. Fails with AGENT_UNREACHABLE. */
+export async function connectApi(agent: string | RemoteAgent): Promise<ApiClient> {
+  if (typeof agent === "string") await checkListening(agent);
+  else await checkHandshake(agent);
+  return new ApiClient(agent);
+}
+
+/** The API of an agent. A call that is cancelled is undone by the agent afterwards. */
 export class ApiClient implements Api, Disposable {
-  readonly #socketPath: string;
+  readonly #where: ErrorFacts;
   readonly #client: Client;
   readonly #definitions: PackageDefinition = loadPackage();
 
-  constructor(socketPath: string) {
-    this.#socketPath = socketPath;
-    this.#client = new Client(`unix:${socketPath}`, credentials.createInsecure(), {
-      "grpc.max_receive_message_length": -1,
-      "grpc.enable_http_proxy": 0,
-    });
+  constructor(agent: string | RemoteAgent) {
+    const options = { "grpc.max_receive_message_length": -1, "grpc.enable_http_proxy": 0 };
+    if (typeof agent === "string") {
+      this.#where = { socket: agent };
+      this.#client = new Client(`unix:${agent}`, credentials.createInsecure(), options);
+    } else {
+      const { ca, key, cert, host } = agent;
+      this.#where = { address: formatHostPort(agent) };
+      // A server that is gone without a word is noticed.
+      const keepalive = { "grpc.keepalive_time_ms": 60_000, "grpc.keepalive_timeout_ms": 20_000 };
+      // TLS has no room for an address as the server's name, and Node warns of it: another name is sent, the address checked.
+      const identity = {
+        checkServerIdentity: (_: string, certificate: PeerCertificate) =>
+          checkServerIdentity(host, certificate),
+      };
+      const target = `dns:${formatHostPort(agent)}`;
+      this.#client = new Client(target, credentials.createSsl(ca, key, cert, identity), {
+        ...options,
+        ...keepalive,
+        ...(isIP(host) === 0 ? {} : { "grpc.ssl_target_name_override": "agent" }),
+      });
+    }
   }
 
   async call<Name extends CallName>(
@@ -105,7 +131,7 @@ export class ApiClient implements Api, Disposable {
       const advice = "what it had under way is undone when it is started again";
       return new FleeceError("AGENT_UNREACHABLE", `The agent went away before it answered; ${advice}`, {
         cause: error,
-        facts: { socket: this.#socketPath },
+        facts: this.#where,
       });
     }
     if (code === status.UNIMPLEMENTED) {
@@ -143,5 +169,37 @@ function checkListening(socketPath: string): Promise<void> {
         new FleeceError("AGENT_UNREACHABLE", `${why}; ${advice}`, { cause, facts: { socket: socketPath } }),
       );
     });
+  });
+}
+
+const HANDSHAKE_MS = 15_000;
+
+/**
+ * With TLS 1.3 a client is through before the agent has looked at its certificate, so this waits for the first bytes that
+ * the agent sends: those of HTTP/2.
+ */
+function checkHandshake({ host, port, ca, cert, key }: RemoteAgent): Promise<void> {
+  const address = formatHostPort({ host, port });
+  return new Promise((resolve, reject) => {
+    const servername = isIP(host) === 0 ? { servername: host } : {};
+    const socket = connectTls({ host, port, ca, cert, key, ...servername, ALPNProtocols: ["h2"] });
+    let secured = false;
+    const fail = (why: string, cause?: unknown): void => {
+      socket.destroy();
+      const message = `Cannot talk to the agent on ${address}: ${why}`;
+      reject(new FleeceError("AGENT_UNREACHABLE", message, { cause, facts: { address } }));
+    };
+    socket.setTimeout(HANDSHAKE_MS, () => fail(`it did not answer within ${HANDSHAKE_MS / 1000} s`));
+    socket.once("secureConnect", () => (secured = true));
+    socket.once("data", () => {
+      socket.destroy();
+      resolve();
+    });
+    const refusal =
+      "it closed the connection, as it does with a certificate that it does not accept; its log says why";
+    socket.once("error", (error) =>
+      fail(secured ? `${refusal} (${errorMessage(error)})` : errorMessage(error), error),
+    );
+    socket.once("close", () => fail(refusal));
   });
 }

@@ -43,6 +43,10 @@ const BY_CODE: Partial<Record<ErrorCode, status>> = {
   DISK_CHANGED: status.ABORTED,
   INTERRUPTED: status.ABORTED,
   NO_SPACE: status.RESOURCE_EXHAUSTED,
+  TOO_MANY_CALLS: status.RESOURCE_EXHAUSTED,
+  TOO_LARGE: status.RESOURCE_EXHAUSTED,
+  ACCESS_DENIED: status.PERMISSION_DENIED,
+  CLIENT_UNKNOWN: status.PERMISSION_DENIED,
   SNAPSHOT_BROKEN: status.DATA_LOSS,
   QEMU_FAILED: status.INTERNAL,
   TOOL_MISSING: status.INTERNAL,
@@ -138,5 +142,6 @@ function parsed(text: string): unknown {
 }
 
 function cut(text: string, length: number): string {
-  return text.length <= length ? text : `${text.slice(0, length)}…`;
+  // gRPC percent-encodes it, and throws on half a surrogate pair: such a name, or the cut, must not end the agent.
+  return Buffer.from(text.length <= length ? text : `${text.slice(0, length)}…`).toString();
 }

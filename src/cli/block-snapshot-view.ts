@@ -11,6 +11,7 @@ export function blockSnapshotList({ snapshots }: ListBlockSnapshotsResponse, ter
     snapshots,
     [
       { head: "SNAPSHOT", cell: ({ name }) => name },
+      { head: "OWNER", cell: ({ owner }) => owner },
       { head: "TIME", cell: ({ time }) => formatTime(time) },
       { head: "DISKS", cell: ({ disks }) => disks.map(({ target }) => target).join(",") },
       { head: "CHECKPOINT", cell: ({ checkpoint }) => checkpoint ?? "-" },
@@ -28,6 +29,7 @@ export function blockSnapshotDetails(snapshot: BlockSnapshot, terminal: boolean)
   const head = facts([
     ["Snapshot", snapshot.name],
     ["Domain", snapshot.domain],
+    ["Owner", snapshot.owner],
     ["Broken", snapshot.broken],
     ["Moment", formatTime(snapshot.time)],
     ["Consistency", CONSISTENCY[snapshot.consistency]],

@@ -44,6 +44,13 @@ export function createProgram(
     )
     .option("--json", "print one JSON message on stdout, and errors as JSON on stderr")
     .option("--embedded", "run without an agent, inside this command")
+    .option(
+      "--agent <host:port>",
+      "talk to the agent on another host by mutual TLS (default: $FLEECE_AGENT, if set)",
+    )
+    .option("--certificate <file>", "with --agent: this client's certificate (default: $FLEECE_CERTIFICATE)")
+    .option("--key <file>", "with --agent: its key, which others may not read (default: $FLEECE_KEY)")
+    .option("--ca <file>", "with --agent: the authority of the agent's certificate (default: $FLEECE_CA)")
     .addOption(new Option("--log-level <level>", "what to log on stderr").choices(LOG_LEVELS))
     .addHelpText("after", EXIT_CODES_HELP)
     .configureHelp({ showGlobalOptions: true })

@@ -1,6 +1,15 @@
 import type { Command } from "@commander-js/extra-typings";
 import type { Logger } from "pino";
-import { agentSocket, claimAgent, claimMetricsAddress, loadConfig, reloadedConfig } from "../agent.js";
+import {
+  agentSocket,
+  claimAgent,
+  claimMetricsAddress,
+  formatHostPort,
+  loadConfig,
+  openAccess,
+  reloadedConfig,
+  shareSocket,
+} from "../agent.js";
 import { errorMessage, FleeceError } from "../shared/errors.js";
 import { findConfiguration } from "./configuration-file.js";
 import { createLogger } from "./logger.js";
@@ -16,8 +25,8 @@ export function describeServeCommand(command: Command, serve: ServeAgent): void 
     .summary("run the agent that commands talk to")
     .description(
       "Run the agent: it answers the API over gRPC on a Unix socket, which every command uses that is given without " +
-        "--embedded. Runs until it is interrupted (SIGINT or SIGTERM); then calls have a grace period to end, unless a " +
-        "second signal comes. SIGHUP makes it read its configuration again.",
+        "--embedded, and over TLS on a TCP address if one is configured. Runs until it is interrupted (SIGINT or SIGTERM); " +
+        "then calls have a grace period to end, unless a second signal comes. SIGHUP makes it read its configuration again.",
     )
     .action(() => serve());
 }
@@ -25,12 +34,16 @@ export function describeServeCommand(command: Command, serve: ServeAgent): void 
 /** Runs the agent until the signal fires. Fails with AGENT_RUNNING if there is one already. */
 export async function serveAgent(surroundings: SessionSurroundings, options: GlobalOptions): Promise<void> {
   const { stdout, progress, signal, env } = surroundings;
+  if (options.agent !== undefined) {
+    throw new FleeceError("INVALID_ARGUMENT", "Expected no --agent, which is for commands that talk to one");
+  }
   const file = findConfiguration(options.config, surroundings);
   let config = await loadConfig(file);
   const log = await createLogger(options.logLevel ?? config.logLevel, progress.log);
   const manager = new ServiceManager(env, log);
   const socketPath = agentSocket(config);
   await using _claim = await claimAgent(config);
+  const { tcp, ...access } = await openAccess(config);
   const metricsAddress = await claimMetricsAddress(config);
   // Loaded only here: other commands should not wait for them.
   const [{ ApiServer }, { AgentMetrics }, { serveMetrics }] = await Promise.all([
@@ -44,8 +57,7 @@ export async function serveAgent(surroundings: SessionSurroundings, options: Glo
   metrics.use(context);
   await using metricsServer =
     metricsAddress === undefined ? undefined : await serveMetrics(metrics, metricsAddress, log);
-  const server = new ApiServer({ context, log, calls: metrics });
-  await server.listen(socketPath);
+  const server = new ApiServer({ context, log, calls: metrics, ...access });
   using _reload = onHangup(async () => {
     await manager.reloading();
     try {
@@ -66,14 +78,24 @@ export async function serveAgent(surroundings: SessionSurroundings, options: Glo
     }
     await manager.ready(`Answers on ${socketPath}`);
   });
-  const { pid } = process;
-  log.info({ socket: socketPath, metricsPort: metricsServer?.port, pid }, "The agent answers");
-  if (options.json !== true) stdout.write(`The agent answers on ${socketPath}\n`);
-  await manager.ready(`Answers on ${socketPath}`);
-  await aborted(signal);
-  log.info({ reason: errorMessage(signal.reason) }, "The agent ends");
-  using _impatience = exitOnSignal(log);
-  await Promise.all([manager.stopping(), server.close(config.api.shutdownGrace)]);
+  try {
+    await server.listen(socketPath);
+    await shareSocket(config);
+    const bound = tcp === undefined ? undefined : await server.listenTls(tcp.address, tcp.tls);
+    const { pid } = process;
+    log.info({ socket: socketPath, ...bound, metricsPort: metricsServer?.port, pid }, "The agent answers");
+    if (options.json !== true) {
+      const and = bound === undefined ? "" : ` and by TLS on ${formatHostPort(bound)}`;
+      stdout.write(`The agent answers on ${socketPath}${and}\n`);
+    }
+    await manager.ready(`Answers on ${socketPath}`);
+    await aborted(signal);
+    log.info({ reason: errorMessage(signal.reason) }, "The agent ends");
+  } finally {
+    using _impatience = exitOnSignal(log);
+    await Promise.all([manager.stopping(), server.close(config.api.shutdownGrace)]);
+  }
+  await access.audit.write({ event: "stop" });
   log.info({}, "The agent has ended");
 }
 

@@ -1,5 +1,5 @@
 import { resolve } from "node:path";
-import { agentSocket, loadConfig, type startAgent } from "../agent.js";
+import { agentSocket, loadConfig, readClientFiles, type startAgent } from "../agent.js";
 import type { messageToText as JsonPrinter } from "../api/json.js";
 import type { Api } from "../api/call-types.js";
 import { embeddedApi } from "../api/calls.js";
@@ -7,10 +7,9 @@ import type { MessageTypes } from "../api/messages.js";
 import { findConfiguration } from "./configuration-file.js";
 import type { LogLevel } from "./logger.js";
 import { createLogger } from "./logger.js";
+import { type RemotePlace, remoteAgent } from "./remote-agent.js";
 import type { ProgressView } from "./progress-view.js";
 import type { TextStream } from "./streams.js";
-
-type Config = Awaited<ReturnType<typeof loadConfig>>;
 
 /** What a command gets from outside; a test gives its own. */
 export interface Surroundings {
@@ -25,6 +24,10 @@ export interface GlobalOptions {
   readonly config?: string | undefined;
   readonly json?: true | undefined;
   readonly embedded?: true | undefined;
+  readonly agent?: string | undefined;
+  readonly certificate?: string | undefined;
+  readonly key?: string | undefined;
+  readonly ca?: string | undefined;
   readonly logLevel?: LogLevel | undefined;
 }
 
@@ -69,16 +72,17 @@ export async function runSession(
 ): Promise<void> {
   const { stdout, cwd, progress, signal } = surroundings;
   const json = options.json === true ? await loadJsonPrinter() : undefined;
-  const config = await loadConfig(findConfiguration(options.config, surroundings));
-  using remote = options.embedded === true ? undefined : await connectAgent(config);
-  const api = remote ?? (await startEmbedded(surroundings, config, options, runOptions));
+  const remote = remoteAgent(options, surroundings);
+  using connected = await connectAgent(remote, options, surroundings);
+  const api = connected ?? (await startEmbedded(surroundings, options, runOptions));
   signal.throwIfAborted();
   await action({
     api,
     signal,
     progress,
     terminal: stdout.isTTY === true,
-    absolutePath: (path) => resolve(cwd, path),
+    // Of another host, only absolute paths mean anything; its agent refuses others.
+    absolutePath: (path) => (remote === undefined ? resolve(cwd, path) : path),
     answer: (name, message, text) => {
       progress.stop();
       stdout.write(json === undefined ? text(message) : json(name, message));
@@ -87,20 +91,28 @@ export async function runSession(
 }
 
 async function startEmbedded(
-  { startAgent: start, progress }: SessionSurroundings,
-  config: Config,
-  { logLevel }: GlobalOptions,
+  surroundings: SessionSurroundings,
+  { config: file, logLevel }: GlobalOptions,
   runOptions: RunOptions,
 ): Promise<Api> {
-  const log = await createLogger(logLevel ?? config.logLevel, progress.log);
-  return embeddedApi(await start(config, log, runOptions));
+  const config = await loadConfig(findConfiguration(file, surroundings));
+  const log = await createLogger(logLevel ?? config.logLevel, surroundings.progress.log);
+  return embeddedApi(await surroundings.startAgent(config, log, runOptions));
 }
 
-/** gRPC is loaded only here: it takes as long as all the rest. */
-async function connectAgent(config: Config): Promise<Api & Disposable> {
-  const socketPath = agentSocket(config);
+/** Undefined for the embedded mode. gRPC is loaded only here: it takes as long as all the rest. */
+async function connectAgent(
+  remote: RemotePlace | undefined,
+  { config, embedded }: GlobalOptions,
+  surroundings: SessionSurroundings,
+): Promise<(Api & Disposable) | undefined> {
+  if (embedded === true) return undefined;
+  const agent =
+    remote === undefined
+      ? agentSocket(await loadConfig(findConfiguration(config, surroundings)))
+      : { ...remote.address, ...(await readClientFiles(remote)) };
   const { connectApi } = await import("../api/client.js");
-  return connectApi(socketPath);
+  return connectApi(agent);
 }
 
 /**

@@ -4,6 +4,8 @@ import type { Document } from "yaml";
 import { z } from "zod";
 import { FleeceError } from "../shared/errors.js";
 import { formatBytes, MIB, parseBytes, parseDuration } from "../shared/units.js";
+import { LOCAL_NAME, parseFingerprint, ROLES, type ClientEntry } from "./access.js";
+import { parseHostPort } from "./host-port.js";
 import type { NameKind } from "./names.js";
 import { isLocal, parseMetricsAddress } from "./metrics-address.js";
 import type { MetricsAddress } from "./metrics-address.js";
@@ -90,10 +92,79 @@ const domain = z
     path: ["quiesce"],
   });
 
-const api = z.strictObject({
-  socket: filePath.optional(),
-  shutdownGrace: duration.default(30_000),
+const hostPort = z.string().transform((value, context) => {
+  const parsed = parseHostPort(value);
+  if (parsed !== undefined) return parsed;
+  const message = `Expected HOST:PORT, with an IPv6 address in brackets, got ${JSON.stringify(value)}`;
+  context.addIssue({ code: "custom", message });
+  return z.NEVER;
 });
+
+const fingerprint = z.string().transform((value, context) => {
+  const parsed = parseFingerprint(value);
+  if (parsed !== undefined) return parsed;
+  const message = `Expected a SHA-256 fingerprint of 64 hexadecimal digits, got ${JSON.stringify(value)}`;
+  context.addIssue({ code: "custom", message });
+  return z.NEVER;
+});
+
+/** Common names of certificates have 64 characters at most. */
+const clientName = z
+  .string()
+  .regex(/^\P{C}{1,64}$/u, "Expected 1 to 64 printable characters")
+  .refine((value) => value !== LOCAL_NAME, {
+    message: `Expected another name than ${LOCAL_NAME}, which is that of users without a certificate`,
+  });
+
+const client = z
+  .strictObject({
+    name: clientName.optional(),
+    subject: clientName.optional(),
+    fingerprint: fingerprint.optional(),
+    role: z.enum(ROLES),
+  })
+  .refine((value) => (value.subject === undefined) !== (value.fingerprint === undefined), {
+    message: "Expected either `subject` (the certificate's common name) or `fingerprint`",
+  })
+  .refine((value) => value.fingerprint === undefined || value.name !== undefined, {
+    message: "Expected `name` beside `fingerprint`",
+  });
+
+const limit = (otherwise: number) => z.int().min(1).max(10_000).default(otherwise);
+
+const apiLimits = z.strictObject({
+  calls: limit(128),
+  callsPerClient: limit(16),
+  connections: limit(64),
+  connectionsPerClient: limit(16),
+});
+
+const api = z
+  .strictObject({
+    socket: filePath.optional(),
+    socketGroup: z.union([z.string().regex(/^\P{C}+$/u), z.int().min(0)]).optional(),
+    socketRole: z.enum(ROLES).default("administrator"),
+    tcp: z
+      .strictObject({ address: hostPort, certificate: filePath, key: filePath, clientCa: filePath })
+      .optional(),
+    clients: z.array(client).min(1).optional(),
+    limits: apiLimits.prefault({}),
+    auditLog: filePath.optional(),
+    shutdownGrace: duration.default(30_000),
+  })
+  .refine((value) => (value.tcp === undefined) === (value.clients === undefined), {
+    message: "Expected `tcp` and `clients` together: without an entry, nobody may use the address",
+  })
+  .superRefine((value, context) => {
+    for (const key of ["subject", "fingerprint"] as const) {
+      const listed = value.clients?.map((entry) => entry[key]) ?? [];
+      listed.forEach((item, index) => {
+        if (item === undefined || listed.indexOf(item) === index) return;
+        const message = `Expected one entry for each certificate, got two for ${JSON.stringify(item)}`;
+        context.addIssue({ code: "custom", path: ["clients", index, key], message });
+      });
+    }
+  });
 
 const metrics = z
   .strictObject({
@@ -128,7 +199,7 @@ export const configSchema = z
       })
       .default({ reserve: 0, cbwTimeout: 4000 }),
     runtimeDir: filePath.optional(),
-    api: api.default({ shutdownGrace: 30_000 }),
+    api: api.prefault({}),
     metrics: metrics.optional(),
     logLevel: z.enum(["trace", "debug", "info", "warn", "error", "silent"]).default("warn"),
     parallelDisks: z.int().min(1).max(64).default(4),
@@ -159,6 +230,16 @@ export type DiskConfig = NonNullable<DomainConfig["disks"]>[number];
 /** Undefined: metrics are not served. */
 export function metricsAddress({ metrics: keys }: Config): MetricsAddress | undefined {
   return keys === undefined ? undefined : parseMetricsAddress(keys.address);
+}
+
+/** The clients of the TCP address, by their certificates. */
+export function clientEntries({ api: { clients = [] } }: Config): readonly ClientEntry[] {
+  return clients.map(({ name: given, subject, fingerprint: print, role }) => ({
+    name: given ?? subject ?? "",
+    subject,
+    fingerprint: print,
+    role,
+  }));
 }
 
 /** Undefined for a domain without a guest agent. */
@@ -244,6 +325,17 @@ function absolute(config: Config, base: string): Config {
     api: {
       ...config.api,
       ...(config.api.socket === undefined ? {} : { socket: from(config.api.socket) }),
+      ...(config.api.auditLog === undefined ? {} : { auditLog: from(config.api.auditLog) }),
+      ...(config.api.tcp === undefined
+        ? {}
+        : {
+            tcp: {
+              address: config.api.tcp.address,
+              certificate: from(config.api.tcp.certificate),
+              key: from(config.api.tcp.key),
+              clientCa: from(config.api.tcp.clientCa),
+            },
+          }),
     },
     domains: config.domains.map((entry) => ({
       ...entry,

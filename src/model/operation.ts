@@ -15,6 +15,8 @@ export interface BackupJournal {
 export interface SnapshotJournal {
   readonly kind: "block-snapshot";
   readonly name: string;
+  /** Name of the client that created it; records of earlier versions lack it: see `ownerOf`. */
+  readonly owner?: string;
   /**
    * `creating` becomes `open` once everything exists, and that `ending` once its end is decided; what is found in one of
    * the other two is undone.

@@ -124,6 +124,7 @@ async function prepare(
     subject: {
       kind: "block-snapshot",
       name,
+      owner: context.client.name,
       phase: "creating",
       leaseMs,
       leaseUntilMs: now + leaseMs,

@@ -1,3 +1,4 @@
+import type { Client } from "../model/access.js";
 import { checkName } from "../model/names.js";
 import type { QuiesceSettings } from "../model/quiesce.js";
 import type { ReaderFactory } from "../ports/block-io.js";
@@ -21,6 +22,8 @@ export interface ServiceContext {
   readonly clock: Clock;
   readonly log: Logger;
   readonly meter: Meter;
+  /** For whom the work is done. */
+  readonly client: Client;
   readonly drivers: DriverFactory;
   readonly readers: ReaderFactory;
   readonly images: ImageFactory;

@@ -1,3 +1,4 @@
+import { mayManage, ownerOf } from "../model/access.js";
 import { refusal } from "../model/finding.js";
 import { checkName } from "../model/names.js";
 import { snapshotHolds } from "../model/operation-findings.js";
@@ -74,7 +75,10 @@ async function whetherBroken(
   }
 }
 
-/** Runs an operation on an open snapshot, alone on its domain. Fails with SNAPSHOT_NOT_FOUND. */
+/**
+ * Runs an operation on an open snapshot, alone on its domain. Fails with SNAPSHOT_NOT_FOUND, and with ACCESS_DENIED if it is
+ * another client's: that it exists is no secret, since every client may list all.
+ */
 export async function withSnapshot<T>(
   context: ServiceContext,
   domain: string,
@@ -84,9 +88,20 @@ export async function withSnapshot<T>(
 ): Promise<T> {
   requireDomain(context, domain);
   return withDomain(context, domain, `${verb} of block snapshot ${name} of ${domain}`, async (session) => {
-    const { record } = await findOpen(context, domain, name);
+    const { record, subject } = await findOpen(context, domain, name);
+    checkOwner(context, domain, subject);
     return action(new Operation(context.store, record), session);
   });
+}
+
+function checkOwner({ client }: ServiceContext, domain: string, subject: SnapshotJournal): void {
+  const owner = ownerOf(subject);
+  if (mayManage(client, owner)) return;
+  throw new FleeceError(
+    "ACCESS_DENIED",
+    `Block snapshot ${subject.name} of domain ${domain} belongs to ${owner}; ${client.name} may not change it`,
+    { facts: { domain, snapshot: subject.name, owner } },
+  );
 }
 
 async function findOpen(context: ServiceContext, domain: string, name: string): Promise<SnapshotRecord> {

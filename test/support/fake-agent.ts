@@ -1,5 +1,6 @@
 import { mkdirSync } from "node:fs";
 import { outputDirectories } from "../../src/drivers/output-directory.js";
+import { LOCAL_CLIENT } from "../../src/model/access.js";
 import { StateDirectory } from "../../src/drivers/state-directory.js";
 import { noMeter } from "../../src/ports/meter.js";
 import type { DomainLock, OperationOwner, StateStore } from "../../src/ports/state-store.js";
@@ -62,6 +63,7 @@ export class FakeProcess {
       clock: { now: () => domain.now(), monotonicMs: () => domain.now(), sleep: domain.sleep },
       log: { debug: note, info: note, warn: note },
       meter: noMeter,
+      client: LOCAL_CLIENT,
       drivers: domain,
       readers: gated(domain.readers, "readers", gate),
       images: gated(fakeImages, "images", gate),

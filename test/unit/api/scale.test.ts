@@ -2,6 +2,7 @@ import { join } from "node:path";
 import { describe, expect, it } from "vitest";
 import { connectApi } from "../../../src/api/client.js";
 import { AgentMetrics } from "../../../src/api/metrics.js";
+import { AuditFile } from "../../../src/drivers/audit-file.js";
 import { ApiServer } from "../../../src/api/server.js";
 import { bitmapName } from "../../../src/model/checkpoint.js";
 import type { ServiceContext } from "../../../src/services/context.js";
@@ -33,6 +34,7 @@ async function crowd(checkpoints = 1) {
   const server = new ApiServer({
     context,
     log: { ...context.log, child: () => context.log },
+    audit: new AuditFile(join(path, "audit.log"), context.clock),
     calls: metrics,
   });
   const socket = join(path, "agent.sock");

@@ -9,6 +9,7 @@ import { connectApi } from "../../../src/api/client.js";
 import { protoRoot } from "../../../src/api/proto.js";
 import { ApiServer } from "../../../src/api/server.js";
 import { fromStatus } from "../../../src/api/status.js";
+import { AuditFile } from "../../../src/drivers/audit-file.js";
 import { FleeceError } from "../../../src/shared/errors.js";
 import { FakeWorld } from "../../support/fake-agent.js";
 import type { Gate } from "../../support/fake-domain.js";
@@ -22,7 +23,8 @@ async function served(gate: Gate = () => undefined) {
   const { path } = await temporaryDirectory();
   const world = new FakeWorld(path, { disks: [{ target: "vda", sizeBytes: 1024 * 1024 }] });
   const { context } = world.process(gate);
-  const server = new ApiServer({ context, log: { ...context.log, child: () => context.log } });
+  const log = { ...context.log, child: () => context.log };
+  const server = new ApiServer({ context, log, audit: new AuditFile(join(path, "audit.log"), context.clock) });
   const socket = join(path, "agent.sock");
   await server.listen(socket);
   untilTestEnds({ [Symbol.asyncDispose]: () => server.close(0) });

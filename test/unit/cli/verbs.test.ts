@@ -130,7 +130,7 @@ describe("fleece block-snapshot", () => {
     expect(shown).toMatchObject({ name: "night", leaseMs: "7200000", consistency: "CRASH", exports: [] });
     expect(message(await run("block-snapshot", "list", "vm", "--json"))).toEqual({ snapshots: [shown] });
     expect((await run("block-snapshot", "list", "vm")).stdout).toMatch(
-      /^night +\S+ +vda,vdb +night +0 B +0 +open +\S+$/m,
+      /^night +local +\S+ +vda,vdb +night +0 B +0 +open +\S+$/m,
     );
     expect((await run("block-snapshot", "renew", "vm", "night", "--lease", "90s")).stdout).toMatch(
       /^Renewed the lease of block snapshot night of domain vm; it ends \d{4}-/,

@@ -53,12 +53,32 @@ describe("parseConfig", () => {
     ]);
   });
 
+  const TCP = "tcp: { address: 'h:1', certificate: c, key: k, clientCa: ca }";
+  it.each([
+    ["tcp: { address: 'h:1', certificate: c, key: k, clientCa: ca }", "`tcp` and `clients` together"],
+    ["clients: [{ subject: a, role: viewer }]", "`tcp` and `clients` together"],
+    ["tcp: { address: 'h', certificate: c, key: k, clientCa: ca }", "Expected HOST:PORT"],
+    ["tcp: { address: 'h:1', certificate: c, key: k }", "api.tcp.clientCa"],
+    [`${TCP}, clients: [{ role: viewer }]`, "either `subject`"],
+    [`${TCP}, clients: [{ subject: local, role: viewer }]`, "another name than local"],
+    [`${TCP}, clients: [{ fingerprint: '${"ab".repeat(32)}', role: viewer }]`, "Expected `name`"],
+    [`${TCP}, clients: [{ name: a, fingerprint: abc, role: viewer }]`, "SHA-256 fingerprint"],
+    [`${TCP}, clients: [{ subject: a, role: root }]`, "api.clients.0.role"],
+    [`${TCP}, clients: [{ subject: a, role: viewer }, { subject: a, role: operator }]`, "one entry for each"],
+  ])("refuses %s for the API", (keys, problem) => {
+    expect(problemsOf(`${LEAST}api: { ${keys} }\n`).join("\n")).toContain(problem);
+  });
+
   it("resolves every path from the file's directory and fills in the defaults", () => {
     expect(parseConfig(LEAST, "/etc/fleece/c.yaml")).toEqual({
       stateDir: "/etc/fleece/state",
       scratchDir: "/etc/fleece/scratch",
       scratch: { reserve: 0, cbwTimeout: 4000 },
-      api: { shutdownGrace: 30_000 },
+      api: {
+        shutdownGrace: 30_000,
+        socketRole: "administrator",
+        limits: { calls: 128, callsPerClient: 16, connections: 64, connectionsPerClient: 16 },
+      },
       logLevel: "warn",
       parallelDisks: 4,
       domains: [
