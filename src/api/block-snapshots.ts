@@ -18,7 +18,7 @@ const DEFAULT_LEASE_MS = 30 * 60_000;
 export async function createBlockSnapshotHandler(
   context: ServiceContext,
   { domain, name, disks, checkpoint, leaseMs, quiesce }: CallRequest<"BlockSnapshots.Create">,
-  { signal }: CallOptions,
+  { signal, requestKey }: CallOptions,
 ): Promise<BlockSnapshot> {
   const created = await createBlockSnapshot(context, {
     domain,
@@ -29,6 +29,7 @@ export async function createBlockSnapshotHandler(
       ? {}
       : { checkpoint: checkpoint.name === undefined ? {} : { name: checkpoint.name } }),
     ...(quiesce === undefined ? {} : { quiesce }),
+    ...(requestKey === undefined ? {} : { request: requestKey }),
     ...(signal === undefined ? {} : { signal }),
   });
   return withUse(context, created);
@@ -63,9 +64,10 @@ export async function renewBlockSnapshotHandler(
 export async function deleteBlockSnapshotHandler(
   context: ServiceContext,
   { domain, name, failed }: CallRequest<"BlockSnapshots.Delete">,
+  { requestKey }: CallOptions,
 ): Promise<BlockSnapshot> {
   const outcome = failed ? "failure" : "success";
-  return blockSnapshotMessage(await deleteBlockSnapshot(context, domain, name, outcome), 0);
+  return blockSnapshotMessage(await deleteBlockSnapshot(context, domain, name, outcome, requestKey), 0);
 }
 
 async function withUse(context: ServiceContext, snapshot: ServiceSnapshot): Promise<BlockSnapshot> {

@@ -52,6 +52,10 @@ export interface CallOptions {
   readonly onProgress?: ((progress: BackupProgress) => void) | undefined;
   /** Of `Backups.Serve`: clients can connect from now on. */
   readonly onServed?: ((served: ServedBackup) => void) | undefined;
+  /** Of a request with an id: kept with what the call makes, and tells a repeat after a kill what was made by it. */
+  readonly requestKey?: string | undefined;
+  /** Of the same: awaited with what the answer will be, before something is removed that nobody can look at afterwards. */
+  readonly beforeEffect?: ((answer: object) => Promise<void>) | undefined;
 }
 
 /** Who may make a call: each role may also make the calls of those before it. */

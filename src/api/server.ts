@@ -12,10 +12,11 @@ import type { Logger } from "../ports/logger.js";
 import type { ServiceContext } from "../services/context.js";
 import { FleeceError } from "../shared/errors.js";
 import { randomId } from "../shared/ids.js";
-import type { CallName, CallOptions, CallRequest } from "./call-types.js";
-import { CALLS, runCall } from "./calls.js";
+import type { CallName, CallOptions } from "./call-types.js";
+import { CALLS } from "./calls.js";
 import { failureOf } from "./failure.js";
 import { loadPackage, methodOf } from "./loader.js";
+import { type Requests, runRepeatable } from "./repeatable.js";
 import { toStatus } from "./status.js";
 import { checkRequest } from "./validate.js";
 
@@ -26,6 +27,7 @@ export interface ParentLogger extends Logger {
 
 export interface ServerParts {
   readonly context: ServiceContext;
+  readonly requests: Requests;
   readonly log: ParentLogger;
 }
 
@@ -34,12 +36,16 @@ type WireCall = ServerUnaryCall<object, object> | ServerWritableStream<object, o
 /** What a stream's messages are made of: see the responses of `Backups`. */
 type Events = Pick<CallOptions, "onProgress" | "onServed">;
 
+/** The caller, for ids of requests: whoever may use the Unix socket is the same user. */
+const LOCAL = "local";
+
 /** How long answers that are complete may take to leave. */
 const FLUSH_MS = 1000;
 
 /** The calls of the API over gRPC, with health checking and reflection. */
 export class ApiServer {
   readonly #context: ServiceContext;
+  readonly #requests: Requests;
   readonly #log: ParentLogger;
   readonly #server = new Server({ "grpc.max_receive_message_length": 1024 * 1024 });
   readonly #health: HealthImplementation;
@@ -47,8 +53,9 @@ export class ApiServer {
   readonly #running = new Map<AbortController, Promise<unknown>>();
   #stopping = false;
 
-  constructor({ context, log }: ServerParts) {
+  constructor({ context, requests, log }: ServerParts) {
     this.#context = context;
+    this.#requests = requests;
     this.#log = log;
     const definitions = loadPackage();
     this.#services = [...new Set(Object.keys(CALLS).map((name) => `fleece.v1.${name.split(".")[0] ?? ""}`))];
@@ -182,13 +189,12 @@ export class ApiServer {
   async #answer(
     name: CallName,
     { request }: WireCall,
-    options: CallOptions,
+    options: CallOptions & { readonly signal: AbortSignal },
     log: Logger,
   ): Promise<object | undefined> {
     if (this.#stopping) throw new FleeceError("AGENT_UNREACHABLE", "The agent ends and takes no more calls");
     checkRequest(name, request);
-    // The type of the request is that of its method, which is how it was decoded.
-    return runCall({ ...this.#context, log }, name, request as CallRequest<typeof name>, options);
+    return runRepeatable(this.#requests, { ...this.#context, log }, LOCAL, name, request, options);
   }
 }
 

@@ -27,8 +27,12 @@ export async function serveAgent(surroundings: SessionSurroundings, options: Glo
   const context = await surroundings.startAgent(config, log);
   signal.throwIfAborted();
   // Loaded only here: other commands should not wait for it.
-  const { ApiServer } = await import("../api/server.js");
-  const server = new ApiServer({ context, log });
+  const [{ ApiServer }, { openRequests }] = await Promise.all([
+    import("../api/server.js"),
+    import("../api/repeatable.js"),
+  ]);
+  const requests = await openRequests(context);
+  const server = new ApiServer({ context, requests, log });
   await server.listen(socketPath);
   log.info({ socket: socketPath }, "The agent answers");
   if (options.json !== true) stdout.write(`The agent answers on ${socketPath}\n`);

@@ -5,6 +5,7 @@ import type { SnapshotJournal } from "../model/operation.js";
 import type { BlockDriver } from "../ports/block-driver.js";
 import type { OperationRecord } from "../ports/state-store.js";
 import { FleeceError, isFleeceError } from "../shared/errors.js";
+import { findEnded, snapshotHasEnded } from "./ended-snapshots.js";
 import type { ServiceContext } from "./context.js";
 import { requireDomain, withDomain } from "./context.js";
 import type { DomainSession } from "./domain-session.js";
@@ -15,7 +16,7 @@ export interface BlockSnapshot extends SnapshotJournal {
   readonly domain: string;
 }
 
-interface SnapshotRecord {
+export interface SnapshotRecord {
   readonly subject: SnapshotJournal;
   readonly record: OperationRecord;
 }
@@ -28,7 +29,7 @@ export async function listBlockSnapshots(
   return (await openRecords(context, domain)).map(({ subject }) => ({ ...subject, domain }));
 }
 
-/** Fails with SNAPSHOT_NOT_FOUND. */
+/** Fails with SNAPSHOT_NOT_FOUND; of one that has ended lately the error says why. */
 export async function getBlockSnapshot(
   context: ServiceContext,
   domain: string,
@@ -53,11 +54,17 @@ export async function withSnapshot<T>(
   });
 }
 
-async function findOpen(context: ServiceContext, domain: string, name: string): Promise<SnapshotRecord> {
+export async function findOpen(
+  context: ServiceContext,
+  domain: string,
+  name: string,
+): Promise<SnapshotRecord> {
   checkName("block snapshot", name);
   const all = await openRecords(context, domain);
   const found = all.find(({ subject }) => subject.name === name);
   if (found !== undefined) return found;
+  const ended = await findEnded(context.store, domain, ({ snapshot }) => snapshot.name === name);
+  if (ended !== undefined) throw snapshotHasEnded(domain, ended);
   const known = all.map(({ subject }) => subject.name).join(", ") || "none";
   throw new FleeceError(
     "SNAPSHOT_NOT_FOUND",

@@ -5,6 +5,7 @@
 export const ERROR_CODES = {
   INVALID_ARGUMENT: ["usage", "An option or argument has a value that cannot be used"],
   INVALID_NAME: ["usage", "A name has characters or a length that names of its kind may not have"],
+  REQUEST_ID_REUSED: ["usage", "A request has the id of another one that was not the same"],
   CONFIG_INVALID: ["usage", "The configuration has an unknown key, a wrong type or a contradiction"],
   CONFIG_NOT_FOUND: ["usage", "The configuration file does not exist or cannot be read"],
   DOMAIN_NOT_FOUND: ["not-found", "The configuration has no domain of that name"],
