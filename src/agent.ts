@@ -15,6 +15,7 @@ import { StateDirectory } from "./drivers/state-directory.js";
 import { systemClock } from "./drivers/system-clock.js";
 import type { Logger } from "./ports/logger.js";
 import type { ServiceContext } from "./services/context.js";
+import { keepHouse, type Duty } from "./services/housekeeping.js";
 import { recoverAll } from "./services/recovery.js";
 import { errorMessage, errnoOf, FleeceError } from "./shared/errors.js";
 
@@ -41,6 +42,21 @@ export function agentSocket(config: Config): string {
 export async function claimAgent(config: Config): Promise<AsyncDisposable> {
   const { stateDir } = config;
   return claimAgentPlace({ stateDir, runtimeRoot: runtimeRootOf(config), socketPath: agentSocket(config) });
+}
+
+/** Besides the ends of leases. */
+const DUTIES: readonly Duty[] = [];
+
+/** Looks after leases and leftovers until it is disposed of. */
+export function startHousekeeping(context: ServiceContext): AsyncDisposable {
+  const stop = new AbortController();
+  const kept = keepHouse(context, DUTIES, stop.signal);
+  return {
+    async [Symbol.asyncDispose]() {
+      stop.abort();
+      await kept;
+    },
+  };
 }
 
 /** How long calls may run on when the agent ends. */

@@ -1,4 +1,6 @@
+import { randomUUID } from "node:crypto";
 import { connect } from "node:net";
+import { setTimeout as delay } from "node:timers/promises";
 import { Client, credentials, Metadata, status } from "@grpc/grpc-js";
 import type { ClientReadableStream, ServiceError } from "@grpc/grpc-js";
 import type { PackageDefinition } from "@grpc/proto-loader";
@@ -22,18 +24,22 @@ export async function connectApi(socketPath: string): Promise<ApiClient> {
   return new ApiClient(socketPath);
 }
 
-/** The API of an agent, over its Unix socket. A call that is cancelled is undone by the agent afterwards. */
+/** How long an agent that went away may take to come back: it puts in order what it had under way first. */
+const RETURN_MS = 10_000;
+const RETURN_PAUSE_MS = 100;
+
+/**
+ * The API of an agent, over its Unix socket. A call that is cancelled is undone by the agent afterwards. When the agent goes
+ * away before it answers, the call is sent once more to its successor; an id makes that the same request.
+ */
 export class ApiClient implements Api, Disposable {
   readonly #socketPath: string;
-  readonly #client: Client;
+  #client: Client;
   readonly #definitions: PackageDefinition = loadPackage();
 
   constructor(socketPath: string) {
     this.#socketPath = socketPath;
-    this.#client = new Client(`unix:${socketPath}`, credentials.createInsecure(), {
-      "grpc.max_receive_message_length": -1,
-      "grpc.enable_http_proxy": 0,
-    });
+    this.#client = openClient(socketPath);
   }
 
   async call<Name extends CallName>(
@@ -44,18 +50,55 @@ export class ApiClient implements Api, Disposable {
     const { signal } = options;
     signal?.throwIfAborted();
     const method = methodOf(this.#definitions, name);
+    const named = hasRequestId(method)
+      ? { requestId: randomUUID(), ...(request as object) }
+      : (request as object);
     try {
-      const answer = method.responseStream
-        ? await this.#stream(method, request as object, options)
-        : await this.#unary(method, request as object, signal);
       // The method decides what it decodes.
-      return answer as CallResult<Name>;
+      return (await this.#send(name, method, named, options)) as CallResult<Name>;
     } catch (error) {
       // So ends a call that would have lasted for ever.
       if (signal?.aborted === true && name === "Backups.Serve") return undefined as CallResult<Name>;
       signal?.throwIfAborted();
       throw this.#failure(error as ServiceError);
     }
+  }
+
+  /** Twice, if the connection was lost in between. What was served had an address of its own, which would be another one. */
+  async #send(
+    name: CallName,
+    method: WireMethod,
+    request: object,
+    options: CallOptions,
+  ): Promise<object | undefined> {
+    try {
+      return await this.#sendOnce(method, request, options);
+    } catch (error) {
+      const isLost = isDisconnected(error as ServiceError) && name !== "Backups.Serve";
+      if (!isLost || !(await this.#hasReturned(options.signal))) throw error;
+      this.#client.close();
+      this.#client = openClient(this.#socketPath);
+      return this.#sendOnce(method, request, options);
+    }
+  }
+
+  #sendOnce(method: WireMethod, request: object, options: CallOptions): Promise<object | undefined> {
+    return method.responseStream
+      ? this.#stream(method, request, options)
+      : this.#unary(method, request, options.signal);
+  }
+
+  async #hasReturned(signal: AbortSignal | undefined): Promise<boolean> {
+    const deadlineMs = performance.now() + RETURN_MS;
+    while (signal?.aborted !== true && performance.now() < deadlineMs) {
+      const answers = await checkListening(this.#socketPath).then(
+        () => true,
+        () => false,
+      );
+      if (answers) return true;
+      await delay(RETURN_PAUSE_MS);
+    }
+    return false;
   }
 
   #unary(method: WireMethod, request: object, signal: AbortSignal | undefined): Promise<object | undefined> {
@@ -101,8 +144,9 @@ export class ApiClient implements Api, Disposable {
     const sent = fromStatus(error);
     if (sent !== undefined) return sent;
     const { code, details } = error;
-    if (code === status.UNAVAILABLE) {
-      const advice = "what it had under way is undone when it is started again";
+    if (isDisconnected(error)) {
+      const advice =
+        "what it had under way is undone when it is started again, what was done stays; look before you repeat the command";
       return new FleeceError("AGENT_UNREACHABLE", `The agent went away before it answered; ${advice}`, {
         cause: error,
         facts: { socket: this.#socketPath },
@@ -119,6 +163,23 @@ export class ApiClient implements Api, Disposable {
   [Symbol.dispose](): void {
     this.#client.close();
   }
+}
+
+function openClient(socketPath: string): Client {
+  return new Client(`unix:${socketPath}`, credentials.createInsecure(), {
+    "grpc.max_receive_message_length": -1,
+    "grpc.enable_http_proxy": 0,
+  });
+}
+
+/** As gRPC itself has it, not the agent. */
+function isDisconnected(error: ServiceError): boolean {
+  return error.code === status.UNAVAILABLE && fromStatus(error) === undefined;
+}
+
+function hasRequestId({ requestType }: WireMethod): boolean {
+  const { field } = requestType.type as { readonly field?: readonly { readonly name: string }[] };
+  return field?.some(({ name }) => name === "requestId") === true;
 }
 
 function cancelWith(signal: AbortSignal | undefined, call: { cancel(): void }): void {

@@ -1,5 +1,5 @@
 import type { Command } from "@commander-js/extra-typings";
-import { agentSocket, claimAgent, gracePeriodMs, loadConfig } from "../agent.js";
+import { agentSocket, claimAgent, gracePeriodMs, loadConfig, startHousekeeping } from "../agent.js";
 import { findConfiguration } from "./configuration-file.js";
 import { createLogger } from "./logger.js";
 import type { GlobalOptions, SessionSurroundings } from "./session.js";
@@ -33,6 +33,7 @@ export async function serveAgent(surroundings: SessionSurroundings, options: Glo
   ]);
   const requests = await openRequests(context);
   const server = new ApiServer({ context, requests, log });
+  await using _housekeeping = startHousekeeping(context);
   await server.listen(socketPath);
   log.info({ socket: socketPath }, "The agent answers");
   if (options.json !== true) stdout.write(`The agent answers on ${socketPath}\n`);

@@ -5,6 +5,9 @@ import type { ServiceContext } from "./context.js";
 import { withDomain } from "./context.js";
 import { isOver } from "./recovery.js";
 
+/** What is done about once a second for a domain that has open block snapshots. */
+export type Duty = (context: ServiceContext, domain: string, signal: AbortSignal) => Promise<void>;
+
 /** How often the journal is looked at; a lease that ends before that is waited for. */
 const LOOK_MS = 1000;
 /** A domain that cannot be put in order is tried again after so long, then twice as long, and so on. */
@@ -14,10 +17,14 @@ const RETRY_MS = { first: 1000, most: 60_000 };
  * Ends block snapshots when their leases do, and undoes what killed commands have left, until the signal fires. What an
  * operation that holds the domain keeps from being ended is ended after it. QEMU is asked only when there is something to do.
  */
-export async function keepHouse(context: ServiceContext, signal: AbortSignal): Promise<void> {
-  const rooms = context.domains.map((domain) => new Room(context, domain));
+export async function keepHouse(
+  context: ServiceContext,
+  duties: readonly Duty[],
+  signal: AbortSignal,
+): Promise<void> {
+  const rooms = context.domains.map((domain) => new Room(context, domain, duties));
   while (!signal.aborted) {
-    const waits = await Promise.all(rooms.map((room) => room.look()));
+    const waits = await Promise.all(rooms.map((room) => room.look(signal)));
     try {
       await context.clock.sleep(Math.max(1, Math.min(LOOK_MS, ...waits)), signal);
     } catch {
@@ -31,6 +38,7 @@ export async function keepHouse(context: ServiceContext, signal: AbortSignal): P
 class Room {
   readonly #context: ServiceContext;
   readonly #domain: string;
+  readonly #duties: readonly Duty[];
   #work: Promise<void> | undefined;
   #retryMs = 0;
   #notBeforeMs = 0;
@@ -38,13 +46,14 @@ class Room {
   #leftovers: ReadonlySet<string> = new Set();
   #lastFailure = "";
 
-  constructor(context: ServiceContext, domain: string) {
+  constructor(context: ServiceContext, domain: string, duties: readonly Duty[]) {
+    this.#duties = duties;
     this.#context = context;
     this.#domain = domain;
   }
 
   /** Begins what is due, and resolves with the time until the next lease ends, in milliseconds. */
-  async look(): Promise<number> {
+  async look(signal: AbortSignal): Promise<number> {
     const { store, clock, log } = this.#context;
     if (this.#work !== undefined) return Infinity;
     try {
@@ -54,7 +63,11 @@ class Room {
       const over = records.filter((record) => isOver(this.#context, record));
       const isDue = over.some((record) => isExpired(record) || this.#leftovers.has(record.id));
       this.#leftovers = new Set(isHeld ? [] : over.map(({ id }) => id));
-      if (isDue && !isHeld && clock.monotonicMs() >= this.#notBeforeMs) this.#begin();
+      if (isDue && !isHeld && clock.monotonicMs() >= this.#notBeforeMs) {
+        this.#begin(() => this.#putInOrder());
+      } else if (records.some((record) => this.#leftMs(record) !== Infinity)) {
+        this.#begin(() => this.#doDuties(signal));
+      }
       return Math.min(...records.map((record) => this.#leftMs(record)));
     } catch (error) {
       log.warn({ domain: this.#domain }, `Cannot look after its leases: ${errorMessage(error)}`);
@@ -66,12 +79,22 @@ class Room {
     await this.#work;
   }
 
-  #begin(): void {
-    this.#work = this.#putInOrder().finally(() => (this.#work = undefined));
+  #begin(work: () => Promise<void>): void {
+    this.#work = work().finally(() => (this.#work = undefined));
+  }
+
+  async #doDuties(signal: AbortSignal): Promise<void> {
+    for (const duty of this.#duties) {
+      try {
+        await duty(this.#context, this.#domain, signal);
+      } catch (error) {
+        if (!signal.aborted) this.#warn(error);
+      }
+    }
   }
 
   async #putInOrder(): Promise<void> {
-    const { clock, log } = this.#context;
+    const { clock } = this.#context;
     try {
       await withDomain(this.#context, this.#domain, "the end of a lease", () => Promise.resolve());
       this.#retryMs = 0;
@@ -81,10 +104,15 @@ class Room {
       if (isFleeceError(error, "DOMAIN_BUSY")) return;
       this.#retryMs = Math.min(RETRY_MS.most, this.#retryMs === 0 ? RETRY_MS.first : 2 * this.#retryMs);
       this.#notBeforeMs = clock.monotonicMs() + this.#retryMs;
-      const message = errorMessage(error);
-      if (message !== this.#lastFailure) log.warn({ domain: this.#domain }, message);
-      this.#lastFailure = message;
+      this.#warn(error);
     }
+  }
+
+  /** Once, for what is tried again and again. */
+  #warn(error: unknown): void {
+    const message = errorMessage(error);
+    if (message !== this.#lastFailure) this.#context.log.warn({ domain: this.#domain }, message);
+    this.#lastFailure = message;
   }
 
   /** Of an open snapshot whose lease has not ended. */
