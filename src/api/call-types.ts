@@ -1,5 +1,6 @@
 import type { MethodDefinition } from "@grpc/proto-loader";
 import type { ServiceContext } from "../services/context.js";
+import type { Promised } from "../services/request-log.js";
 import type { BackupsDefinition } from "./generated/fleece/v1/Backups.js";
 import type { BlockExportsDefinition } from "./generated/fleece/v1/BlockExports.js";
 import type { BlockSnapshotsDefinition } from "./generated/fleece/v1/BlockSnapshots.js";
@@ -54,8 +55,10 @@ export interface CallOptions {
   readonly onServed?: ((served: ServedBackup) => void) | undefined;
   /** Of a request with an id: kept with what the call makes, and tells a repeat after a kill what was made by it. */
   readonly requestKey?: string | undefined;
-  /** Of the same: awaited with what the answer will be, before something is removed that nobody can look at afterwards. */
-  readonly beforeEffect?: ((answer: object) => Promise<void>) | undefined;
+  /** Of the same: awaited before an effect that does not tell by whom it was. See `WorkOptions.promise`. */
+  readonly beforeEffect?: ((answer: object, proof?: string) => Promise<void>) | undefined;
+  /** Of the same: what an earlier call said there, whose answer was lost. */
+  readonly promised?: Promised | undefined;
 }
 
 /** Who may make a call: each role may also make the calls of those before it. */

@@ -21,10 +21,17 @@ export interface WorkOptions<Progress, Served> extends WorkEvents<Progress, Serv
   /** Names request and content, to be kept with what the call makes: after a kill it tells what was made by it. */
   readonly key: string;
   /**
-   * To be awaited before something is removed that nobody can look at afterwards: what the answer will be. A repeat after a
-   * kill that finds it gone answers so.
+   * To be awaited before an effect that does not tell by whom it was: what the answer will be. A repeat after a kill that finds
+   * the thing gone answers so; one that finds it there may compare the proof.
    */
-  readonly promise: (answer: object) => Promise<void>;
+  readonly promise: (answer: object, proof?: string) => Promise<void>;
+  /** Of an earlier call that was killed. */
+  readonly promised: Promised | undefined;
+}
+
+export interface Promised {
+  readonly answer: object;
+  readonly proof?: string;
 }
 
 /** A repeat gets the answer for so long; also after a restart. */
@@ -54,7 +61,7 @@ interface Note {
   readonly schemaVersion: 1;
   readonly timeMs: number;
   readonly key: string;
-  readonly promised?: object;
+  readonly promised?: Promised;
   readonly answer?: object;
   readonly error?: { readonly code: ErrorCode; readonly message: string; readonly facts: ErrorFacts };
 }
@@ -115,7 +122,7 @@ export class RequestLog<Progress, Served> {
   async #perform(
     request: NamedRequest,
     name: string,
-    options: Omit<WorkOptions<Progress, Served>, "promise">,
+    options: Omit<WorkOptions<Progress, Served>, "promise" | "promised">,
     perform: (options: WorkOptions<Progress, Served>) => Promise<object | undefined>,
   ): Promise<object | undefined> {
     const { key } = options;
@@ -127,19 +134,18 @@ export class RequestLog<Progress, Served> {
       log.info({ method: request.method, requestId: request.id }, "Answered as before");
       return recorded(known);
     }
-    let { promised } = known ?? {};
-    const promise = async (answer: object): Promise<void> => {
-      promised = answer;
-      await this.#record(name, { key, promised });
-    };
+    const promised = known?.promised;
+    const promise = (answer: object, proof?: string): Promise<void> =>
+      this.#record(name, { key, promised: { answer, ...(proof === undefined ? {} : { proof }) } });
     try {
-      const answer = await perform({ ...options, promise });
+      const answer = await perform({ ...options, promise, promised });
       if (answer !== undefined) await this.#record(name, { key, answer });
       return answer;
     } catch (error) {
-      if (known?.promised !== undefined && isFleeceError(error, ...GONE)) {
-        await this.#record(name, { key, answer: known.promised });
-        return known.promised;
+      if (promised !== undefined && isFleeceError(error, ...GONE)) {
+        const { answer } = promised;
+        await this.#record(name, { key, answer });
+        return answer;
       }
       if (error instanceof FleeceError && isFinal(error)) {
         const { code, message, facts } = error;
