@@ -179,7 +179,7 @@ function isDisconnected(error: ServiceError): boolean {
 
 function hasRequestId({ requestType }: WireMethod): boolean {
   const { field } = requestType.type as { readonly field?: readonly { readonly name: string }[] };
-  return field?.some(({ name }) => name === "requestId") === true;
+  return field?.some(({ name }) => name === "request_id") === true;
 }
 
 function cancelWith(signal: AbortSignal | undefined, call: { cancel(): void }): void {

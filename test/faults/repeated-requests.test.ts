@@ -2,6 +2,7 @@ import { readdir } from "node:fs/promises";
 import { describe, expect, it } from "vitest";
 import type { CallName } from "../../src/api/call-types.js";
 import { startAgent, VendorClient, type Fields } from "../support/agent.js";
+import { runFleece, startFleece } from "../support/fleece.js";
 import { untilTestEnds } from "../support/lifetime.js";
 import { Scene } from "./support/scene.js";
 import { startFaulty } from "./support/steps.js";
@@ -143,7 +144,6 @@ describe.each(CASES)("$method", ({ method, prepare, effect, answer, promises = 0
     expect(second).toEqual(first);
     effect(await look(client, scene));
     const third = await client.call(method, request);
-    // What is empty need not be recorded.
     expect(third).toEqual(first);
     effect(await look(client, scene));
     const changed = client.call(method, { ...request, domain: "other", directory: "/other", id: "other" });
@@ -177,5 +177,46 @@ describe.each(CASES)("$method", ({ method, prepare, effect, answer, promises = 0
     again.close();
     // The guest's moments of it all are still what backups show.
     await scene.expectSound();
+  });
+});
+
+describe("a command whose agent is killed", () => {
+  const FREEZE = { match: /^qmp blockdev-add$/, at: 2 };
+  const RECORD = { match: /^rename \S+\/notes\/requests\//, at: 1 };
+
+  it.each([
+    ["in the midst", FREEZE],
+    ["before it has recorded the answer", RECORD],
+  ])("%s tells what its successor says, with the effect of one", async (_, step) => {
+    const scene = await started();
+    scene.mark();
+    const faulty = await startFaulty(scene.at, ["serve"], { ...step, when: "before", action: "kill" });
+    untilTestEnds(faulty.process);
+    await faulty.process.waitForOutput(/The agent answers on/, { timeoutMs: 60_000 });
+    const command = await startFleece(["backup", "run", "vm", "--json"], { configPath: scene.at.configPath });
+    expect((await faulty.process.result()).signal).toBe("SIGKILL");
+    await startAgent(scene.at);
+    const result = await command.result();
+    const { exitCode, stderr } = result;
+    expect(exitCode, stderr).toBe(0);
+    const ids = await scene.expectSound();
+    expect(ids).toHaveLength(2);
+    expect(ids).toContain((result.json() as Fields)["id"]);
+    await scene.expectClean();
+  });
+
+  it("says so if none comes after it, and the next agent leaves nothing of it", async () => {
+    const scene = await started();
+    const faulty = await startFaulty(scene.at, ["serve"], { ...FREEZE, when: "before", action: "kill" });
+    untilTestEnds(faulty.process);
+    await faulty.process.waitForOutput(/The agent answers on/, { timeoutMs: 60_000 });
+    const { exitCode, stderr } = await runFleece(["backup", "run", "vm"], {
+      configPath: scene.at.configPath,
+    });
+    expect(stderr).toMatch(/The agent went away before it answered.*\(AGENT_UNREACHABLE\)/);
+    expect(exitCode).toBe(5);
+    await startAgent(scene.at);
+    await scene.expectClean();
+    expect(await scene.expectSound()).toHaveLength(1);
   });
 });
