@@ -23,7 +23,9 @@ import type { AuditLog } from "./ports/audit-log.js";
 import type { Logger } from "./ports/logger.js";
 import { noMeter, type Meter } from "./ports/meter.js";
 import type { ServiceContext } from "./services/context.js";
+import { keepHouse, type Duty } from "./services/housekeeping.js";
 import { recoverAll } from "./services/recovery.js";
+import { watchSnapshots } from "./services/snapshot-watch.js";
 import { errorMessage, errnoOf, FleeceError } from "./shared/errors.js";
 
 /** Reads and checks the configuration file. Fails with CONFIG_NOT_FOUND or CONFIG_INVALID. */
@@ -98,6 +100,21 @@ export async function shareSocket(config: Config): Promise<void> {
 /** What a command shows to an agent on another host. */
 export const readClientFiles = readTlsFiles;
 export { formatHostPort, parseHostPort } from "./model/host-port.js";
+
+/** Besides the ends of leases. */
+const DUTIES: readonly Duty[] = [watchSnapshots];
+
+/** Looks after leases and leftovers until it is disposed of. */
+export function startHousekeeping(context: ServiceContext): AsyncDisposable {
+  const stop = new AbortController();
+  const kept = keepHouse(context, DUTIES, stop.signal);
+  return {
+    async [Symbol.asyncDispose]() {
+      stop.abort();
+      await kept;
+    },
+  };
+}
 
 function runtimeRootOf({ runtimeDir }: Config): string {
   return runtimeDir ?? defaultRuntimeRoot();

@@ -1,6 +1,6 @@
 import { isAbsolute } from "node:path";
 import type { ExportAddress } from "../model/snapshot-plan.js";
-import type { ReadOptions } from "../services/backup-read.js";
+import type { ReadOptions, RestoredDisk } from "../services/backup-read.js";
 import { restoreBackup, serveBackup, verifyBackup } from "../services/backup-read.js";
 import type { ServiceContext } from "../services/context.js";
 import { FleeceError } from "../shared/errors.js";
@@ -30,14 +30,12 @@ export async function restoreBackupHandler(
   options: CallOptions,
 ): Promise<Restoration> {
   requireAbsolute("directory", directory);
+  const { beforeEffect, promised } = options;
+  if (promised?.proof !== undefined && (await context.outputs.identityOf(directory)) === promised.proof) {
+    return promised.answer as Restoration;
+  }
   const format = FORMATS_BY_NAME[formatOrNone];
-  const restored = await restoreBackup(context, {
-    id,
-    directory,
-    ...(format === undefined ? {} : { format }),
-    ...readOptions(disks, options),
-  });
-  return {
+  const message = (restored: readonly RestoredDisk[]): Restoration => ({
     backup: id,
     directory,
     disks: restored.map((disk) => ({
@@ -46,7 +44,17 @@ export async function restoreBackupHandler(
       format: formatName(disk.format),
       sizeBytes: disk.sizeBytes,
     })),
-  };
+  });
+  const restored = await restoreBackup(context, {
+    id,
+    directory,
+    ...(format === undefined ? {} : { format }),
+    ...(beforeEffect === undefined
+      ? {}
+      : { onComplete: (found, identity) => beforeEffect(message(found), identity) }),
+    ...readOptions(disks, options),
+  });
+  return message(restored);
 }
 
 /** Ends when it is cancelled. Fails with QEMU_FAILED if the NBD server ends by itself. */

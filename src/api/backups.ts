@@ -35,7 +35,7 @@ const MODES = { changes: "CHANGES", compare: "COMPARE", whole: "WHOLE" } as cons
 export async function runBackupHandler(
   context: ServiceContext,
   { domain, level: levelOrNone, disks, repository, quiesce }: CallRequest<"Backups.Run">,
-  { signal, onProgress }: CallOptions,
+  { signal, onProgress, requestKey }: CallOptions,
 ): Promise<Backup> {
   const level = LEVELS_BY_NAME[levelOrNone];
   const entry = await runBackup(context, {
@@ -44,6 +44,7 @@ export async function runBackupHandler(
     ...(disks.length === 0 ? {} : { disks }),
     ...(repository === undefined ? {} : { repository }),
     ...(quiesce === undefined ? {} : { quiesce }),
+    ...(requestKey === undefined ? {} : { request: requestKey }),
     ...(signal === undefined ? {} : { signal }),
     ...(onProgress === undefined ? {} : { onProgress: (progress) => onProgress(progressMessage(progress)) }),
   });
@@ -77,8 +78,11 @@ export async function getBackupHandler(
 export async function deleteBackupHandler(
   context: ServiceContext,
   { id }: CallRequest<"Backups.Delete">,
+  { beforeEffect }: CallOptions,
 ): Promise<Backup> {
-  return backupMessage(await deleteBackup(context, id));
+  return backupMessage(
+    await deleteBackup(context, id, async (found) => beforeEffect?.(backupMessage(found))),
+  );
 }
 
 export function backupMessage(entry: BackupEntry): Backup {

@@ -27,7 +27,7 @@ const DEFAULT_LEASE_MS = 30 * 60_000;
 export async function createBlockSnapshotHandler(
   context: ServiceContext,
   request: CallRequest<"BlockSnapshots.Create">,
-  { signal }: CallOptions,
+  { signal, requestKey }: CallOptions,
 ): Promise<BlockSnapshot> {
   const { domain, checkpoint, leaseMs, quiesce } = request;
   const created = await createBlockSnapshot(context, {
@@ -38,6 +38,7 @@ export async function createBlockSnapshotHandler(
       ? {}
       : { checkpoint: checkpoint.name === undefined ? {} : { name: checkpoint.name } }),
     ...(quiesce === undefined ? {} : { quiesce }),
+    ...(requestKey === undefined ? {} : { request: requestKey }),
     ...(signal === undefined ? {} : { signal }),
   });
   return withUse(context, created);
@@ -108,9 +109,10 @@ export async function renewBlockSnapshotHandler(
 export async function deleteBlockSnapshotHandler(
   context: ServiceContext,
   { domain, name, failed }: CallRequest<"BlockSnapshots.Delete">,
+  { requestKey }: CallOptions,
 ): Promise<BlockSnapshot> {
   const outcome = failed ? "failure" : "success";
-  return blockSnapshotMessage(await deleteBlockSnapshot(context, domain, name, outcome), 0);
+  return blockSnapshotMessage(await deleteBlockSnapshot(context, domain, name, outcome, requestKey), 0);
 }
 
 async function withUse(context: ServiceContext, snapshot: ServiceSnapshot): Promise<BlockSnapshot> {

@@ -2,6 +2,7 @@ import type { MethodDefinition } from "@grpc/proto-loader";
 import type { Role } from "../model/access.js";
 import type { NameKind } from "../model/names.js";
 import type { ServiceContext } from "../services/context.js";
+import type { Promised } from "../services/request-log.js";
 import type { BackupsDefinition } from "./generated/fleece/v1/Backups.js";
 import type { BlockExportsDefinition } from "./generated/fleece/v1/BlockExports.js";
 import type { BlockSnapshotsDefinition } from "./generated/fleece/v1/BlockSnapshots.js";
@@ -54,6 +55,12 @@ export interface CallOptions {
   readonly onProgress?: ((progress: BackupProgress) => void) | undefined;
   /** Of `Backups.Serve`: clients can connect from now on. */
   readonly onServed?: ((served: ServedBackup) => void) | undefined;
+  /** Of a request with an id: kept with what the call makes, and tells a repeat after a kill what was made by it. */
+  readonly requestKey?: string | undefined;
+  /** Of the same: awaited before an effect that does not tell by whom it was. See `WorkOptions.promise`. */
+  readonly beforeEffect?: ((answer: object, proof?: string) => Promise<void>) | undefined;
+  /** Of the same: what an earlier call said there, whose answer was lost. */
+  readonly promised?: Promised | undefined;
 }
 
 export interface Call<Name extends CallName> {

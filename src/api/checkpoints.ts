@@ -29,9 +29,13 @@ export async function getCheckpointHandler(
 export async function deleteCheckpointHandler(
   context: ServiceContext,
   { domain, name }: CallRequest<"Checkpoints.Delete">,
-  { signal }: CallOptions,
+  { signal, beforeEffect }: CallOptions,
 ): Promise<Checkpoint> {
-  return checkpointMessage(domain, await removeCheckpoint(context, domain, name, signal));
+  const removed = await removeCheckpoint(context, domain, name, {
+    ...(signal === undefined ? {} : { signal }),
+    onFound: async (found) => beforeEffect?.(checkpointMessage(domain, found)),
+  });
+  return checkpointMessage(domain, removed);
 }
 
 export function checkpointMessage(domain: string, checkpoint: ServiceCheckpoint): Checkpoint {

@@ -1,4 +1,6 @@
+import { randomUUID } from "node:crypto";
 import { connect, isIP } from "node:net";
+import { setTimeout as delay } from "node:timers/promises";
 import { checkServerIdentity, connect as connectTls, type PeerCertificate } from "node:tls";
 import { Client, credentials, Metadata, status } from "@grpc/grpc-js";
 import type { ClientReadableStream, ServiceError } from "@grpc/grpc-js";
@@ -27,39 +29,26 @@ export interface RemoteAgent extends HostPort {
 
 /** The path of the agent's Unix socket, or an address with what TLS needs. Fails with AGENT_UNREACHABLE. */
 export async function connectApi(agent: string | RemoteAgent): Promise<ApiClient> {
-  if (typeof agent === "string") await checkListening(agent);
-  else await checkHandshake(agent);
+  await checkReachable(agent);
   return new ApiClient(agent);
 }
 
-/** The API of an agent. A call that is cancelled is undone by the agent afterwards. */
+/** How long an agent that went away may take to come back: it puts in order what it had under way first. */
+const RETURN_MS = 10_000;
+const RETURN_PAUSE_MS = 100;
+
+/**
+ * The API of an agent. A call that is cancelled is undone by the agent afterwards. When the agent goes away before it
+ * answers, the call is sent once more to its successor; an id makes that the same request.
+ */
 export class ApiClient implements Api, Disposable {
-  readonly #where: ErrorFacts;
-  readonly #client: Client;
+  readonly #agent: string | RemoteAgent;
+  #client: Client;
   readonly #definitions: PackageDefinition = loadPackage();
 
   constructor(agent: string | RemoteAgent) {
-    const options = { "grpc.max_receive_message_length": -1, "grpc.enable_http_proxy": 0 };
-    if (typeof agent === "string") {
-      this.#where = { socket: agent };
-      this.#client = new Client(`unix:${agent}`, credentials.createInsecure(), options);
-    } else {
-      const { ca, key, cert, host } = agent;
-      this.#where = { address: formatHostPort(agent) };
-      // A server that is gone without a word is noticed.
-      const keepalive = { "grpc.keepalive_time_ms": 60_000, "grpc.keepalive_timeout_ms": 20_000 };
-      // TLS has no room for an address as the server's name, and Node warns of it: another name is sent, the address checked.
-      const identity = {
-        checkServerIdentity: (_: string, certificate: PeerCertificate) =>
-          checkServerIdentity(host, certificate),
-      };
-      const target = `dns:${formatHostPort(agent)}`;
-      this.#client = new Client(target, credentials.createSsl(ca, key, cert, identity), {
-        ...options,
-        ...keepalive,
-        ...(isIP(host) === 0 ? {} : { "grpc.ssl_target_name_override": "agent" }),
-      });
-    }
+    this.#agent = agent;
+    this.#client = openClient(agent);
   }
 
   async call<Name extends CallName>(
@@ -70,18 +59,55 @@ export class ApiClient implements Api, Disposable {
     const { signal } = options;
     signal?.throwIfAborted();
     const method = methodOf(this.#definitions, name);
+    const named = hasRequestId(method)
+      ? { requestId: randomUUID(), ...(request as object) }
+      : (request as object);
     try {
-      const answer = method.responseStream
-        ? await this.#stream(method, request as object, options)
-        : await this.#unary(method, request as object, signal);
       // The method decides what it decodes.
-      return answer as CallResult<Name>;
+      return (await this.#send(name, method, named, options)) as CallResult<Name>;
     } catch (error) {
       // So ends a call that would have lasted for ever.
       if (signal?.aborted === true && name === "Backups.Serve") return undefined as CallResult<Name>;
       signal?.throwIfAborted();
       throw this.#failure(error as ServiceError);
     }
+  }
+
+  /** Twice, if the connection was lost in between. What was served had an address of its own, which would be another one. */
+  async #send(
+    name: CallName,
+    method: WireMethod,
+    request: object,
+    options: CallOptions,
+  ): Promise<object | undefined> {
+    try {
+      return await this.#sendOnce(method, request, options);
+    } catch (error) {
+      const isLost = isDisconnected(error as ServiceError) && name !== "Backups.Serve";
+      if (!isLost || !(await this.#hasReturned(options.signal))) throw error;
+      this.#client.close();
+      this.#client = openClient(this.#agent);
+      return this.#sendOnce(method, request, options);
+    }
+  }
+
+  #sendOnce(method: WireMethod, request: object, options: CallOptions): Promise<object | undefined> {
+    return method.responseStream
+      ? this.#stream(method, request, options)
+      : this.#unary(method, request, options.signal);
+  }
+
+  async #hasReturned(signal: AbortSignal | undefined): Promise<boolean> {
+    const deadlineMs = performance.now() + RETURN_MS;
+    while (signal?.aborted !== true && performance.now() < deadlineMs) {
+      const answers = await checkReachable(this.#agent).then(
+        () => true,
+        () => false,
+      );
+      if (answers) return true;
+      await delay(RETURN_PAUSE_MS);
+    }
+    return false;
   }
 
   #unary(method: WireMethod, request: object, signal: AbortSignal | undefined): Promise<object | undefined> {
@@ -127,11 +153,12 @@ export class ApiClient implements Api, Disposable {
     const sent = fromStatus(error);
     if (sent !== undefined) return sent;
     const { code, details } = error;
-    if (code === status.UNAVAILABLE) {
-      const advice = "what it had under way is undone when it is started again";
+    if (isDisconnected(error)) {
+      const advice =
+        "what it had under way is undone when it is started again, what was done stays; look before you repeat the command";
       return new FleeceError("AGENT_UNREACHABLE", `The agent went away before it answered; ${advice}`, {
         cause: error,
-        facts: this.#where,
+        facts: whereIs(this.#agent),
       });
     }
     if (code === status.UNIMPLEMENTED) {
@@ -145,6 +172,41 @@ export class ApiClient implements Api, Disposable {
   [Symbol.dispose](): void {
     this.#client.close();
   }
+}
+
+function openClient(agent: string | RemoteAgent): Client {
+  const options = { "grpc.max_receive_message_length": -1, "grpc.enable_http_proxy": 0 };
+  if (typeof agent === "string") return new Client(`unix:${agent}`, credentials.createInsecure(), options);
+  const { ca, key, cert, host } = agent;
+  // TLS has no room for an address as the server's name, and Node warns of it: another name is sent, the address checked.
+  const identity = {
+    checkServerIdentity: (_: string, certificate: PeerCertificate) => checkServerIdentity(host, certificate),
+  };
+  return new Client(`dns:${formatHostPort(agent)}`, credentials.createSsl(ca, key, cert, identity), {
+    ...options,
+    // A server that is gone without a word is noticed.
+    "grpc.keepalive_time_ms": 60_000,
+    "grpc.keepalive_timeout_ms": 20_000,
+    ...(isIP(host) === 0 ? {} : { "grpc.ssl_target_name_override": "agent" }),
+  });
+}
+
+async function checkReachable(agent: string | RemoteAgent): Promise<void> {
+  await (typeof agent === "string" ? checkListening(agent) : checkHandshake(agent));
+}
+
+function whereIs(agent: string | RemoteAgent): ErrorFacts {
+  return typeof agent === "string" ? { socket: agent } : { address: formatHostPort(agent) };
+}
+
+/** As gRPC itself has it, not the agent. */
+function isDisconnected(error: ServiceError): boolean {
+  return error.code === status.UNAVAILABLE && fromStatus(error) === undefined;
+}
+
+function hasRequestId({ requestType }: WireMethod): boolean {
+  const { field } = requestType.type as { readonly field?: readonly { readonly name: string }[] };
+  return field?.some(({ name }) => name === "request_id") === true;
 }
 
 function cancelWith(signal: AbortSignal | undefined, call: { cancel(): void }): void {

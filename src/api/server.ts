@@ -20,15 +20,16 @@ import { randomId } from "../shared/ids.js";
 import { admission } from "./admission.js";
 import { CallAudit, callerFacts } from "./call-audit.js";
 import { type CallLimits, CallSlots } from "./call-slots.js";
-import type { CallName, CallOptions, CallRequest, CallResult } from "./call-types.js";
+import type { CallName, CallOptions } from "./call-types.js";
 import { type Caller, certifiedCaller, type Identify, localCaller, requireClient } from "./caller.js";
-import { CALLS, runCall } from "./calls.js";
+import { CALLS } from "./calls.js";
 import { type AgentTls, ConnectionGate, type ConnectionLimits } from "./connection-gate.js";
 import { denialOf } from "./denial.js";
 import { eventWriter } from "./event-writer.js";
 import { failureOf } from "./failure.js";
 import { loadPackage, methodOf } from "./loader.js";
 import type { CallMeter } from "./metrics.js";
+import { type Requests, runRepeatable } from "./repeatable.js";
 import { toStatus } from "./status.js";
 import { checkRequest, tolerant } from "./validate.js";
 
@@ -39,6 +40,7 @@ export interface ParentLogger extends Logger {
 
 export interface ServerParts {
   readonly context: ServiceContext;
+  readonly requests: Requests;
   readonly log: ParentLogger;
   readonly calls?: CallMeter;
   readonly audit: AuditLog;
@@ -88,6 +90,7 @@ interface Transport {
 /** The calls of the API over gRPC, with health checking and reflection. */
 export class ApiServer {
   #context: ServiceContext;
+  readonly #requests: Requests;
   readonly #log: ParentLogger;
   readonly #calls: CallMeter | undefined;
   readonly #audit: CallAudit;
@@ -102,8 +105,9 @@ export class ApiServer {
   readonly #running = new Map<AbortController, Promise<unknown>>();
   #stopping = false;
 
-  constructor({ context, log, audit, calls, clients, socketRole, limits }: ServerParts) {
+  constructor({ context, requests, log, audit, calls, clients, socketRole, limits }: ServerParts) {
     this.#context = context;
+    this.#requests = requests;
     this.#log = log;
     this.#calls = calls;
     this.#audit = new CallAudit({ audit, log, clock: context.clock });
@@ -280,7 +284,7 @@ export class ApiServer {
   }
 
   /** The one place where it is decided whether a client may make a call. */
-  async #answer<Name extends CallName>(incoming: Incoming<Name>): Promise<CallResult<Name>> {
+  async #answer(incoming: Incoming): Promise<object | undefined> {
     const { id, name, call, identify, options, log } = incoming;
     if (this.#stopping) throw new FleeceError("AGENT_UNREACHABLE", "The agent ends and takes no more calls");
     const { caller, client, ...entered } = await this.#enter(id, name, call, identify);
@@ -293,10 +297,10 @@ export class ApiServer {
       await this.#audit.denied(audited, denial.code);
       throw denial;
     }
-    const work = async (): Promise<CallResult<Name>> => {
+    const work = async (): Promise<object | undefined> => {
       checkRequest(name, request);
-      // The type of the request is that of its method, which is how it was decoded.
-      return runCall({ ...this.#context, log, client }, name, request as CallRequest<Name>, options);
+      const context = { ...this.#context, log, client };
+      return runRepeatable(this.#requests, context, client.name, name, request, options);
     };
     if (!CALLS[name].mutates) return await work();
     return await this.#audit.around(audited, work, (error) => failureOf(error, options.signal).code);
@@ -322,12 +326,12 @@ export class ApiServer {
 }
 
 /** One call on its way through the server. */
-interface Incoming<Name extends CallName> {
+interface Incoming {
   readonly id: string;
-  readonly name: Name;
+  readonly name: CallName;
   readonly call: WireCall;
   readonly identify: Identify;
-  readonly options: CallOptions;
+  readonly options: CallOptions & { readonly signal: AbortSignal };
   readonly log: Logger;
 }
 

@@ -9,6 +9,7 @@ import {
   openAccess,
   reloadedConfig,
   shareSocket,
+  startHousekeeping,
 } from "../agent.js";
 import { errorMessage, FleeceError } from "../shared/errors.js";
 import { findConfiguration } from "./configuration-file.js";
@@ -46,8 +47,9 @@ export async function serveAgent(surroundings: SessionSurroundings, options: Glo
   const { tcp, ...access } = await openAccess(config);
   const metricsAddress = await claimMetricsAddress(config);
   // Loaded only here: other commands should not wait for them.
-  const [{ ApiServer }, { AgentMetrics }, { serveMetrics }] = await Promise.all([
+  const [{ ApiServer }, { openRequests }, { AgentMetrics }, { serveMetrics }] = await Promise.all([
     import("../api/server.js"),
+    import("../api/repeatable.js"),
     import("../api/metrics.js"),
     import("../api/metrics-server.js"),
   ]);
@@ -57,7 +59,9 @@ export async function serveAgent(surroundings: SessionSurroundings, options: Glo
   metrics.use(context);
   await using metricsServer =
     metricsAddress === undefined ? undefined : await serveMetrics(metrics, metricsAddress, log);
-  const server = new ApiServer({ context, log, calls: metrics, ...access });
+  const requests = await openRequests(context);
+  const server = new ApiServer({ context, requests, log, calls: metrics, ...access });
+  let housekeeping = startHousekeeping(context);
   using _reload = onHangup(async () => {
     await manager.reloading();
     try {
@@ -68,6 +72,8 @@ export async function serveAgent(surroundings: SessionSurroundings, options: Glo
       const fresh = await surroundings.startAgent(next, log, { changeNothing: true, meter: metrics });
       server.use(fresh);
       metrics.use(fresh);
+      await housekeeping[Symbol.asyncDispose]();
+      housekeeping = startHousekeeping(fresh);
       config = next;
       metrics.reloaded("done");
       log.info({ file }, "The configuration was read again");
@@ -93,6 +99,7 @@ export async function serveAgent(surroundings: SessionSurroundings, options: Glo
     log.info({ reason: errorMessage(signal.reason) }, "The agent ends");
   } finally {
     using _impatience = exitOnSignal(log);
+    await housekeeping[Symbol.asyncDispose]();
     await Promise.all([manager.stopping(), server.close(config.api.shutdownGrace)]);
   }
   await access.audit.write({ event: "stop" });

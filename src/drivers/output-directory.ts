@@ -7,6 +7,8 @@ import { randomId } from "../shared/ids.js";
 import { syncDirectory } from "./durable-files.js";
 
 export const outputDirectories: OutputDirectories = {
+  identityOf,
+
   async begin(finalPath: string, undo: UndoLog): Promise<OutputDirectory> {
     const wanted = path.resolve(finalPath);
     await checkAbsent(wanted);
@@ -19,6 +21,9 @@ export const outputDirectories: OutputDirectories = {
     }
     return {
       temporaryPath,
+      async identity() {
+        return (await identityOf(temporaryPath)) ?? "";
+      },
       async publish() {
         await syncDirectory(temporaryPath);
         await checkAbsent(wanted);
@@ -29,6 +34,17 @@ export const outputDirectories: OutputDirectories = {
     };
   },
 };
+
+/** Numbers of inodes are used again, times of birth are not. */
+async function identityOf(wanted: string): Promise<string | undefined> {
+  try {
+    const { dev, ino, birthtimeNs } = await lstat(wanted, { bigint: true });
+    return `${dev}:${ino}:${birthtimeNs}`;
+  } catch (error) {
+    if (errnoOf(error) === "ENOENT") return undefined;
+    throw fileError(error, "look at", wanted);
+  }
+}
 
 async function checkAbsent(wanted: string): Promise<void> {
   try {

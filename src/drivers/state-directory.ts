@@ -1,15 +1,24 @@
 import type { Stats } from "node:fs";
 import { access, constants, lstat, mkdir, readdir, readFile, rename, rm, stat } from "node:fs/promises";
 import path from "node:path";
-import type { DomainLock, OperationOwner, OperationRecord, StateStore } from "../ports/state-store.js";
+import type { Lease } from "../model/lease.js";
+import type {
+  DomainLock,
+  NoteKind,
+  OperationOwner,
+  OperationRecord,
+  StateStore,
+} from "../ports/state-store.js";
 import { errnoOf, fileError, FleeceError } from "../shared/errors.js";
+import { randomId } from "../shared/ids.js";
 import { isOwnerAlive, processOwner } from "./process-owner.js";
 import { syncDirectory, writeDurably } from "./durable-files.js";
 import { describeHolder, lookAtKernelLock, tryKernelLock } from "./kernel-lock.js";
 
 /**
  * `<stateDir>/domains/<domain>.lock` and `<stateDir>/operations/<domain>/<id>.json`: one file per unfinished operation,
- * always replaced as a whole, so that a kill leaves the old one or the new one. What is finished has no file.
+ * always replaced as a whole, so that a kill leaves the old one or the new one. What is finished has no file. Beside it
+ * `<id>.lease`, once a lease has been renewed. And `<stateDir>/notes/<kind>/<name>.json`.
  */
 export class StateDirectory implements StateStore {
   readonly #root: string;
@@ -28,12 +37,9 @@ export class StateDirectory implements StateStore {
   }
 
   async sweep(): Promise<void> {
-    for (const domain of await entries(path.join(this.#root, "operations"))) {
-      const directory = this.#directory(domain);
-      for (const file of await entries(directory)) {
-        const writer = temporaryOwner(file);
-        if (writer === undefined || this.isAlive(writer)) continue;
-        await rm(path.join(directory, file), { force: true });
+    for (const kind of ["operations", "notes"]) {
+      for (const name of await entries(path.join(this.#root, kind))) {
+        await this.#sweepDirectory(path.join(this.#root, kind, name));
       }
     }
   }
@@ -54,25 +60,39 @@ export class StateDirectory implements StateStore {
       const directory = this.#directory(name);
       for (const file of await entries(directory)) {
         const record = file.endsWith(".json") ? await readRecord(path.join(directory, file)) : undefined;
-        if (record !== undefined) records.push(record);
+        if (record !== undefined) records.push(await this.#withLease(record));
       }
     }
     return records.toSorted((a, b) => a.startedAtMs - b.startedAtMs);
   }
 
   async save(record: OperationRecord): Promise<void> {
-    const directory = this.#directory(record.domain);
-    await makePrivateDirectory(directory);
-    const temporary = path.join(directory, temporaryName(record.id, this.self()));
-    const file = path.join(directory, `${record.id}.json`);
+    await this.#replace(this.#directory(record.domain), `${record.id}.json`, record);
+  }
+
+  async saveLease({ domain, id }: Pick<OperationRecord, "id" | "domain">, lease: Lease): Promise<void> {
+    await this.#replace(this.#directory(domain), `${id}${LEASE}`, lease);
+  }
+
+  async notes(kind: NoteKind): Promise<readonly string[]> {
+    const files = await entries(this.#notes(kind));
+    return files.filter((file) => file.endsWith(".json")).map((file) => file.slice(0, -".json".length));
+  }
+
+  async readNote(kind: NoteKind, name: string): Promise<unknown> {
     try {
-      await writeDurably(temporary, `${JSON.stringify(record, undefined, 2)}\n`);
-      await rename(temporary, file);
-      await syncDirectory(directory);
-    } catch (error) {
-      await rm(temporary, { force: true });
-      throw fileError(error, "write the journal", file);
+      return JSON.parse(await readFile(path.join(this.#notes(kind), `${name}.json`), "utf8")) as unknown;
+    } catch {
+      return undefined;
     }
+  }
+
+  async writeNote(kind: NoteKind, name: string, value: unknown): Promise<void> {
+    await this.#replace(this.#notes(kind), `${name}.json`, value);
+  }
+
+  async removeNote(kind: NoteKind, name: string): Promise<void> {
+    await rm(path.join(this.#notes(kind), `${name}.json`), { force: true });
   }
 
   self(): OperationOwner {
@@ -86,7 +106,45 @@ export class StateDirectory implements StateStore {
   async remove({ domain, id }: Pick<OperationRecord, "id" | "domain">): Promise<void> {
     const directory = this.#directory(domain);
     await rm(path.join(directory, `${id}.json`), { force: true });
+    await rm(path.join(directory, `${id}${LEASE}`), { force: true });
     if (await exists(directory)) await syncDirectory(directory);
+  }
+
+  async #replace(directory: string, name: string, value: unknown): Promise<void> {
+    await makePrivateDirectory(directory);
+    const temporary = path.join(directory, temporaryName(name, this.self()));
+    const file = path.join(directory, name);
+    try {
+      await writeDurably(temporary, `${JSON.stringify(value, undefined, 2)}\n`);
+      await rename(temporary, file);
+      await syncDirectory(directory);
+    } catch (error) {
+      await rm(temporary, { force: true });
+      throw fileError(error, "write the journal", file);
+    }
+  }
+
+  async #sweepDirectory(directory: string): Promise<void> {
+    for (const file of await entries(directory)) {
+      const writer = temporaryOwner(file);
+      // Asked for by name: a list may miss a record that is being replaced.
+      const isAlone =
+        file.endsWith(LEASE) && !(await exists(path.join(directory, file.replace(/\.lease$/, ".json"))));
+      if (isAlone || (writer !== undefined && !this.isAlive(writer))) {
+        await rm(path.join(directory, file), { force: true });
+      }
+    }
+  }
+
+  async #withLease(record: OperationRecord): Promise<OperationRecord> {
+    const { subject, domain, id } = record;
+    if (subject.kind !== "block-snapshot") return record;
+    const lease = await readLease(path.join(this.#directory(domain), `${id}${LEASE}`));
+    return lease === undefined ? record : { ...record, subject: { ...subject, ...lease } };
+  }
+
+  #notes(kind: NoteKind): string {
+    return path.join(this.#root, "notes", kind);
   }
 
   #lockFile(domain: string): string {
@@ -98,9 +156,23 @@ export class StateDirectory implements StateStore {
   }
 }
 
+const LEASE = ".lease";
+
+/** Undefined if it was never renewed. */
+async function readLease(file: string): Promise<Lease | undefined> {
+  try {
+    return JSON.parse(await readFile(file, "utf8")) as Lease;
+  } catch (error) {
+    if (errnoOf(error) === "ENOENT") return undefined;
+    throw error instanceof SyntaxError
+      ? unreadable(file, "it is not JSON", error)
+      : fileError(error, "read", file);
+  }
+}
+
 /** Names its writer, so that a killed one's can be told from a living one's. */
-function temporaryName(id: string, { pid, startTicks }: OperationOwner): string {
-  return `${id}.${pid}-${startTicks}.tmp`;
+function temporaryName(name: string, { pid, startTicks }: OperationOwner): string {
+  return `${name}.${randomId(6)}.${pid}-${startTicks}.tmp`;
 }
 
 function temporaryOwner(file: string): OperationOwner | undefined {

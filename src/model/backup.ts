@@ -35,6 +35,8 @@ export interface Manifest {
   readonly quiesceFailure?: string | undefined;
   /** The checkpoint created at the frozen moment. */
   readonly checkpoint: string;
+  /** The key of the request that it was taken for, if that had an id. */
+  readonly request?: string | undefined;
   readonly disks: readonly ManifestDisk[];
 }
 

@@ -1,3 +1,5 @@
+import type { ErrorCode } from "../shared/errors.js";
+import type { Lease } from "./lease.js";
 import type { QuiesceOutcome } from "./quiesce.js";
 import type { ExportAddress, FileFingerprint, SnapshotPlan } from "./snapshot-plan.js";
 
@@ -12,7 +14,7 @@ export interface BackupJournal {
 }
 
 /** A block snapshot that lives until it is deleted or its lease ends. */
-export interface SnapshotJournal {
+export interface SnapshotJournal extends Lease {
   readonly kind: "block-snapshot";
   readonly name: string;
   /** Name of the client that created it; records of earlier versions lack it: see `ownerOf`. */
@@ -22,8 +24,6 @@ export interface SnapshotJournal {
    * the other two is undone.
    */
   readonly phase: "creating" | "open" | "ending";
-  readonly leaseUntilMs: number;
-  readonly leaseMs: number;
   readonly mode: "running" | "inactive";
   readonly plan: SnapshotPlan;
   readonly timeMs: number;
@@ -34,6 +34,28 @@ export interface SnapshotJournal {
   readonly exports: readonly OpenExport[];
   /** Why content was lost, in words; found out while it could be, since exports that have ended cannot tell. */
   readonly lost?: string;
+  /** The key of the request that made it. */
+  readonly request?: string;
+  /** How it ends, set with the phase `ending`. */
+  readonly end?: SnapshotEnd;
+}
+
+export interface SnapshotEnd {
+  /** `DELETED`: with success; `FAILED`: its consumer said so; `LOST`: success was claimed, but content was lost. */
+  readonly reason: "DELETED" | "FAILED" | "LOST" | "LEASE_EXPIRED";
+  /** The key of the request that ended it. */
+  readonly request?: string;
+  /** What its consumer is told, if that is not what was hoped for. */
+  readonly error?: { readonly code: ErrorCode; readonly message: string };
+}
+
+/** A block snapshot that has ended, as it was. */
+export interface EndedSnapshot {
+  /** Of its operation. */
+  readonly id: string;
+  readonly endedAtMs: number;
+  readonly end: SnapshotEnd;
+  readonly snapshot: SnapshotJournal;
 }
 
 export interface OpenExport extends ExportAddress {

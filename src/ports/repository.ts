@@ -101,6 +101,7 @@ export interface DraftSummary {
   readonly frozenMs?: number;
   readonly quiesceFailure?: string;
   readonly checkpoint: string;
+  readonly request?: string;
 }
 
 /**

@@ -1,4 +1,5 @@
 import type { BackupJournal, RestoreJournal, SnapshotJournal } from "../model/operation.js";
+import type { Lease } from "../model/lease.js";
 import type { UndoEntry } from "../model/undo.js";
 
 export type OperationSubject = BackupJournal | SnapshotJournal | RestoreJournal;
@@ -22,12 +23,21 @@ export interface OperationRecord {
   readonly undo: readonly UndoEntry[];
 }
 
+/**
+ * What is remembered of what has ended, so that answers can say it: `ended-snapshots` by domain, `requests` by their keys.
+ * Nothing goes wrong without it.
+ */
+export type NoteKind = "ended-snapshots" | "requests";
+
 /** Held from `lockDomain` until `release` or the end of the process, however that comes (a kernel lock). */
 export interface DomainLock {
   release(): Promise<void>;
 }
 
-/** The state directory: locks and the journal of unfinished operations. Nothing else is state; backups and images are. */
+/**
+ * The state directory: locks, the journal of unfinished operations, and notes of what has ended. Nothing else is state; backups
+ * and images are.
+ */
 export interface StateStore {
   /** Fails with DOMAIN_BUSY naming the holder and what it does. `purpose` is shown to others that are refused. */
   lockDomain(domain: string, purpose: string): Promise<DomainLock>;
@@ -41,6 +51,19 @@ export interface StateStore {
   operations(domain?: string): Promise<readonly OperationRecord[]>;
   /** Durable (file and directory synced) when it resolves. Replaces the record of the same id. */
   save(record: OperationRecord): Promise<void>;
+  /**
+   * Replaces the lease of a block snapshot, durably; `operations` shows it from then on. Unlike `save` it needs no lock on the
+   * domain: whoever works on the snapshot does not write leases.
+   */
+  saveLease(record: Pick<OperationRecord, "id" | "domain">, lease: Lease): Promise<void>;
+  /** Names of the notes of a kind. */
+  notes(kind: NoteKind): Promise<readonly string[]>;
+  /** Undefined if there is none, or none that can be read. */
+  readNote(kind: NoteKind, name: string): Promise<unknown>;
+  /** A value that JSON can hold. Durable when it resolves; the old one or the new one is there at any time. */
+  writeNote(kind: NoteKind, name: string, value: unknown): Promise<void>;
+  /** Idempotent. */
+  removeNote(kind: NoteKind, name: string): Promise<void>;
   /** This process, as the owner of a new record. */
   self(): OperationOwner;
   isAlive(owner: OperationOwner): boolean;

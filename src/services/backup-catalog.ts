@@ -59,7 +59,12 @@ function damaged(id: string, why: string): FleeceError {
 }
 
 /** Removes a backup that no other is based on. Fails with BACKUP_HAS_CHILDREN, REPOSITORY_BUSY or BACKUP_NOT_FOUND. */
-export async function deleteBackup(context: ServiceContext, id: string): Promise<BackupEntry> {
+export async function deleteBackup(
+  context: ServiceContext,
+  id: string,
+  /** Awaited before it is removed. */
+  onFound?: (found: BackupEntry) => Promise<void>,
+): Promise<BackupEntry> {
   const { repository, entry } = await findBackup(context, id);
   const lock = await repository.lock(entry.domain);
   try {
@@ -72,6 +77,7 @@ export async function deleteBackup(context: ServiceContext, id: string): Promise
         { facts: { backup: id, children } },
       );
     }
+    await onFound?.(entry);
     await repository.remove(entry);
     context.meter.backupsChanged(entry.domain);
     return entry;

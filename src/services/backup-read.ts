@@ -57,6 +57,8 @@ export interface RestoreRequest extends ReadOptions {
   readonly directory: string;
   /** Of the restored files; left out: as the disk was in the domain. */
   readonly format?: "qcow2" | "raw";
+  /** Awaited just before the directory appears, with what tells it from any other. */
+  readonly onComplete?: (disks: readonly RestoredDisk[], identity: string) => Promise<void>;
 }
 
 export interface RestoredDisk {
@@ -97,8 +99,10 @@ export async function restoreBackup(
         await checkDisk(context, backup, address, { ...request, signal }, writer);
       });
       await images.finish();
+      const restored = files.map(({ name, ...file }) => ({ ...file, file: `${request.directory}/${name}` }));
+      await request.onComplete?.(restored, await output.identity());
       await output.publish();
-      return files.map(({ name, ...file }) => ({ ...file, file: `${request.directory}/${name}` }));
+      return restored;
     } finally {
       await output.discard();
     }

@@ -1,4 +1,4 @@
-import type { BackupLevel, IntactEntry } from "../model/backup.js";
+import { isIntact, type BackupLevel, type IntactEntry } from "../model/backup.js";
 import type { BackupJournal } from "../model/operation.js";
 import type { DiskDecision, LevelDecision } from "../model/level.js";
 import { decideLevel } from "../model/level.js";
@@ -43,6 +43,8 @@ export interface BackupRequest {
   readonly repository?: string;
   /** Freeze the guest's file systems for the moment; left out: as configured. */
   readonly quiesce?: boolean;
+  /** The key of the request, kept in the manifest: a backup that it has taken already is what it gets. */
+  readonly request?: string;
   readonly signal?: AbortSignal;
   readonly onProgress?: (progress: BackupProgress) => void;
 }
@@ -76,11 +78,24 @@ export async function runBackup(context: ServiceContext, request: BackupRequest)
   return withDomain(context, domain, `backup run ${domain}`, async (session) => {
     const lock = await repository.lock(domain);
     try {
+      const taken = await takenBy(repository, domain, request.request);
+      if (taken !== undefined) return taken;
       return await backUp(context, request, session, repository);
     } finally {
       await lock.release();
     }
   });
+}
+
+async function takenBy(
+  repository: BackupRepository,
+  domain: string,
+  request: string | undefined,
+): Promise<IntactEntry | undefined> {
+  if (request === undefined) return undefined;
+  return (await repository.list(domain))
+    .filter(isIntact)
+    .find(({ manifest }) => manifest.request === request);
 }
 
 async function backUp(
@@ -253,6 +268,7 @@ class Attempt {
         scratchPeakBytes,
         ...quiesceFacts(frozen.quiesce),
         checkpoint: this.#backupId,
+        ...(this.#request.request === undefined ? {} : { request: this.#request.request }),
       });
     } finally {
       await draft.discard();

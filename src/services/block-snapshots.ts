@@ -1,12 +1,14 @@
+import { leaseLeftMs, newLease, type LeaseTime } from "../model/lease.js";
 import { checkName } from "../model/names.js";
 import { checkFilePath } from "../model/paths.js";
-import type { SnapshotJournal } from "../model/operation.js";
+import type { SnapshotEnd, SnapshotJournal } from "../model/operation.js";
 import type { QuiescePlan } from "../model/quiesce.js";
 import type { DiskState, DomainState } from "../model/snapshot-plan.js";
 import { planSnapshot } from "../model/snapshot-plan.js";
-import { errorMessage, FleeceError } from "../shared/errors.js";
+import { errorMessage, FleeceError, isFleeceError } from "../shared/errors.js";
 import { randomId, timedId } from "../shared/ids.js";
 import { chooseDisks } from "./choose-disks.js";
+import { findEnded, rememberEnd, snapshotHasEnded } from "./ended-snapshots.js";
 import { gatherCheckpoints } from "./checkpoints.js";
 import type { ServiceContext } from "./context.js";
 import { requireDomain, withDomain } from "./context.js";
@@ -14,6 +16,8 @@ import type { DomainSession } from "./domain-session.js";
 import type { BlockSnapshot } from "./open-snapshots.js";
 import {
   brokenBy,
+  checkOwner,
+  findOpen,
   refuseFrozenDisks,
   snapshotRecords,
   snapshotSubject,
@@ -38,6 +42,8 @@ export interface SnapshotOptions {
   readonly leaseMs: number;
   /** Freeze the guest's file systems for the moment; left out: as configured. */
   readonly quiesce?: boolean;
+  /** The key of the request: what it has made already is what it gets. */
+  readonly request?: string;
   readonly signal?: AbortSignal;
 }
 
@@ -64,6 +70,8 @@ export function createBlockSnapshot(
       ? undefined
       : checkName("checkpoint", options.checkpoint.name ?? request.name);
   return withDomain(context, domain, `block-snapshot create ${domain} ${request.name}`, async (session) => {
+    const made = await madeBy(context, domain, options.request);
+    if (made !== undefined) return made;
     if ((await snapshotRecords(context, domain)).some(({ subject }) => subject.name === request.name)) {
       throw new FleeceError(
         "ALREADY_EXISTS",
@@ -85,6 +93,21 @@ export function createBlockSnapshot(
   });
 }
 
+/** What an earlier call of the same request has made, whose answer was lost. Fails if that has ended since. */
+async function madeBy(
+  context: ServiceContext,
+  domain: string,
+  request: string | undefined,
+): Promise<BlockSnapshot | undefined> {
+  if (request === undefined) return undefined;
+  const open = await snapshotRecords(context, domain);
+  const found = open.find(({ subject }) => subject.request === request);
+  if (found !== undefined) return { ...found.subject, domain };
+  const ended = await findEnded(context.store, domain, ({ snapshot }) => snapshot.request === request);
+  if (ended !== undefined) throw snapshotHasEnded(domain, ended);
+  return undefined;
+}
+
 interface NamedRequest {
   readonly name: string;
   readonly leaseMs: number;
@@ -92,13 +115,14 @@ interface NamedRequest {
   readonly quiescePlan: QuiescePlan | undefined;
   readonly disks?: readonly string[];
   readonly scratchFiles?: ReadonlyMap<string, string>;
+  readonly request?: string;
   readonly signal?: AbortSignal;
 }
 
 async function prepare(
   context: ServiceContext,
   session: DomainSession,
-  { name, leaseMs, checkpointName, quiescePlan, disks: targets, scratchFiles, signal }: NamedRequest,
+  { name, leaseMs, checkpointName, quiescePlan, disks: targets, scratchFiles, request, signal }: NamedRequest,
 ): Promise<Operation> {
   const driver = await session.driver(signal);
   const state = await driver.inspect(signal);
@@ -126,13 +150,13 @@ async function prepare(
       name,
       owner: context.client.name,
       phase: "creating",
-      leaseMs,
-      leaseUntilMs: now + leaseMs,
+      ...newLease(leaseMs, leaseTime(context)),
       mode: driver.mode,
       plan,
       timeMs: now,
       fingerprints: [],
       exports: [],
+      ...(request === undefined ? {} : { request }),
     },
   });
 }
@@ -147,6 +171,10 @@ async function checkScratch(
   for (const file of files.values()) await scratch.checkFile(file);
 }
 
+function leaseTime({ clock }: ServiceContext): LeaseTime {
+  return { nowMs: clock.now(), host: clock.hostTime() };
+}
+
 async function open(
   context: ServiceContext,
   session: DomainSession,
@@ -157,8 +185,8 @@ async function open(
   const driver = await session.driver();
   const frozen = await driver.freeze(subject.plan, operation, signal);
   logMoment(context, session.domain, frozen);
-  const leaseUntilMs = context.clock.now() + subject.leaseMs;
-  const opened: SnapshotJournal = { ...subject, ...frozen, phase: "open", leaseUntilMs };
+  const lease = newLease(subject.leaseMs, leaseTime(context));
+  const opened: SnapshotJournal = { ...subject, ...frozen, phase: "open", ...lease };
   await operation.setSubject(opened);
   return { ...opened, domain: session.domain };
 }
@@ -178,48 +206,93 @@ function checkLease(leaseMs: number): number {
   );
 }
 
-/** Starts the lease anew, with the length it had or another. */
-export function renewBlockSnapshot(
+/**
+ * Starts the lease anew, with the length it had or another. Waits for nobody: whoever works on the domain meanwhile, even
+ * for hours, must not cost others their snapshots.
+ */
+export async function renewBlockSnapshot(
   context: ServiceContext,
   domain: string,
   name: string,
   leaseMs?: number,
 ): Promise<BlockSnapshot> {
   const wanted = leaseMs === undefined ? undefined : checkLease(leaseMs);
-  return withSnapshot(context, domain, name, "renew", async (operation) => {
-    const subject = snapshotSubject(operation);
-    const length = wanted ?? subject.leaseMs;
-    const renewed = { ...subject, leaseMs: length, leaseUntilMs: context.clock.now() + length };
-    await operation.setSubject(renewed);
-    return { ...renewed, domain };
-  });
+  const { record, subject } = await findOpen(context, domain, name);
+  checkOwner(context, domain, subject);
+  const time = leaseTime(context);
+  if (leaseLeftMs(subject, time) <= 0) throw leaseIsOver(domain, subject);
+  await context.store.saveLease(record, newLease(wanted ?? subject.leaseMs, time));
+  // If its end began just now, that is seen here, or the new lease is seen there.
+  const renewed = await findOpen(context, domain, name);
+  if (renewed.record.id !== record.id) throw leaseIsOver(domain, subject);
+  return { ...renewed.subject, domain };
+}
+
+function leaseIsOver(domain: string, snapshot: SnapshotJournal): FleeceError {
+  const end = { reason: "LEASE_EXPIRED" } as const;
+  return snapshotHasEnded(domain, { id: "", endedAtMs: snapshot.leaseUntilMs, end, snapshot });
 }
 
 /**
  * The end of a snapshot, as its consumer tells it; resolves with what it was. After success the checkpoint created with it
  * stays; after failure it is merged into its parent, as if it had never been. When success is claimed for a snapshot that
  * was not intact, it is ended as failed, with the code that says why: SNAPSHOT_BROKEN, DISK_CHANGED, DISK_IN_USE or
- * PATH_NOT_FOUND. After any other error the snapshot is open as before, or the next command goes on with its end.
+ * PATH_NOT_FOUND. After any other error the snapshot is open as before, or the next command goes on with its end. A repeat of
+ * the same `request` resolves or fails as the one that ended it.
  */
-export function deleteBlockSnapshot(
+export async function deleteBlockSnapshot(
   context: ServiceContext,
   domain: string,
   name: string,
   outcome: "success" | "failure",
+  request?: string,
+): Promise<BlockSnapshot> {
+  try {
+    return await endBlockSnapshot(context, domain, name, outcome, request);
+  } catch (error) {
+    if (request === undefined || !isFleeceError(error, "SNAPSHOT_NOT_FOUND")) throw error;
+    // The end that this request was for may have come already, and only its answer was lost.
+    const ended = await findEnded(context.store, domain, ({ end }) => end.request === request);
+    if (ended === undefined) throw error;
+    const { end, snapshot } = ended;
+    if (end.error === undefined) return { ...snapshot, domain };
+    throw new FleeceError(end.error.code, end.error.message, { facts: { domain, snapshot: name } });
+  }
+}
+
+function endBlockSnapshot(
+  context: ServiceContext,
+  domain: string,
+  name: string,
+  outcome: "success" | "failure",
+  request: string | undefined,
 ): Promise<BlockSnapshot> {
   return withSnapshot(context, domain, name, "delete", async (operation, session) => {
     const subject = snapshotSubject(operation);
     const broken = outcome === "success" ? await brokenBy(subject, await session.driver()) : undefined;
     // In this order: whoever is killed in between has lost nothing, and may say it again.
     if (outcome === "success" && broken === undefined) await operation.keepCheckpoint();
-    await operation.setSubject({ ...subject, phase: "ending" });
-    if (broken !== undefined) {
+    const failure = broken === undefined ? undefined : endedAsFailed(subject, broken);
+    await operation.setSubject({ ...subject, phase: "ending", end: endOf(outcome, failure, request) });
+    await rememberEnd(context, operation.record);
+    if (failure !== undefined) {
       await unwindQuietly(context, session, operation);
-      throw endedAsFailed(subject, broken);
+      throw failure;
     }
     await unwind(operation, session, context.host);
     return { ...subject, domain };
   });
+}
+
+function endOf(
+  outcome: "success" | "failure",
+  failure: FleeceError | undefined,
+  request: string | undefined,
+): SnapshotEnd {
+  const asked = request === undefined ? {} : { request };
+  if (failure === undefined) return { reason: outcome === "success" ? "DELETED" : "FAILED", ...asked };
+  const { code, message } = failure;
+  return { reason: "LOST", error: { code, message }, ...asked };
 }
 
 function endedAsFailed({ name, plan }: SnapshotJournal, broken: FleeceError): FleeceError {

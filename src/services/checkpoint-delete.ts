@@ -24,6 +24,12 @@ export async function getCheckpoint(
   return findCheckpoint(await inspectDomain(context, domain, signal), name);
 }
 
+export interface RemoveOptions {
+  readonly signal?: AbortSignal;
+  /** Awaited before it is removed. */
+  readonly onFound?: (found: Checkpoint) => Promise<void>;
+}
+
 /**
  * Merges a checkpoint into the one before it and returns what it was. Fails with CHECKPOINT_NOT_FOUND, CHECKPOINT_BUSY,
  * CHECKPOINT_DAMAGED or DOMAIN_BUSY. The next backup is based on an older one, or compares.
@@ -32,7 +38,7 @@ export function removeCheckpoint(
   context: ServiceContext,
   domain: string,
   name: string,
-  signal?: AbortSignal,
+  { signal, onFound }: RemoveOptions = {},
 ): Promise<Checkpoint> {
   requireDomain(context, domain);
   return withDomain(context, domain, `checkpoint delete ${domain} ${name}`, async (session) => {
@@ -41,6 +47,7 @@ export function removeCheckpoint(
     const targets = found.disks.map(({ target }) => target);
     // Here it would change the image file, by which the snapshot tells whether the guest was started.
     if (driver.mode === "inactive") await refuseFrozenDisks(context, session, driver, targets);
+    await onFound?.(found);
     await deleteCheckpoint(driver, name, undefined, signal);
     return found;
   });

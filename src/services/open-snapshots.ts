@@ -6,6 +6,7 @@ import type { SnapshotJournal } from "../model/operation.js";
 import type { BlockDriver } from "../ports/block-driver.js";
 import type { OperationRecord } from "../ports/state-store.js";
 import { errorMessage, FleeceError } from "../shared/errors.js";
+import { findEnded, snapshotHasEnded } from "./ended-snapshots.js";
 import type { ServiceContext } from "./context.js";
 import { requireDomain, withDomain } from "./context.js";
 import { DomainSession } from "./domain-session.js";
@@ -32,7 +33,7 @@ export async function listBlockSnapshots(
   return (await openRecords(context, domain)).map(({ subject }) => ({ ...subject, domain }));
 }
 
-/** Fails with SNAPSHOT_NOT_FOUND. */
+/** Fails with SNAPSHOT_NOT_FOUND; of one that has ended lately the error says why. */
 export async function getBlockSnapshot(
   context: ServiceContext,
   domain: string,
@@ -94,7 +95,7 @@ export async function withSnapshot<T>(
   });
 }
 
-function checkOwner({ client }: ServiceContext, domain: string, subject: SnapshotJournal): void {
+export function checkOwner({ client }: ServiceContext, domain: string, subject: SnapshotJournal): void {
   const owner = ownerOf(subject);
   if (mayManage(client, owner)) return;
   throw new FleeceError(
@@ -104,11 +105,17 @@ function checkOwner({ client }: ServiceContext, domain: string, subject: Snapsho
   );
 }
 
-async function findOpen(context: ServiceContext, domain: string, name: string): Promise<SnapshotRecord> {
+export async function findOpen(
+  context: ServiceContext,
+  domain: string,
+  name: string,
+): Promise<SnapshotRecord> {
   checkName("block snapshot", name);
   const all = await openRecords(context, domain);
   const found = all.find(({ subject }) => subject.name === name);
   if (found !== undefined) return found;
+  const ended = await findEnded(context.store, domain, ({ snapshot }) => snapshot.name === name);
+  if (ended !== undefined) throw snapshotHasEnded(domain, ended);
   const known = all.map(({ subject }) => subject.name).join(", ") || "none";
   throw new FleeceError(
     "SNAPSHOT_NOT_FOUND",

@@ -1,9 +1,12 @@
+import { leaseLeftMs } from "../model/lease.js";
+import type { SnapshotJournal } from "../model/operation.js";
 import type { Logger } from "../ports/logger.js";
 import type { DriverFactory } from "../ports/block-driver.js";
 import type { BackupRepository } from "../ports/repository.js";
 import type { HostCleaner, OperationRecord, StateStore } from "../ports/state-store.js";
 import type { Clock } from "../ports/clock.js";
 import { errorMessage, isFleeceError } from "../shared/errors.js";
+import { rememberEnd } from "./ended-snapshots.js";
 import { DomainSession } from "./domain-session.js";
 import { Operation } from "./operation.js";
 import { keepCheckpointIfPublished } from "./published.js";
@@ -43,9 +46,35 @@ async function recoverOperation(
 ): Promise<void> {
   const operation = new Operation(parts.store, record);
   const { subject, domain, id } = record;
+  if (subject.kind === "block-snapshot" && !(await beginEnd(parts, operation, subject))) return;
   if (subject.kind === "backup") await keepCheckpointIfPublished(parts.repositories, operation, subject);
   parts.log.info({ operation: id, kind: subject.kind, domain }, "Undoing an unfinished operation");
   await unwind(operation, session, parts.host);
+}
+
+/** False if it was renewed after all, at the last moment: renewing does not wait for the domain's lock. */
+async function beginEnd(
+  parts: RecoveryParts,
+  operation: Operation,
+  subject: SnapshotJournal,
+): Promise<boolean> {
+  if (subject.phase === "open") {
+    const { domain, id } = operation.record;
+    await operation.setSubject({ ...subject, phase: "ending", end: { reason: "LEASE_EXPIRED" } });
+    // Whoever renews it from now on finds that it ends; whoever did it before that is found here.
+    const now = (await parts.store.operations(domain)).find((record) => record.id === id)?.subject;
+    if (now?.kind === "block-snapshot" && hasLease(parts, now)) {
+      await operation.setSubject(subject);
+      return false;
+    }
+    const leaseEnd = new Date(subject.leaseUntilMs).toISOString();
+    parts.log.warn(
+      { domain, snapshot: subject.name, code: "LEASE_EXPIRED" },
+      `The lease of a block snapshot ended at ${leaseEnd} and was not renewed, so it ends as failed`,
+    );
+  }
+  await rememberEnd(parts, operation.record);
+  return true;
 }
 
 /**
@@ -75,15 +104,19 @@ export async function recoverAll(
 
 /** Whether nobody works on it any more, so that the next command undoes it (given the domain's lock, for a backup). */
 export function isOver(
-  { store, clock }: Pick<RecoveryParts, "store" | "clock">,
+  parts: Pick<RecoveryParts, "store" | "clock">,
   { subject, owner }: OperationRecord,
 ): boolean {
   switch (subject.kind) {
     case "backup":
       return true;
     case "restore":
-      return !store.isAlive(owner);
+      return !parts.store.isAlive(owner);
     case "block-snapshot":
-      return subject.phase !== "open" || subject.leaseUntilMs <= clock.now();
+      return subject.phase !== "open" || !hasLease(parts, subject);
   }
+}
+
+function hasLease({ clock }: Pick<RecoveryParts, "clock">, subject: SnapshotJournal): boolean {
+  return leaseLeftMs(subject, { nowMs: clock.now(), host: clock.hostTime() }) > 0;
 }

@@ -6,6 +6,7 @@ export const ERROR_CODES = {
   INVALID_ARGUMENT: ["usage", "An option or argument has a value that cannot be used"],
   XML_INVALID: ["usage", "An XML document is not well-formed, or has something else than its form allows"],
   INVALID_NAME: ["usage", "A name has characters or a length that names of its kind may not have"],
+  REQUEST_ID_REUSED: ["usage", "A request has the id of another one that was not the same"],
   CONFIG_INVALID: ["usage", "The configuration has an unknown key, a wrong type or a contradiction"],
   TOO_LARGE: ["usage", "A call has more metadata than the agent takes"],
   TLS_INVALID: ["usage", "Certificate, key and authority cannot be used, or do not fit together"],

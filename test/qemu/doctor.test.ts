@@ -293,7 +293,7 @@ describe("fleece doctor, of unfinished operations", () => {
 
   it.each([
     ["that a killed command was making", { phase: "creating" }, "UNFINISHED_OPERATION"],
-    ["whose lease has ended", { leaseUntilMs: 1 }, "SNAPSHOT_EXPIRED"],
+    ["whose lease has ended", { leaseUntilMs: 1, leaseHost: undefined }, "SNAPSHOT_EXPIRED"],
   ])(
     "leaves a block snapshot %s as it is, and tells that the next command ends it",
     async (_, change, code) => {

@@ -60,7 +60,12 @@ export class FakeProcess {
     this.context = {
       store: gated<StateStore>(this.#store, "store", gate),
       host: gated(domain.host, "host", gate),
-      clock: { now: () => domain.now(), monotonicMs: () => domain.now(), sleep: domain.sleep },
+      clock: {
+        now: () => domain.now(),
+        monotonicMs: () => domain.now(),
+        hostTime: () => ({ start: "host", ms: domain.now() }),
+        sleep: domain.sleep,
+      },
       log: { debug: note, info: note, warn: note },
       meter: noMeter,
       client: LOCAL_CLIENT,

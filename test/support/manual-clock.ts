@@ -1,3 +1,4 @@
+import type { HostTime } from "../../src/model/lease.js";
 import type { Clock } from "../../src/ports/clock.js";
 
 interface Sleeper {
@@ -20,6 +21,10 @@ export class ManualClock implements Clock {
 
   monotonicMs(): number {
     return this.#nowMs;
+  }
+
+  hostTime(): HostTime {
+    return { start: "host", ms: this.#nowMs };
   }
 
   sleep(ms: number, signal: AbortSignal): Promise<void> {

@@ -2,6 +2,7 @@ import { readFile } from "node:fs/promises";
 import { join } from "node:path";
 import { connectApi, type ApiClient } from "../../src/api/client.js";
 import { ApiServer, type ServerParts } from "../../src/api/server.js";
+import { openRequests } from "../../src/api/repeatable.js";
 import { AuditFile } from "../../src/drivers/audit-file.js";
 import type { Credentials } from "./authority.js";
 import { FakeWorld } from "./fake-agent.js";
@@ -32,6 +33,7 @@ export async function serveApi(options: ServedOptions = {}) {
   const auditPath = join(path, "audit.log");
   const server = new ApiServer({
     context: { ...context, clock },
+    requests: await openRequests({ ...context, clock }),
     log: { ...context.log, child: () => context.log },
     audit: new AuditFile(auditPath, context.clock),
     ...parts,

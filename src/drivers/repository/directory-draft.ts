@@ -143,8 +143,17 @@ export class DirectoryDraft implements BackupDraft {
     if ((summary.level === "incremental") !== (parent !== undefined)) {
       throw new FleeceError("INTERNAL", `Expected the level of the draft, got ${summary.level}`);
     }
-    const { level, reason, consistency, heldMs, frozenMs, quiesceFailure, scratchPeakBytes, checkpoint } =
-      summary;
+    const {
+      level,
+      reason,
+      consistency,
+      heldMs,
+      frozenMs,
+      quiesceFailure,
+      scratchPeakBytes,
+      checkpoint,
+      request,
+    } = summary;
     return {
       schemaVersion: SCHEMA_VERSION,
       ...{ id, domain, level },
@@ -153,7 +162,7 @@ export class DirectoryDraft implements BackupDraft {
       time: new Date(summary.timeMs).toISOString(),
       startedAt: new Date(summary.startedAtMs).toISOString(),
       finishedAt: new Date(summary.finishedAtMs).toISOString(),
-      ...{ consistency, heldMs, frozenMs, quiesceFailure, scratchPeakBytes, checkpoint },
+      ...{ consistency, heldMs, frozenMs, quiesceFailure, scratchPeakBytes, checkpoint, request },
       disks: this.#request.disks.map(({ target }) => this.#finishedDisk(target)),
     };
   }

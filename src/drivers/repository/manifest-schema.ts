@@ -68,6 +68,10 @@ const manifestSchema2 = z.strictObject({
   frozenMs: milliseconds.optional(),
   quiesceFailure: reason.optional(),
   scratchPeakBytes: bytes.optional(),
+  request: z
+    .string()
+    .regex(/^[0-9a-f]{64}$/)
+    .optional(),
   disks: z.array(diskSchema).min(1).max(10_000),
 });
 

@@ -32,14 +32,23 @@ export const CHANGES =
 let runs = 0;
 
 /** Starts `fleece --embedded …` with a fault in it; without one it only counts. */
-export async function startWithFault(
+export function startWithFault(
+  at: Site,
+  args: readonly string[],
+  fault: Pick<StepFault, "match"> & Partial<StepFault>,
+): Promise<FaultyCommand> {
+  return startFaulty(at, ["--embedded", ...args], fault);
+}
+
+/** The same for `fleece …`, an agent for example. */
+export async function startFaulty(
   at: Site,
   args: readonly string[],
   fault: Pick<StepFault, "match"> & Partial<StepFault>,
 ): Promise<FaultyCommand> {
   const log = at.directory.file(`steps-${runs++}.log`);
   const settings = { ...fault, match: fault.match.source, log };
-  const command = await startFleece(["--embedded", ...args], {
+  const command = await startFleece(args, {
     configPath: at.configPath,
     env: { NODE_OPTIONS: `--import ${preload}`, FLEECE_TEST_STEPS: JSON.stringify(settings) },
   });

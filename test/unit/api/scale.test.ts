@@ -3,6 +3,7 @@ import { describe, expect, it } from "vitest";
 import { connectApi } from "../../../src/api/client.js";
 import { AgentMetrics } from "../../../src/api/metrics.js";
 import { AuditFile } from "../../../src/drivers/audit-file.js";
+import { openRequests } from "../../../src/api/repeatable.js";
 import { ApiServer } from "../../../src/api/server.js";
 import { bitmapName } from "../../../src/model/checkpoint.js";
 import type { ServiceContext } from "../../../src/services/context.js";
@@ -33,6 +34,7 @@ async function crowd(checkpoints = 1) {
   metrics.use(context);
   const server = new ApiServer({
     context,
+    requests: await openRequests(context),
     log: { ...context.log, child: () => context.log },
     audit: new AuditFile(join(path, "audit.log"), context.clock),
     calls: metrics,

@@ -7,6 +7,7 @@ import { service as health } from "grpc-health-check";
 import { describe, expect, it } from "vitest";
 import { connectApi } from "../../../src/api/client.js";
 import { protoRoot } from "../../../src/api/proto.js";
+import { openRequests } from "../../../src/api/repeatable.js";
 import { ApiServer } from "../../../src/api/server.js";
 import { fromStatus } from "../../../src/api/status.js";
 import { AuditFile } from "../../../src/drivers/audit-file.js";
@@ -24,7 +25,11 @@ async function served(gate: Gate = () => undefined) {
   const world = new FakeWorld(path, { disks: [{ target: "vda", sizeBytes: 1024 * 1024 }] });
   const { context } = world.process(gate);
   const log = { ...context.log, child: () => context.log };
-  const server = new ApiServer({ context, log, audit: new AuditFile(join(path, "audit.log"), context.clock) });
+  const server = new ApiServer({
+    context,
+    log,
+    audit: new AuditFile(join(path, "audit.log"), context.clock),
+  });
   const socket = join(path, "agent.sock");
   await server.listen(socket);
   untilTestEnds({ [Symbol.asyncDispose]: () => server.close(0) });

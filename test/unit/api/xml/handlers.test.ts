@@ -27,7 +27,7 @@ async function world() {
     createBlockSnapshotHandler(context, { ...common, ...more }, {});
   for (const name of ["cp0", "cp1"]) {
     await create({ name, checkpoint: {} });
-    await deleteBlockSnapshotHandler(context, { domain: "vm", name, failed: false });
+    await deleteBlockSnapshotHandler(context, { domain: "vm", name, failed: false }, {});
   }
   const start = (more: Partial<Parameters<typeof startBlockExportsHandler>[1]>) =>
     startBlockExportsHandler(context, { domain: "vm", snapshot: "", disks: [], ...more }, {});
