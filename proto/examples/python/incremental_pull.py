@@ -332,7 +332,7 @@ def pull(agent: Agent, store: Store, domain: str, lease_s: float, connections: i
         with Lease(agent, snapshot) as lease:
             for target, identity in identities.items():
                 pull_disk(agent, store, snapshot, target, identity, lease, connections)
-        agent.succeed(domain, name)
+            agent.succeed(domain, name)
     except BaseException:
         try:
             agent.fail(domain, name)
