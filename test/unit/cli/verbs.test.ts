@@ -130,7 +130,7 @@ describe("fleece block-snapshot", () => {
     expect(shown).toMatchObject({ name: "night", leaseMs: "7200000", consistency: "CRASH", exports: [] });
     expect(message(await run("block-snapshot", "list", "vm", "--json"))).toEqual({ snapshots: [shown] });
     expect((await run("block-snapshot", "list", "vm")).stdout).toMatch(
-      /^night +\S+ +vda,vdb +night +0 B +0 +\S+$/m,
+      /^night +\S+ +vda,vdb +night +0 B +0 +open +\S+$/m,
     );
     expect((await run("block-snapshot", "renew", "vm", "night", "--lease", "90s")).stdout).toMatch(
       /^Renewed the lease of block snapshot night of domain vm; it ends \d{4}-/,
@@ -184,7 +184,7 @@ describe("fleece export", () => {
     const all = message(await run(...start, "--json"));
     expect(all).toMatchObject({ exports: [{ target: "vda", since: "a" }, { target: "vdb" }] });
     expect(message(await run("export", "list", "--json"))).toEqual(all);
-    expect((await run("export", "list", "vm")).stdout).toMatch(/^vm +b +vda +1 MiB/m);
+    expect((await run("export", "list", "vm")).stdout).toMatch(/^vm +b +open +vda +1 MiB/m);
     expect((await run("block-snapshot", "show", "vm", "b")).stdout).toMatch(/^vdb +1 MiB +vdb-b/m);
     const stop = ["export", "stop", "vm", "--snapshot", "b"];
     expect((await run(...stop)).stdout).toBe("Stopped 2 exports of block snapshot b\n");
