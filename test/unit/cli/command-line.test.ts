@@ -144,7 +144,10 @@ describe("the configuration", () => {
     const { path } = await temporaryDirectory();
     const used = async (env: Record<string, string>) => (await fleece(list(), { cwd: path, env })).stderr;
     expect(await used({ FLEECE_CONFIG: "other.yaml" })).toContain(join(path, "other.yaml"));
-    expect(await used({ FLEECE_CONFIG: "" })).toContain("/etc/fleece/fleece.yaml");
+    expect(await used({ FLEECE_CONFIG: "" })).toBe(
+      `fleece: Expected a configuration at ${join(path, "fleece.yaml")} or /etc/fleece/fleece.yaml, ` +
+        "or one named by --config or $FLEECE_CONFIG; found none (CONFIG_NOT_FOUND)\n",
+    );
     await writeFile(join(path, "fleece.yaml"), "stateDir: [");
     expect(await used({})).toContain(join(path, "fleece.yaml"));
   });
