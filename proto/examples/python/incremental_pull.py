@@ -322,7 +322,8 @@ def pull(agent: Agent, store: Store, domain: str, lease_s: float, connections: i
     for old in agent.every(agent.snapshots.List, snapshots_pb.ListBlockSnapshotsRequest(domain=domain), "snapshots"):
         if old.name.startswith(mark):
             agent.fail(domain, old.name)
-    files = {disk.target: disk.file for disk in agent.call(agent.domains.Get, domains_pb.GetDomainRequest(domain=domain)).disks}
+    disks = agent.call(agent.domains.Get, domains_pb.GetDomainRequest(domain=domain)).disks
+    files = {disk.target: disk.file for disk in disks}
     name = mark + datetime.now(timezone.utc).strftime("%Y%m%dT%H%M%S.%fZ")
     try:
         snapshot = agent.create(domain, name, lease_s)
@@ -340,7 +341,9 @@ def pull(agent: Agent, store: Store, domain: str, lease_s: float, connections: i
             print(f"The snapshot ends with its lease: {trouble}", file=sys.stderr)
         raise
     # In this order: whoever is killed in between still knows a checkpoint that exists and comes before the content.
-    store.state["disks"] = {target: {"checkpoint": name, "identity": identity} for target, identity in identities.items()}
+    store.state["disks"] = {
+        target: {"checkpoint": name, "identity": identity} for target, identity in identities.items()
+    }
     store.state["complete"] = True
     store.save()
     request = checkpoints_pb.ListCheckpointsRequest(domain=domain)
@@ -356,7 +359,9 @@ def main():
     parser.add_argument("directory", help="where the raw files are; made if missing")
     parser.add_argument("--connections", type=int, default=4, help="NBD connections for each disk (4)")
     parser.add_argument("--lease", type=float, default=300, metavar="SECONDS", help="lease of the snapshot (300)")
-    parser.add_argument("--patience", type=float, default=60, metavar="SECONDS", help="how long to ask a busy agent (60)")
+    parser.add_argument(
+        "--patience", type=float, default=60, metavar="SECONDS", help="how long to ask a busy agent (60)"
+    )
     args = parser.parse_args()
     # So that `kill` ends it as Ctrl-C does, with the snapshot given up at once and not at the end of its lease.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
