@@ -15,7 +15,7 @@ const stamp = join(generated, "digest");
 const draft = `${generated}-${process.pid}`;
 
 const protos = readdirSync(join(root, "proto"), { recursive: true })
-  .filter((name) => name.endsWith(".proto"))
+  .filter((name) => name.startsWith("fleece/") && name.endsWith(".proto"))
   .toSorted();
 const digest = digestOf([
   fileURLToPath(import.meta.url),

@@ -11,7 +11,7 @@ import { fileURLToPath } from "node:url";
 const root = fileURLToPath(new URL("..", import.meta.url));
 const oldestNode = [20, 19];
 
-/** Which package brings which command; `test` tools are not needed for the demo. */
+/** Which package brings which command, file or Python module; `test` tools are not needed for the demo. */
 const tools = [
   { command: "qemu-system-x86_64", deb: "qemu-system-x86", rpm: "qemu-system-x86-core" },
   { command: "qemu-img", deb: "qemu-utils", rpm: "qemu-img" },
@@ -28,6 +28,18 @@ const tools = [
   // The service's unit is checked, and systemd played, by these.
   { command: "systemd-analyze", deb: "systemd", rpm: "systemd", purpose: "test" },
   { command: "perl", deb: "perl-base", rpm: "perl-interpreter", purpose: "test" },
+  // For the programs in proto/examples.
+  { command: "protoc", deb: "protobuf-compiler", rpm: "protobuf-compiler", purpose: "test" },
+  { command: "grpc_python_plugin", deb: "protobuf-compiler-grpc", rpm: "grpc-plugins", purpose: "test" },
+  {
+    file: "/usr/include/google/protobuf/any.proto",
+    deb: "libprotobuf-dev",
+    rpm: "protobuf-devel",
+    purpose: "test",
+  },
+  { module: "grpc", deb: "python3-grpcio", rpm: "python3-grpcio", purpose: "test" },
+  { module: "google.protobuf", deb: "python3-protobuf", rpm: "python3-protobuf", purpose: "test" },
+  { module: "nbd", deb: "python3-libnbd", rpm: "python3-libnbd", purpose: "test" },
 ];
 
 /** Ends the setup with a reason for the user, without a stack trace. */
@@ -51,7 +63,7 @@ function checkNode() {
 }
 
 function installTools(purpose) {
-  const missing = tools.filter((tool) => (tool.purpose ?? purpose) === purpose && !isOnPath(tool.command));
+  const missing = tools.filter((tool) => (tool.purpose ?? purpose) === purpose && !isThere(tool));
   if (missing.length === 0) return;
   const debs = [...new Set(missing.map((tool) => tool.deb))];
   const mayInstall = process.platform === "linux" && process.getuid?.() === 0 && isOnPath("apt-get");
@@ -60,12 +72,12 @@ function installTools(purpose) {
   const env = { ...process.env, DEBIAN_FRONTEND: "noninteractive" };
   run("apt-get", ["update", "-q"], { env });
   run("apt-get", ["install", "-q", "-y", "--no-install-recommends", ...debs], { env });
-  const still = missing.filter((tool) => !isOnPath(tool.command)).map((tool) => tool.command);
+  const still = missing.filter((tool) => !isThere(tool)).map(nameOf);
   if (still.length > 0) throw new SetupProblem(`Still missing after the installation: ${still.join(", ")}`);
 }
 
 function installAdvice(missing, debs) {
-  const commands = missing.map((tool) => tool.command).join(", ");
+  const commands = missing.map(nameOf).join(", ");
   if (process.platform !== "linux") return `fleece runs on Linux only; missing here: ${commands}`;
   const line = installLine(missing, debs);
   if (line === undefined) return `Install these commands from your distribution, then try again: ${commands}`;
@@ -118,6 +130,21 @@ function run(command, args, options = {}) {
   if (result.status === 0) return;
   const output = `${result.stdout ?? ""}${result.stderr ?? ""}${result.error?.message ?? ""}`.trim();
   throw new SetupProblem(`${output}\nFailed: ${command} ${args.join(" ")}`);
+}
+
+function nameOf({ command, file, module }) {
+  return command ?? file ?? `the module ${module} of /usr/bin/python3`;
+}
+
+function isThere({ command, file, module }) {
+  if (file !== undefined) return existsSync(file);
+  return module === undefined ? isOnPath(command) : hasModule(module);
+}
+
+/** The distribution's Python, whatever else is on PATH. */
+function hasModule(name) {
+  const look = "import importlib.util, sys; sys.exit(importlib.util.find_spec(sys.argv[1]) is None)";
+  return spawnSync("/usr/bin/python3", ["-c", look, name]).status === 0;
 }
 
 /** mkfs and its kin live in sbin, which is not on every user's PATH. */

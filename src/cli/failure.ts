@@ -19,11 +19,16 @@ export function toFailure(error: unknown, signal?: AbortSignal): FleeceError {
   return failureOf(error instanceof CommanderError ? usageFailure(error) : error, signal);
 }
 
-/** Commander writes `error: unknown option '--x'\n(Did you mean --y?)`. */
+/**
+ * Commander writes `error: unknown option '--x'\n(Did you mean --y?)`, and of a value that our own code refuses both its words
+ * and ours, which say all.
+ */
 function usageFailure(error: CommanderError): FleeceError {
   const text = error.message
     .replace(/^error: /, "")
+    .replace(/ argument '.*' is invalid\. Expected/s, ": expected")
     .replace(/\n+/g, " ")
+    .replace(/\.$/, "")
     .trim();
   return new FleeceError("INVALID_ARGUMENT", text.charAt(0).toUpperCase() + text.slice(1), { cause: error });
 }

@@ -61,8 +61,10 @@ export function createProgram(
       outputError: () => undefined,
     })
     .exitOverride();
-  const group = (name: string, description: string): Command =>
-    program.command(name).description(description).helpCommand(false);
+  const group = (name: string, summary: string): Command => {
+    const description = `${summary.charAt(0).toUpperCase()}${summary.slice(1)}.`;
+    return program.command(name).summary(summary).description(description).helpCommand(false);
+  };
   describeServeCommand(program.command("serve"), serve);
   addDomainCommands(group("domain", "list and show domains"), run);
   addBlockSnapshotCommands(

@@ -27,6 +27,7 @@ async function served(gate: Gate = () => undefined) {
   const log = { ...context.log, child: () => context.log };
   const server = new ApiServer({
     context,
+    requests: await openRequests(context),
     log,
     audit: new AuditFile(join(path, "audit.log"), context.clock),
   });

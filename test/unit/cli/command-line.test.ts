@@ -47,6 +47,7 @@ describe("fleece --help", () => {
     "lists exactly the verbs of %s",
     async (group) => {
       const { stdout } = await fleece([group, "--help"]);
+      expect(stdout).toMatch(/^[A-Z][a-z, -]+( NBD [a-z ]+)?\.$/m);
       const commands = stdout.split("Commands:\n")[1] ?? "";
       const listed = [...commands.matchAll(/^ {2}(\w+)/gm)].map(([, verb]) => `${group} ${verb ?? ""}`);
       expect(listed.toSorted()).toEqual(VERBS.filter((verb) => verb.startsWith(`${group} `)).toSorted());
@@ -74,7 +75,10 @@ describe("wrong usage", () => {
     ["backup restore b", /Required option '--to <directory>'/],
     ["backup restore b --to d --format vmdk", /Allowed choices are qcow2, raw/],
     ["block-snapshot create vm --frozen", /Unknown option '--frozen'/],
-    ["block-snapshot create vm --lease 30", /--lease.*Expected a number with a unit, s, m, h or d.*got "30"/],
+    [
+      "block-snapshot create vm --lease 30",
+      /--lease <duration>': expected a number with a unit, s, m, h or d .*, got "30" \(/,
+    ],
     ["block-snapshot create --checkpoint vm", /Missing required argument 'domain'/],
     ["block-snapshot renew vm", /Missing required argument 'name'/],
     ["export start vm", /Required option '--snapshot <name>'/],
@@ -139,7 +143,10 @@ describe("the configuration", () => {
     const { path } = await temporaryDirectory();
     const used = async (env: Record<string, string>) => (await fleece(list(), { cwd: path, env })).stderr;
     expect(await used({ FLEECE_CONFIG: "other.yaml" })).toContain(join(path, "other.yaml"));
-    expect(await used({ FLEECE_CONFIG: "" })).toContain("/etc/fleece/fleece.yaml");
+    expect(await used({ FLEECE_CONFIG: "" })).toBe(
+      `fleece: Expected a configuration at ${join(path, "fleece.yaml")} or /etc/fleece/fleece.yaml, ` +
+        "or one named by --config or $FLEECE_CONFIG; found none (CONFIG_NOT_FOUND)\n",
+    );
     await writeFile(join(path, "fleece.yaml"), "stateDir: [");
     expect(await used({})).toContain(join(path, "fleece.yaml"));
   });
