@@ -1,9 +1,10 @@
 import { readFile } from "node:fs/promises";
 import { join } from "node:path";
 import type { Config } from "./model/config.js";
-import { parseConfig, quiesceSettings } from "./model/config.js";
+import { nbdTlsPaths, parseConfig, quiesceSettings } from "./model/config.js";
 import { claimAgentPlace } from "./drivers/agent-claim.js";
 import { QemuDriverFactory } from "./drivers/driver-factory.js";
+import { NbdFronts } from "./drivers/front/front-opener.js";
 import { QemuHostCleaner } from "./drivers/host-cleaner.js";
 import { StorageDaemonImages } from "./drivers/images.js";
 import { NbdReaderFactory } from "./drivers/nbd-io.js";
@@ -13,8 +14,10 @@ import { checkSocketPath, defaultRuntimeRoot, sweepRuntimeDirectories } from "./
 import { ScratchDirectory } from "./drivers/scratch-directory.js";
 import { StateDirectory } from "./drivers/state-directory.js";
 import { systemClock } from "./drivers/system-clock.js";
+import type { Clock } from "./ports/clock.js";
 import type { Logger } from "./ports/logger.js";
 import type { ServiceContext } from "./services/context.js";
+import { ExportFronts } from "./services/export-fronts.js";
 import { recoverAll } from "./services/recovery.js";
 import { errorMessage, errnoOf, FleeceError } from "./shared/errors.js";
 
@@ -49,18 +52,24 @@ function runtimeRootOf({ runtimeDir }: Config): string {
 
 /**
  * The composition root: the only place that knows both the services and the drivers behind their ports. Puts in order
- * what killed processes left behind before anything else is done, unless it is only to look (`changeNothing`).
+ * what killed processes left behind before anything else is done, unless it is only to look (`changeNothing`). With `fronts`,
+ * exports are offered to remote readers, too, until the caller closes them.
  */
 export async function startAgent(
   config: Config,
   log: Logger,
-  { changeNothing = false }: { readonly changeNothing?: boolean } = {},
+  {
+    changeNothing = false,
+    fronts: withFronts = false,
+  }: { readonly changeNothing?: boolean; readonly fronts?: boolean } = {},
 ): Promise<ServiceContext> {
   const clock = systemClock;
   const runtimeRoot = runtimeRootOf(config);
+  const store = new StateDirectory(config.stateDir);
+  const fronts = withFronts ? await makeFronts(config, { store, clock, log }) : undefined;
   const images = new StorageDaemonImages({ runtimeRoot });
   const context: ServiceContext = {
-    store: new StateDirectory(config.stateDir),
+    store,
     host: new QemuHostCleaner(),
     clock,
     log,
@@ -93,9 +102,38 @@ export async function startAgent(
       config.domains.map(({ name, scratch }) => [name, scratch?.limit ?? config.scratch.limit]),
     ),
     parallelDisks: config.parallelDisks,
+    ...(fronts === undefined ? {} : { fronts }),
   };
   if (changeNothing) return context;
   await sweepRuntimeDirectories(runtimeRoot);
   await recoverAll(context);
+  await fronts?.start();
   return context;
 }
+
+async function makeFronts(
+  { nbd, domains }: Config,
+  parts: { readonly store: StateDirectory; readonly clock: Clock; readonly log: Logger },
+): Promise<ExportFronts> {
+  const opener = new NbdFronts({
+    tcp: nbd && { address: nbd.address, tls: nbdTlsPaths(nbd) ?? "plaintext" },
+    limits: nbd && {
+      handshakeMs: nbd.handshakeTimeout,
+      connections: nbd.connections,
+      connectionsPerClient: nbd.connectionsPerClient,
+    },
+    clock: parts.clock,
+    logger: parts.log,
+  });
+  await opener.check();
+  return new ExportFronts({
+    ...parts,
+    opener,
+    domains: domains.map(({ name }) => name),
+    idleMs: nbd?.idleTimeout ?? SOCKET_IDLE_MS,
+    bytesPerSecond: nbd?.bytesPerSecond,
+  });
+}
+
+/** Of readers of a Unix socket, where the configuration says nothing of remote ones. */
+const SOCKET_IDLE_MS = 300_000;

@@ -24,7 +24,8 @@ export async function serveAgent(surroundings: SessionSurroundings, options: Glo
   const log = await createLogger(options.logLevel ?? config.logLevel, progress.log);
   const socketPath = agentSocket(config);
   await using _claim = await claimAgent(config);
-  const context = await surroundings.startAgent(config, log);
+  const context = await surroundings.startAgent(config, log, { fronts: true });
+  await using _fronts = context.fronts;
   signal.throwIfAborted();
   // Loaded only here: other commands should not wait for it.
   const { ApiServer } = await import("../api/server.js");

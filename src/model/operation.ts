@@ -1,3 +1,4 @@
+import type { FrontOffer } from "./front-offer.js";
 import type { QuiesceOutcome } from "./quiesce.js";
 import type { ExportAddress, FileFingerprint, SnapshotPlan } from "./snapshot-plan.js";
 
@@ -36,6 +37,8 @@ export interface SnapshotJournal {
 
 export interface OpenExport extends ExportAddress {
   readonly since?: string;
+  /** How it is offered through the front, too: the agent does that again when it has been restarted. */
+  readonly front?: FrontOffer;
 }
 
 /** Files that a restore is still writing. Others may work on the domain meanwhile, so the process is named. */

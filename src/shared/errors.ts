@@ -7,6 +7,7 @@ export const ERROR_CODES = {
   XML_INVALID: ["usage", "An XML document is not well-formed, or has something else than its form allows"],
   INVALID_NAME: ["usage", "A name has characters or a length that names of its kind may not have"],
   CONFIG_INVALID: ["usage", "The configuration has an unknown key, a wrong type or a contradiction"],
+  TLS_INVALID: ["usage", "Certificate, key and authority cannot be used, or do not fit together"],
   CONFIG_NOT_FOUND: ["usage", "The configuration file does not exist or cannot be read"],
   DOMAIN_NOT_FOUND: ["not-found", "The configuration has no domain of that name"],
   DISK_NOT_FOUND: ["not-found", "The domain or backup has no disk with that target"],
