@@ -140,13 +140,13 @@ export class ExportFronts implements AsyncDisposable {
     if (this.#over.signal.aborted) return;
     const wanted = await this.#wanted(domain);
     this.#revokeOthers(domain, wanted);
-    let failure: unknown;
+    const failures: unknown[] = [];
     for (const each of wanted) {
       try {
         checkStillAllowed(each, this.#options.opener);
         this.#grant(domain, await this.#open(each.address), each.grant);
       } catch (error) {
-        failure ??= error;
+        failures.push(error);
       }
     }
     for (const [key, { front, grants, holds }] of this.#fronts) {
@@ -154,7 +154,7 @@ export class ExportFronts implements AsyncDisposable {
       this.#fronts.delete(key);
       await front.close();
     }
-    if (failure !== undefined) throw failure;
+    if (failures.length > 0) throw failures[0];
   }
 
   async #wanted(domain: string): Promise<readonly WantedGrant[]> {
