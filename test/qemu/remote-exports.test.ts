@@ -246,6 +246,19 @@ describe("an export at the agent's TCP address", () => {
     expect(await rejection(as(first, at.certificates))).toBeDefined();
   });
 
+  it("keeps to the configured limits: one connection of a client, until that has been idle for long enough", async () => {
+    const at = await startRemote({}, { connectionsPerClient: 1, idleTimeout: "10s" });
+    await at.serve();
+    await create(at);
+    const [vda] = (await offer(at)) as readonly [ExportMessage];
+    const reader = await startReader(at, vda);
+    const second = () => connectNbd(as(vda, at.certificates));
+    await expect(second()).rejects.toThrow();
+    await reader.read(0, BLOCK);
+    await vi.waitFor(async () => untilTestEnds(await second()), SOON);
+    await expect(reader.read(0, BLOCK)).rejects.toThrow();
+  });
+
   it("shows staged exports just so", async () => {
     const at = await startRemote({ exports: "staged" });
     await at.serve();
