@@ -2,12 +2,13 @@ import { readFile } from "node:fs/promises";
 import { join } from "node:path";
 import { type ClientEntry, LOCAL_CLIENT, type Role } from "./model/access.js";
 import type { Config } from "./model/config.js";
-import { clientEntries, metricsAddress, parseConfig, quiesceSettings } from "./model/config.js";
+import { clientEntries, metricsAddress, nbdTlsPaths, parseConfig, quiesceSettings } from "./model/config.js";
 import type { HostPort } from "./model/host-port.js";
 import type { MetricsAddress } from "./model/metrics-address.js";
 import { claimAgentPlace, removeStaleSocket } from "./drivers/agent-claim.js";
 import { AuditFile } from "./drivers/audit-file.js";
 import { QemuDriverFactory } from "./drivers/driver-factory.js";
+import { NbdFronts } from "./drivers/front/front-opener.js";
 import { QemuHostCleaner } from "./drivers/host-cleaner.js";
 import { StorageDaemonImages } from "./drivers/images.js";
 import { NbdReaderFactory } from "./drivers/nbd-io.js";
@@ -20,9 +21,11 @@ import { StateDirectory } from "./drivers/state-directory.js";
 import { systemClock } from "./drivers/system-clock.js";
 import { readTlsFiles, type TlsFiles } from "./drivers/tls-files.js";
 import type { AuditLog } from "./ports/audit-log.js";
+import type { Clock } from "./ports/clock.js";
 import type { Logger } from "./ports/logger.js";
 import { noMeter, type Meter } from "./ports/meter.js";
 import type { ServiceContext } from "./services/context.js";
+import { ExportFronts } from "./services/export-fronts.js";
 import { keepHouse, type Duty } from "./services/housekeeping.js";
 import { recoverAll } from "./services/recovery.js";
 import { watchSnapshots } from "./services/snapshot-watch.js";
@@ -122,7 +125,8 @@ function runtimeRootOf({ runtimeDir }: Config): string {
 
 /**
  * The composition root: the only place that knows both the services and the drivers behind their ports. Puts in order
- * what killed processes left behind before anything else is done, unless it is only to look (`changeNothing`).
+ * what killed processes left behind before anything else is done, unless it is only to look (`changeNothing`). With `fronts`,
+ * exports are offered to remote readers, too, until the caller closes them.
  */
 export async function startAgent(
   config: Config,
@@ -130,13 +134,16 @@ export async function startAgent(
   {
     changeNothing = false,
     meter = noMeter,
-  }: { readonly changeNothing?: boolean; readonly meter?: Meter } = {},
+    fronts: withFronts = false,
+  }: { readonly changeNothing?: boolean; readonly meter?: Meter; readonly fronts?: boolean } = {},
 ): Promise<ServiceContext> {
   const clock = systemClock;
   const runtimeRoot = runtimeRootOf(config);
+  const store = new StateDirectory(config.stateDir);
+  const fronts = withFronts ? await makeFronts(config, { store, clock, log }) : undefined;
   const images = new StorageDaemonImages({ runtimeRoot });
   const context: ServiceContext = {
-    store: new StateDirectory(config.stateDir),
+    store,
     host: new QemuHostCleaner(),
     clock,
     log,
@@ -171,9 +178,38 @@ export async function startAgent(
       config.domains.map(({ name, scratch }) => [name, scratch?.limit ?? config.scratch.limit]),
     ),
     parallelDisks: config.parallelDisks,
+    ...(fronts === undefined ? {} : { fronts }),
   };
   if (changeNothing) return context;
   await sweepRuntimeDirectories(runtimeRoot);
   await recoverAll(context);
+  await fronts?.start();
   return context;
 }
+
+async function makeFronts(
+  { nbd, domains }: Config,
+  parts: { readonly store: StateDirectory; readonly clock: Clock; readonly log: Logger },
+): Promise<ExportFronts> {
+  const opener = new NbdFronts({
+    tcp: nbd && { address: nbd.address, tls: nbdTlsPaths(nbd) ?? "plaintext" },
+    limits: nbd && {
+      handshakeMs: nbd.handshakeTimeout,
+      connections: nbd.connections,
+      connectionsPerClient: nbd.connectionsPerClient,
+    },
+    clock: parts.clock,
+    logger: parts.log,
+  });
+  await opener.check();
+  return new ExportFronts({
+    ...parts,
+    opener,
+    domains: domains.map(({ name }) => name),
+    idleMs: nbd?.idleTimeout ?? SOCKET_IDLE_MS,
+    bytesPerSecond: nbd?.bytesPerSecond,
+  });
+}
+
+/** Of readers of a Unix socket, where the configuration says nothing of remote ones. */
+const SOCKET_IDLE_MS = 300_000;

@@ -3,6 +3,7 @@ import type { ServiceContext } from "../services/context.js";
 import { inspectDomain, listDomains } from "../services/domains.js";
 import type { BlockExport } from "../services/block-exports.js";
 import { listExports } from "../services/block-exports.js";
+import { publicExport } from "./block-exports.js";
 import type { CallOptions, CallRequest } from "./call-types.js";
 import type { DiskFormatName, Disk, Domain, ListDomainsResponse, XmlDocument } from "./messages.js";
 import type { DomainDocument } from "./xml/domain-xml.js";
@@ -42,7 +43,8 @@ export function domainDocument(
   { domain, disks }: DomainState,
   exports: readonly BlockExport[],
 ): DomainDocument {
-  const paths = [...new Set(exports.map(({ socketPath }) => socketPath))];
+  const offered = exports.map((open) => ({ ...open, ...publicExport(open) }));
+  const addresses = new Map(offered.map(({ address }) => [JSON.stringify(address), address]));
   return {
     name: domain,
     disks: disks.map(({ target, format, file, checkpoints }) => ({
@@ -51,10 +53,10 @@ export function domainDocument(
       file,
       checkpoints: checkpoints.map(({ name }) => name),
     })),
-    blockExports: paths.map((path) => ({
-      address: { type: "unix", path },
-      disks: exports
-        .filter(({ socketPath }) => socketPath === path)
+    blockExports: [...addresses].map(([key, address]) => ({
+      address,
+      disks: offered
+        .filter((open) => JSON.stringify(open.address) === key)
         .map(({ target, snapshot, since, exportName }) => ({
           ...{ name: target, snapshot, exportName },
           ...(since === undefined ? {} : { checkpoint: since }),

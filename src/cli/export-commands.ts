@@ -1,4 +1,4 @@
-import type { Command } from "@commander-js/extra-typings";
+import { Option, type Command } from "@commander-js/extra-typings";
 import { diskOption } from "./disk-option.js";
 import { exportList, exportsStarted, exportsStopped } from "./export-view.js";
 import type { RunAction } from "./session.js";
@@ -12,8 +12,8 @@ export function addExportCommands(group: Command, run: RunAction): void {
     .command("start")
     .summary("offer a block snapshot over NBD")
     .description(
-      "Offer the disks of a block snapshot read-only over NBD on a private Unix socket, and print their URIs. The exports " +
-        "live on after this command, until they are stopped or the snapshot ends.",
+      "Offer the disks of a block snapshot read-only over NBD, and print their URIs: on a private Unix socket, or at an " +
+        "address for remote readers. The exports live on after this command, until they are stopped or the snapshot ends.",
     )
     .argument(...DOMAIN)
     .option(...SNAPSHOT)
@@ -22,14 +22,29 @@ export function addExportCommands(group: Command, run: RunAction): void {
       "also offer what changed since this checkpoint, as the metadata context qemu:dirty-bitmap:since-<checkpoint>",
     )
     .addOption(diskOption("offer this disk"))
-    .option("--xml <file>", "take snapshots, checkpoints and disks from this <domainblockexport>")
-    .action((domain, { snapshot = "", since, disk: disks, xml: file }, command) => {
+    .option(
+      "--address <address>",
+      "offer them at tcp:HOST:PORT, as the agent's configuration has it, or on a new socket unix:/path",
+    )
+    .addOption(
+      new Option(
+        "--client <name>",
+        "who may read at a TCP address: a certificate's common name, or sha256:FINGERPRINT (may be repeated)",
+      )
+        .default([] as string[], "nobody")
+        .argParser((client: string, before: string[]) => [...before, client]),
+    )
+    .option(
+      "--xml <file>",
+      "take snapshots, checkpoints, disks and the address from this <domainblockexport>",
+    )
+    .action((domain, { snapshot = "", since, disk: disks, xml: file, address, client: clients }, command) => {
       if (snapshot === "" && file === undefined) {
         command.error("error: required option '--snapshot <name>' or '--xml <file>' not specified");
       }
       return run(async ({ absolutePath, api, answer, signal, terminal }) => {
         const xml = file === undefined ? undefined : await readXmlFile(absolutePath(file));
-        const request = { domain, snapshot, since, disks, xml };
+        const request = { domain, snapshot, since, disks, xml, address, clients };
         const message = await api.call("BlockExports.Start", request, { signal });
         answer("StartBlockExportsResponse", message, (started) => exportsStarted(started, terminal));
       });

@@ -54,7 +54,9 @@ export async function serveAgent(surroundings: SessionSurroundings, options: Glo
     import("../api/metrics-server.js"),
   ]);
   const metrics = new AgentMetrics(packageVersion());
-  const context = await surroundings.startAgent(config, log, { meter: metrics });
+  const context = await surroundings.startAgent(config, log, { meter: metrics, fronts: true });
+  const { fronts } = context;
+  await using _fronts = fronts;
   signal.throwIfAborted();
   metrics.use(context);
   await using metricsServer =
@@ -69,7 +71,10 @@ export async function serveAgent(surroundings: SessionSurroundings, options: Glo
       log.level = options.logLevel ?? next.logLevel;
       for (const key of refused) log.warn({ key }, `${key} stays as it was: only a restart changes it`);
       // What killed processes left was put in order at the start; the calls that run now are not killed.
-      const fresh = await surroundings.startAgent(next, log, { changeNothing: true, meter: metrics });
+      const fresh = {
+        ...(await surroundings.startAgent(next, log, { changeNothing: true, meter: metrics })),
+        ...(fronts === undefined ? {} : { fronts }),
+      };
       server.use(fresh);
       metrics.use(fresh);
       await housekeeping[Symbol.asyncDispose]();

@@ -44,7 +44,9 @@ export async function claimAgentPlace({
   return { [Symbol.asyncDispose]: () => lock.release() };
 }
 
-/** Fails with AGENT_RUNNING if somebody answers there, and with ALREADY_EXISTS if it is something else. */
+/**
+ * Makes the path free to bind. Fails with ALREADY_EXISTS if something else is there, with AGENT_RUNNING if somebody answers.
+ */
 export async function removeStaleSocket(path: string): Promise<void> {
   try {
     const found = await lstat(path);

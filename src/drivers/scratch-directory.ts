@@ -58,7 +58,7 @@ export class ScratchDirectory implements ScratchSpace {
       }
       await access(directory, constants.W_OK | constants.X_OK);
     } catch (error) {
-      throw fileError(error, "create a scratch file in", directory);
+      throw fileError(error, "create a file in", directory);
     }
     if (await isThere(file)) throw refusedFile("ALREADY_EXISTS", file, "that it does not exist yet");
   }
@@ -112,7 +112,7 @@ function refusedFile(
   file: string,
   expected: string,
 ): FleeceError {
-  return new FleeceError(code, `Cannot use the scratch file ${file}: expected ${expected}`, {
+  return new FleeceError(code, `Cannot create ${file}: expected ${expected}`, {
     facts: { path: file },
   });
 }

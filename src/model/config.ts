@@ -3,7 +3,7 @@ import { isMap, isScalar, LineCounter, parseDocument } from "yaml";
 import type { Document } from "yaml";
 import { z } from "zod";
 import { FleeceError } from "../shared/errors.js";
-import { formatBytes, MIB, parseBytes, parseDuration } from "../shared/units.js";
+import { formatBytes, KIB, MIB, parseBytes, parseDuration } from "../shared/units.js";
 import { LOCAL_NAME, parseFingerprint, ROLES, type ClientEntry } from "./access.js";
 import { parseHostPort } from "./host-port.js";
 import type { NameKind } from "./names.js";
@@ -185,6 +185,35 @@ const metrics = z
     },
   );
 
+const connections = z.int().min(1).max(10_000);
+
+const NBD_TLS_KEYS = ["certificate", "key", "clientCa"] as const;
+
+const nbd = z
+  .strictObject({
+    address: hostPort.refine(({ port }) => port > 0, { message: "Expected HOST:PORT with a port from 1" }),
+    certificate: filePath.optional(),
+    key: filePath.optional(),
+    clientCa: filePath.optional(),
+    plaintext: z.boolean().default(false),
+    connections: connections.default(64),
+    connectionsPerClient: connections.default(16),
+    handshakeTimeout: duration.default(15_000),
+    idleTimeout: duration.default(300_000),
+    bytesPerSecond: size
+      .refine((bytes) => bytes >= KIB, { message: `Expected at least ${formatBytes(KIB)}` })
+      .optional(),
+  })
+  .superRefine((value, context) => {
+    for (const key of NBD_TLS_KEYS) {
+      if ((value[key] === undefined) === value.plaintext) continue;
+      const message = value.plaintext
+        ? `Expected either \`plaintext: true\` or \`${key}\`, got both`
+        : `Expected \`${key}\`: without TLS only if \`plaintext: true\` says so`;
+      context.addIssue({ code: "custom", message, path: [key] });
+    }
+  });
+
 const repository = z.strictObject({ name: name("repository"), path: filePath });
 
 export const configSchema = z
@@ -200,6 +229,7 @@ export const configSchema = z
       .default({ reserve: 0, cbwTimeout: 4000 }),
     runtimeDir: filePath.optional(),
     api: api.prefault({}),
+    nbd: nbd.optional(),
     metrics: metrics.optional(),
     logLevel: z.enum(["trace", "debug", "info", "warn", "error", "silent"]).default("warn"),
     parallelDisks: z.int().min(1).max(64).default(4),
@@ -224,6 +254,7 @@ export const configSchema = z
   });
 
 export type Config = z.infer<typeof configSchema>;
+export type NbdConfig = NonNullable<Config["nbd"]>;
 export type DomainConfig = Config["domains"][number];
 export type DiskConfig = NonNullable<DomainConfig["disks"]>[number];
 
@@ -247,6 +278,16 @@ export function quiesceSettings({ guestAgent, quiesce: keys }: DomainConfig): Qu
   if (guestAgent === undefined) return undefined;
   const { always, timeout, onFailure } = keys ?? quiesce.parse({});
   return { byDefault: always, timeoutMs: timeout, onFailure };
+}
+
+/** Undefined where there is no TLS. */
+export function nbdTlsPaths({
+  certificate,
+  key,
+  clientCa,
+}: NbdConfig): { readonly certificate: string; readonly key: string; readonly ca: string } | undefined {
+  if (certificate === undefined || key === undefined || clientCa === undefined) return undefined;
+  return { certificate, key, ca: clientCa };
 }
 
 function reportRepeats(
@@ -337,6 +378,7 @@ function absolute(config: Config, base: string): Config {
             },
           }),
     },
+    ...(config.nbd === undefined ? {} : { nbd: absoluteNbd(config.nbd, from) }),
     domains: config.domains.map((entry) => ({
       ...entry,
       ...(entry.qmp === undefined ? {} : { qmp: from(entry.qmp) }),
@@ -347,4 +389,12 @@ function absolute(config: Config, base: string): Config {
     })),
     repositories: config.repositories.map((entry) => ({ ...entry, path: from(entry.path) })),
   };
+}
+
+function absoluteNbd(keys: NbdConfig, from: (value: string) => string): NbdConfig {
+  const paths = NBD_TLS_KEYS.flatMap((key) => {
+    const value = keys[key];
+    return value === undefined ? [] : [[key, from(value)] as const];
+  });
+  return { ...keys, ...Object.fromEntries(paths) };
 }

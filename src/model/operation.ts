@@ -1,4 +1,5 @@
 import type { ErrorCode } from "../shared/errors.js";
+import type { FrontOffer } from "./front-offer.js";
 import type { Lease } from "./lease.js";
 import type { QuiesceOutcome } from "./quiesce.js";
 import type { ExportAddress, FileFingerprint, SnapshotPlan } from "./snapshot-plan.js";
@@ -60,6 +61,8 @@ export interface EndedSnapshot {
 
 export interface OpenExport extends ExportAddress {
   readonly since?: string;
+  /** How it is offered through the front, too: the agent does that again when it has been restarted. */
+  readonly front?: FrontOffer;
 }
 
 /** Files that a restore is still writing. Others may work on the domain meanwhile, so the process is named. */

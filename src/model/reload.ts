@@ -11,18 +11,19 @@ const LIVE_API_KEYS = ["shutdownGrace"];
 
 /** The new configuration, but with the old values of what only a restart can change. */
 export function reloadedConfig(before: Config, after: Config): ReloadedConfig {
-  const { runtimeDir: _runtimeDir, metrics: _metrics, ...rest } = after;
-  const { stateDir, runtimeDir, metrics, api } = before;
+  const { runtimeDir: _runtimeDir, metrics: _metrics, nbd: _nbd, ...rest } = after;
+  const { stateDir, runtimeDir, metrics, nbd, api } = before;
   return {
     config: {
       ...rest,
       stateDir,
       ...(runtimeDir === undefined ? {} : { runtimeDir }),
       ...(metrics === undefined ? {} : { metrics }),
+      ...(nbd === undefined ? {} : { nbd }),
       api: { ...api, shutdownGrace: after.api.shutdownGrace },
     },
     refused: [
-      ...changed(before, after, ["stateDir", "runtimeDir", "metrics"]),
+      ...changed(before, after, ["stateDir", "runtimeDir", "metrics", "nbd"]),
       ...changed(before.api, after.api, [...new Set([...Object.keys(api), ...Object.keys(after.api)])])
         .filter((key) => !LIVE_API_KEYS.includes(key))
         .map((key) => `api.${key}`),

@@ -1,5 +1,8 @@
-/** Where remote readers meet the front. Port 0 asks for any free one. The socket of a path is for this user alone. */
-export type FrontAddress = { readonly host: string; readonly port: number } | { readonly socketPath: string };
+import type { FrontAddress, FrontOffer } from "../model/front-offer.js";
+import type { HostPort } from "../model/host-port.js";
+
+/** Port 0 asks for any free one. The socket of a path is for this user alone. */
+export type { FrontAddress };
 
 /** The right of some clients to read one export for some time. */
 export interface ExportGrant {
@@ -7,11 +10,7 @@ export interface ExportGrant {
   readonly exportName: string;
   /** The private socket that serves the export read-only, and its name there. */
   readonly backend: { readonly socketPath: string; readonly exportName: string };
-  /**
-   * Who may read: certificates by their common name or by `sha256:` and the fingerprint in lower-case hexadecimal
-   * digits. `any`: everybody who may connect at all, in a front without TLS really everybody.
-   */
-  readonly clients: "any" | readonly string[];
+  readonly clients: FrontOffer["clients"];
   /** A connection without a byte in either direction for so long is closed. */
   readonly idleMs: number;
   /** Of all its connections together, both directions; default: as fast as it goes. */
@@ -50,4 +49,16 @@ export interface ExportFront extends AsyncDisposable {
   stats(): FrontStats;
   /** Stops listening, destroys all connections and ends all grants. Idempotent. */
   close(): Promise<void>;
+}
+
+/** Opens fronts where the agent may listen. */
+export interface FrontOpener {
+  /** The one TCP address of the configuration, if it has one; `plaintext`: there is no TLS at it. */
+  readonly tcp: { readonly address: HostPort; readonly plaintext: boolean } | undefined;
+  /**
+   * A front that listens there, without grants. A socket that nobody answers is replaced. Fails with ALREADY_EXISTS or
+   * AGENT_RUNNING if the address is in use, and with PATH_NOT_FOUND, PERMISSION_DENIED or TLS_INVALID if the certificate cannot
+   * be used.
+   */
+  open(address: FrontAddress): Promise<ExportFront>;
 }

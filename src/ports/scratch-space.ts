@@ -8,7 +8,7 @@ export interface ScratchSpace {
    */
   check(): Promise<void>;
   /**
-   * Whether a scratch image may be made as this file, outside the directory: an absolute path. Fails with ALREADY_EXISTS,
+   * Whether a scratch image (or a socket) may be made as this file, outside the directory: an absolute path. Fails with ALREADY_EXISTS,
    * with PATH_NOT_FOUND for a missing directory, with INVALID_ARGUMENT if a link leads there, and with PERMISSION_DENIED if
    * others could put another file in its place.
    */

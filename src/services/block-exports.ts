@@ -1,4 +1,7 @@
+import { isDeepStrictEqual } from "node:util";
 import { changesSince } from "../model/checkpoint.js";
+import type { FrontAddress, FrontOffer } from "../model/front-offer.js";
+import { formatFrontAddress } from "../model/front-offer.js";
 import type { OpenExport, SnapshotJournal } from "../model/operation.js";
 import type { DomainState, PlannedDisk, PlannedExport } from "../model/snapshot-plan.js";
 import type { UndoEntry, UndoKind } from "../model/undo.js";
@@ -35,6 +38,8 @@ export interface ExportRequest {
   readonly since?: string;
   /** Targets; left out: all disks of the snapshot. */
   readonly disks?: readonly string[];
+  /** Offer them through the front, too, to these clients. */
+  readonly front?: { readonly address: FrontAddress; readonly clients: readonly string[] };
   readonly signal?: AbortSignal;
 }
 
@@ -52,15 +57,16 @@ export async function listExports(context: ServiceContext, domain?: string): Pro
 }
 
 /**
- * Offers disks of a snapshot over NBD on a private Unix socket; their names are `<target>-<snapshot>`. Idempotent: a disk
- * that is offered in the same way already stays as it is; one that is offered with other changes fails with
- * ALREADY_EXISTS. Fails with SNAPSHOT_BROKEN or DISK_CHANGED when there is no frozen moment left to offer.
+ * Offers disks of a snapshot over NBD on a private Unix socket, and through the front if asked; their names are
+ * `<target>-<snapshot>`. Idempotent: a disk that is offered in the same way already stays as it is; one that is offered
+ * otherwise fails with ALREADY_EXISTS. Fails with SNAPSHOT_BROKEN or DISK_CHANGED when there is no frozen moment left to offer.
  */
 export function startExports(
   context: ServiceContext,
   request: ExportRequest,
 ): Promise<readonly BlockExport[]> {
   const { domain, since, snapshot, signal } = request;
+  const offer = wantedOffer(context, request);
   return withSnapshot(context, domain, snapshot, "export", async (operation, session) => {
     const subject = snapshotSubject(operation);
     const chosen = chooseSnapshotDisks(subject, request);
@@ -69,19 +75,22 @@ export function startExports(
     if (broken !== undefined) throw broken;
     const state = await driver.inspect(signal);
     if (since !== undefined) checkSince(subject, findCheckpoint(state, since));
-    const planned = newExports(subject, request, chosen).map((disk) =>
+    const planned = newExports(subject, request, offer, chosen).map((disk) =>
       plannedExport(subject, state, disk, since),
     );
     if (planned.length > 0) {
       const before = new Set(operation.record.undo.map(entryKey));
       try {
+        using _hold = offer && (await holdFront(context, operation, offer.address));
         const addresses = await driver.startExports(subject.plan, planned, operation, signal);
         logExports(context, subject.plan, addresses);
         const opened = addresses.map((address) => ({
           ...address,
           ...(since === undefined ? {} : { since }),
+          ...(offer === undefined ? {} : { front: offer }),
         }));
         await operation.setSubject({ ...subject, exports: [...subject.exports, ...opened] });
+        await context.fronts?.follow(domain);
       } catch (error) {
         // Compared by content: what earlier exports need too (the NBD server) is registered once more each time.
         await undoEntries(context, session, operation, (entry) => !before.has(entryKey(entry)));
@@ -102,7 +111,10 @@ export function stopExports(
   return withSnapshot(context, domain, snapshot, "export stop", async (operation, session) => {
     const subject = snapshotSubject(operation);
     if (subject.exports.length > 0) await rememberLoss(operation, await session.driver());
-    await undoEntries(context, session, operation, ({ kind }) => EXPORT_KINDS.has(kind));
+    const sockets = new Set(subject.exports.flatMap(({ front }) => frontSocket(front?.address) ?? []));
+    const isExport = (entry: UndoEntry): boolean =>
+      EXPORT_KINDS.has(entry.kind) || (entry.kind === "file" && sockets.has(entry.path));
+    await undoEntries(context, session, operation, isExport);
     await operation.setSubject({ ...snapshotSubject(operation), exports: [] });
     return exportsOf(domain, subject);
   });
@@ -121,6 +133,38 @@ const EXPORT_KINDS: ReadonlySet<UndoKind> = new Set([
   "vm-export",
   "daemon-export",
 ]);
+
+/** An agent that is gone cannot keep offering. */
+function wantedOffer(
+  { fronts }: ServiceContext,
+  { front }: Pick<ExportRequest, "front">,
+): FrontOffer | undefined {
+  if (front === undefined) return undefined;
+  if (fronts !== undefined) return fronts.offer(front.address, front.clients);
+  throw new FleeceError(
+    "UNSUPPORTED",
+    `Cannot offer exports at ${formatFrontAddress(front.address)}: that needs an agent, which lives on after the command; run \`fleece serve\`, and leave out --embedded`,
+  );
+}
+
+/** The socket of an address goes with the exports of the snapshot, so it is of one snapshot alone. */
+async function holdFront(
+  { fronts, scratch }: ServiceContext,
+  operation: Operation,
+  address: FrontAddress,
+): Promise<Disposable | undefined> {
+  const path = frontSocket(address);
+  const isOurs = (entry: UndoEntry): boolean => entry.kind === "file" && entry.path === path;
+  if (path !== undefined && !operation.record.undo.some(isOurs)) {
+    await scratch.checkFile(path);
+    await operation.register({ kind: "file", path });
+  }
+  return fronts?.hold(address);
+}
+
+function frontSocket(address: FrontAddress | undefined): string | undefined {
+  return address !== undefined && "socketPath" in address ? address.socketPath : undefined;
+}
 
 function exportsOf(
   domain: string,
@@ -158,19 +202,27 @@ function checkSince(
 function newExports(
   { exports, name }: SnapshotJournal,
   { domain, since }: ExportRequest,
+  offer: FrontOffer | undefined,
   chosen: readonly PlannedDisk[],
 ): readonly PlannedDisk[] {
   return chosen.filter(({ target }) => {
     const open = exports.find((listed) => listed.target === target);
     if (open === undefined) return true;
-    if (open.since === since) return false;
-    const how = open.since === undefined ? "without changes" : `with the changes since ${open.since}`;
+    if (open.since === since && isDeepStrictEqual(open.front, offer)) return false;
+    const changes = open.since === undefined ? "without changes" : `with the changes since ${open.since}`;
+    const how = `${changes}${offerWords(open.front)}`;
     throw new FleeceError(
       "ALREADY_EXISTS",
       `Disk ${target} of block snapshot ${name} is exported already, ${how}; stop the exports of the snapshot first`,
       { facts: { domain, snapshot: name, target } },
     );
   });
+}
+
+function offerWords(offer: FrontOffer | undefined): string {
+  if (offer === undefined) return " on the private socket";
+  const { address, clients } = offer;
+  return ` at ${formatFrontAddress(address)}${clients === "any" ? "" : ` for ${clients.join(", ")}`}`;
 }
 
 function plannedExport(

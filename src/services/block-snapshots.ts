@@ -225,6 +225,7 @@ export async function renewBlockSnapshot(
   // If its end began just now, that is seen here, or the new lease is seen there.
   const renewed = await findOpen(context, domain, name);
   if (renewed.record.id !== record.id) throw leaseIsOver(domain, subject);
+  await context.fronts?.follow(domain);
   return { ...renewed.subject, domain };
 }
 

@@ -12,6 +12,7 @@ import type { BackupRepository } from "../ports/repository.js";
 import type { ScratchSpace } from "../ports/scratch-space.js";
 import type { HostCleaner, StateStore } from "../ports/state-store.js";
 import { FleeceError } from "../shared/errors.js";
+import type { ExportFronts } from "./export-fronts.js";
 import { DomainSession } from "./domain-session.js";
 import { recoverDomain } from "./recovery.js";
 
@@ -39,6 +40,8 @@ export interface ServiceContext {
   readonly scratchLimits: ReadonlyMap<string, number | undefined>;
   /** How many disks are read side by side. */
   readonly parallelDisks: number;
+  /** Of an agent: embedded commands do not live as long as what is offered to remote readers. */
+  readonly fronts?: ExportFronts;
 }
 
 /** Fails with INVALID_NAME or DOMAIN_NOT_FOUND. */
@@ -80,6 +83,7 @@ export async function withDomain<T>(
     await recoverDomain(context, session);
     return await action(session);
   } finally {
+    await context.fronts?.follow(domain);
     await lock.release();
   }
 }

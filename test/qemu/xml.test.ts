@@ -240,7 +240,12 @@ describe("the RFC's documents, on a running domain", () => {
     const start = ["export", "start", "vm"];
     const address = "<address type='ip' host='127.0.0.1' port='8000'/>";
     const request = await at.document(exportXml(NIGHT, CP0, address));
-    await expectRefusal(at, [...start, "--xml", request], 1, /127\.0\.0\.1 port 8000: .*front.*UNSUPPORTED/s);
+    await expectRefusal(
+      at,
+      [...start, "--xml", request],
+      1,
+      /tcp:127\.0\.0\.1:8000: .*needs an agent.*UNSUPPORTED/s,
+    );
     await expectRefusal(
       at,
       [...start, "--xml", request, "--snapshot", "s"],

@@ -268,7 +268,7 @@ describe("the owner of a block snapshot", () => {
     const changes = [
       () => other.call("BlockSnapshots.Renew", at),
       () => other.call("BlockSnapshots.Delete", { ...at, failed: false }),
-      () => other.call("BlockExports.Start", { domain: "vm", snapshot: "s1", disks: [] }),
+      () => other.call("BlockExports.Start", { domain: "vm", snapshot: "s1", disks: [], clients: [] }),
       () => other.call("BlockExports.Stop", { domain: "vm", snapshot: "s1" }),
     ];
     for (const change of changes) {
@@ -280,7 +280,7 @@ describe("the owner of a block snapshot", () => {
     const ends = (await served.audit()).filter(({ client, event }) => client === "other" && event === "end");
     expect(ends.map(({ code }) => code)).toEqual(changes.map(() => "ACCESS_DENIED"));
     await owner.call("BlockSnapshots.Renew", at);
-    await owner.call("BlockExports.Start", { domain: "vm", snapshot: "s1", disks: [] });
+    await owner.call("BlockExports.Start", { domain: "vm", snapshot: "s1", disks: [], clients: [] });
     await owner.call("BlockExports.Stop", { domain: "vm", snapshot: "s1" });
     expect(await owner.call("BlockSnapshots.Delete", { ...at, failed: false })).toMatchObject({ name: "s1" });
   });

@@ -80,7 +80,7 @@ describe("AgentMetrics", () => {
       disks: [],
       leaseMs: 60_000,
     });
-    await runCall(context, "BlockExports.Start", { domain: "vm", snapshot: "night", disks: [] });
+    await runCall(context, "BlockExports.Start", { domain: "vm", snapshot: "night", disks: [], clients: [] });
     const text = await metrics.text();
     expect(text).toContain('fleece_block_snapshots_open{domain="vm"} 1\n');
     expect(text).toContain('fleece_exports{domain="vm"} 1\n');

@@ -124,6 +124,7 @@ export const fullSnapshot: BlockSnapshot = {
       since: "c1",
       changesContext: "qemu:dirty-bitmap:since-c1",
       staged: true,
+      front: { address: { host: "2001:db8::1", port: 10809 }, clients: ["Vendor"] },
     },
   ],
 };

@@ -1,4 +1,5 @@
 import protobuf from "protobufjs";
+import { parseNbdUri } from "nbd-client-ts";
 import { describe, expect, it } from "vitest";
 import { backupMessage } from "../../../src/api/backups.js";
 import { blockSnapshotMessage } from "../../../src/api/block-snapshots.js";
@@ -7,6 +8,8 @@ import { doctorMessage } from "../../../src/api/doctor.js";
 import { domainMessage } from "../../../src/api/domains.js";
 import { toJson } from "../../../src/api/json.js";
 import { protoRoot } from "../../../src/api/proto.js";
+import type { FrontOffer } from "../../../src/model/front-offer.js";
+import { parseFrontAddress } from "../../../src/model/front-offer.js";
 import { timestampFromMs, timestampToMs } from "../../../src/api/timestamp.js";
 import { fullCheckpoint, fullEntry, fullReport, fullSnapshot, fullState } from "./samples.js";
 
@@ -86,10 +89,38 @@ describe("blockSnapshotMessage", () => {
   });
 
   it("escapes in URIs whatever a URI or a shell could take for its own", () => {
-    const [open] = blockSnapshotMessage(fullSnapshot, 4096).exports;
-    expect(open?.uri).toBe(
-      "nbd+unix:///vda-a%3Ab%40c%2Bd%3De?socket=/run/a%20b%26c/it%27s%20%28here%29%3F%23/nbd.sock",
-    );
+    const exports = fullSnapshot.exports.map(({ front: _, ...open }) => open);
+    const [open] = blockSnapshotMessage({ ...fullSnapshot, exports }, 4096).exports;
+    expect(open).toMatchObject({
+      uri: "nbd+unix:///vda-a%3Ab%40c%2Bd%3De?socket=/run/a%20b%26c/it%27s%20%28here%29%3F%23/nbd.sock",
+      address: undefined,
+      clients: [],
+    });
+  });
+
+  it.each<[string, string, FrontOffer]>([
+    [
+      "nbds://[2001:db8::1]:10809/web01/vda-a%3Ab%40c%2Bd%3De",
+      "tcp:[2001:db8::1]:10809",
+      { address: { host: "2001:db8::1", port: 10809 }, clients: ["Vendor"] },
+    ],
+    [
+      "nbd://backup.example:1/web01/vda-a%3Ab%40c%2Bd%3De",
+      "tcp:backup.example:1",
+      { address: { host: "backup.example", port: 1 }, clients: "any" },
+    ],
+    [
+      "nbd+unix:///web01/vda-a%3Ab%40c%2Bd%3De?socket=/a%20b",
+      "unix:/a b",
+      { address: { socketPath: "/a b" }, clients: "any" },
+    ],
+  ])("names an export at a front %s, which is parsed again", (uri, address, front) => {
+    const exports = fullSnapshot.exports.map((open) => ({ ...open, front }));
+    const [open] = blockSnapshotMessage({ ...fullSnapshot, exports }, 4096).exports;
+    const clients = front.clients === "any" ? [] : front.clients;
+    expect(open).toMatchObject({ exportName: "web01/vda-a:b@c+d=e", uri, address, clients });
+    expect(parseNbdUri(uri)).toMatchObject({ exportName: "web01/vda-a:b@c+d=e" });
+    expect(parseFrontAddress(address)).toEqual(front.address);
   });
 });
 

@@ -69,6 +69,38 @@ describe("parseConfig", () => {
     expect(problemsOf(`${LEAST}api: { ${keys} }\n`).join("\n")).toContain(problem);
   });
 
+  it("reads where exports are offered to remote readers, with defaults and absolute paths", () => {
+    const tls = "certificate: c.pem, key: /k.pem, clientCa: ../ca.pem";
+    const text = `${LEAST}nbd: { address: "[::1]:10809", ${tls}, bytesPerSecond: 100M }\n`;
+    expect(parseConfig(text, "/etc/fleece/c.yaml").nbd).toEqual({
+      address: { host: "::1", port: 10809 },
+      certificate: "/etc/fleece/c.pem",
+      key: "/k.pem",
+      clientCa: "/etc/ca.pem",
+      plaintext: false,
+      connections: 64,
+      connectionsPerClient: 16,
+      handshakeTimeout: 15_000,
+      idleTimeout: 300_000,
+      bytesPerSecond: 100 * 2 ** 20,
+    });
+  });
+
+  it.each([
+    [
+      "address: 10.0.0.1:1",
+      ["certificate", "key", "clientCa"].map((key) => `nbd.${key}: Expected \`${key}\`: without TLS only`),
+    ],
+    ["address: 10.0.0.1:1, plaintext: true, key: k", ["nbd.key: Expected either `plaintext: true` or `key`"]],
+    ["address: 10.0.0.1, plaintext: true", ["nbd.address: Expected HOST:PORT"]],
+    ["address: 10.0.0.1:0, plaintext: true", ["nbd.address: Expected HOST:PORT"]],
+    ["address: h:1, plaintext: true, bytesPerSecond: 1", ["nbd.bytesPerSecond: Expected at least 1 KiB"]],
+  ])("refuses nbd: { %s }", (keys, problems) => {
+    expect(problemsOf(`${LEAST}nbd: { ${keys} }\n`)).toEqual(
+      problems.map((problem) => expect.stringContaining(problem) as string),
+    );
+  });
+
   it("resolves every path from the file's directory and fills in the defaults", () => {
     expect(parseConfig(LEAST, "/etc/fleece/c.yaml")).toEqual({
       stateDir: "/etc/fleece/state",

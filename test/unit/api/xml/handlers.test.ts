@@ -30,7 +30,7 @@ async function world() {
     await deleteBlockSnapshotHandler(context, { domain: "vm", name, failed: false }, {});
   }
   const start = (more: Partial<Parameters<typeof startBlockExportsHandler>[1]>) =>
-    startBlockExportsHandler(context, { domain: "vm", snapshot: "", disks: [], ...more }, {});
+    startBlockExportsHandler(context, { domain: "vm", snapshot: "", disks: [], clients: [], ...more }, {});
   return { context, create, start };
 }
 
