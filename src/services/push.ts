@@ -31,6 +31,7 @@ export async function pushDisk(context: ServiceContext, disk: PushedDisk): Promi
   try {
     await driver.push(plan, planned, undo, {
       signal,
+      abandonTarget: () => draft.abandon(),
       onProgress: (copiedBytes, totalBytes) => {
         read = copiedBytes;
         onProgress(Math.floor(totalBytes === 0 ? 0 : (half * copiedBytes) / totalBytes), read);

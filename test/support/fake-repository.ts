@@ -104,6 +104,7 @@ export class FakeRepository implements BackupRepository {
         this.#stored.set(request.id, { manifest, sinks });
         return this.#entry(manifest);
       },
+      abandon: () => Promise.resolve(),
       discard: () => {
         directories.delete(path);
         return Promise.resolve();

@@ -8,13 +8,18 @@ import { isQmpError } from "../../qmp/index.js";
 import { FleeceError } from "../../shared/errors.js";
 import { QemuHostCleaner } from "../host-cleaner.js";
 import { mergedBitmapName } from "../node-exports.js";
-import { frozenEntries } from "./undo.js";
+import { frozenEntries, yank } from "./undo.js";
 
 /** A frozen disk to copy, with the node that has its checkpoints' bitmaps. */
 export interface DiskToCopy {
   readonly disk: PlannedDisk;
   readonly diskNode: string;
   readonly planned: Pick<PlannedExport, "changes">;
+}
+
+export interface CopyOptions extends FollowJobOptions {
+  /** See `PushOptions`. */
+  readonly abandonTarget?: (() => Promise<void>) | undefined;
 }
 
 /**
@@ -45,7 +50,7 @@ export class FrozenCopies {
   async copyChanges(
     { disk, diskNode }: DiskToCopy,
     { since, bitmaps }: NonNullable<PlannedExport["changes"]>,
-    options: FollowJobOptions,
+    options: CopyOptions,
   ): Promise<void> {
     const node = disk.nodes.access;
     const name = mergedBitmapName(since);
@@ -56,7 +61,7 @@ export class FrozenCopies {
     await this.#runJob(disk, { sync: "bitmap", bitmap: name, "bitmap-mode": "never" }, options);
   }
 
-  async copyAll({ disk }: DiskToCopy, options: FollowJobOptions): Promise<void> {
+  async copyAll({ disk }: DiskToCopy, options: CopyOptions): Promise<void> {
     await this.#runJob(disk, { sync: "full" }, options);
   }
 
@@ -83,14 +88,29 @@ export class FrozenCopies {
   async #runJob(
     { nodes, target }: PlannedDisk,
     sync: Pick<BlockdevBackup, "sync" | "bitmap" | "bitmap-mode">,
-    options: FollowJobOptions,
+    { abandonTarget, ...options }: CopyOptions,
   ): Promise<void> {
+    const { signal } = options;
+    const onAbort = (): void => void this.#endWrites(nodes, abandonTarget);
+    signal?.addEventListener("abort", onAbort);
     const job = { "job-id": nodes.push, device: nodes.access, target: nodes.push, ...sync };
     try {
       await this.#qmp.runJob("blockdev-backup", { ...job, "x-perf": { "max-chunk": BLOCK_SIZE } }, options);
     } catch (error) {
       throw contentLost(error, target) ?? error;
+    } finally {
+      signal?.removeEventListener("abort", onAbort);
     }
+  }
+
+  /**
+   * A job that is cancelled waits for its writes. What it has written is worth nothing any more, so those that hang are made to
+   * fail: by ending the connection, where the daemon has taken them and its storage hangs (it cannot be killed then); by ending
+   * the daemon, where it has not, for QEMU 7.2 waits for room in a full socket also when that is shut down.
+   */
+  async #endWrites(nodes: SnapshotNodes, abandonTarget: CopyOptions["abandonTarget"]): Promise<void> {
+    // Whether they have failed shows in the job, which is waited for.
+    await Promise.allSettled([yank(this.#qmp, nodes.push), abandonTarget?.()]);
   }
 }
 

@@ -16,13 +16,14 @@ export class PushedDisks {
     each: DiskToCopy,
     { socketPath, exportName }: ExportAddress,
     undo: UndoLog,
-    { signal, onProgress }: PushOptions,
+    { signal, abandonTarget, onProgress }: PushOptions,
   ): Promise<void> {
     const { disk, planned } = each;
     await undo.register(...copyEntries(each));
     await this.#copies.connect(disk.nodes, socketPath, exportName);
     const options = {
       signal,
+      abandonTarget,
       onProgress: (job: { "current-progress": number; "total-progress": number }) =>
         onProgress?.(job["current-progress"], job["total-progress"]),
     };

@@ -60,6 +60,7 @@ describe("parseConfig", () => {
       scratch: { reserve: 0, cbwTimeout: 4000 },
       logLevel: "warn",
       parallelDisks: 4,
+      api: { shutdownGrace: 30_000 },
       domains: [
         {
           name: "web01",
