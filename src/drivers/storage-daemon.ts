@@ -1,7 +1,7 @@
 import { lstat, rm } from "node:fs/promises";
 import { join } from "node:path";
 import { setTimeout as delay } from "node:timers/promises";
-import { errnoOf, FleeceError } from "../shared/errors.js";
+import { errnoOf, errorMessage, FleeceError } from "../shared/errors.js";
 import {
   connectQmp,
   isQmpError,
@@ -225,8 +225,12 @@ async function connectWhenReady(
       const expected = isQmpError(error, "QMP_SOCKET_ABSENT", "QMP_REFUSED");
       if (!expected || performance.now() > deadline) {
         // A daemon that ended while it was connected to says more than its closed socket.
-        await Promise.race([process.ended, delay(POLL_MS)]);
-        const words = failure ?? `${DAEMON} did not answer within ${START_TIMEOUT_MS / 1000} s`;
+        if (!expected) await Promise.race([process.ended, delay(OBITUARY_MS)]);
+        const words =
+          failure ??
+          (expected
+            ? `${DAEMON} did not answer within ${START_TIMEOUT_MS / 1000} s`
+            : `${DAEMON} could not be connected to: ${errorMessage(error)}`);
         throw process.failure() ?? new FleeceError("QEMU_FAILED", words, { cause: error });
       }
     }
