@@ -1,4 +1,4 @@
-import type { PlannedDisk, PlannedExport, SnapshotNodes } from "../../model/snapshot-plan.js";
+import type { ExportAddress, PlannedDisk, PlannedExport, SnapshotNodes } from "../../model/snapshot-plan.js";
 import { CHECKPOINT_GRANULARITY } from "../../model/checkpoint.js";
 import { BLOCK_SIZE } from "../../model/extents.js";
 import type { UndoEntry, UndoKind } from "../../model/undo.js";
@@ -7,6 +7,7 @@ import type { BlockdevBackup, FollowJobOptions, QmpSession } from "../../qmp/ind
 import { isQmpError } from "../../qmp/index.js";
 import { FleeceError } from "../../shared/errors.js";
 import { QemuHostCleaner } from "../host-cleaner.js";
+import { NbdReaderFactory } from "../nbd-io.js";
 import { mergedBitmapName } from "../node-exports.js";
 import { frozenEntries, yank } from "./undo.js";
 
@@ -36,10 +37,22 @@ export class FrozenCopies {
     this.#undoInQemu = undo;
   }
 
-  /** Needs `copyEntries` to be registered. The export is writable and of the disk's size. */
-  async connect({ push }: SnapshotNodes, socketPath: string, exportName: string): Promise<void> {
+  /**
+   * Needs `copyEntries` to be registered. The export is writable and of the disk's size. QEMU, and the guest's requests with
+   * it, stand still while it connects: so whether somebody answers is tried first, and QEMU's patience is short.
+   */
+  async connect(
+    { push }: SnapshotNodes,
+    address: Pick<ExportAddress, "target" | "socketPath" | "exportName" | "sizeBytes">,
+    signal?: AbortSignal,
+  ): Promise<void> {
+    const { socketPath, exportName } = address;
+    await (await new NbdReaderFactory().open(address, signal)).close();
     const server = { type: "unix", path: socketPath } as const;
-    await this.#qmp.execute("blockdev-add", { driver: "nbd", "node-name": push, server, export: exportName });
+    await this.#qmp.execute("blockdev-add", {
+      ...{ driver: "nbd", "node-name": push, server, export: exportName },
+      "open-timeout": OPEN_TIMEOUT_SECONDS,
+    });
   }
 
   async disconnect({ push }: SnapshotNodes): Promise<void> {
@@ -113,6 +126,9 @@ export class FrozenCopies {
     await Promise.allSettled([yank(this.#qmp, nodes.push), abandonTarget?.()]);
   }
 }
+
+/** As long as a guest's write may wait for scratch space. */
+const OPEN_TIMEOUT_SECONDS = 4;
 
 const HOST_KINDS: ReadonlySet<UndoKind> = new Set(["file", "linked-file", "daemon"]);
 

@@ -99,7 +99,9 @@ export class StagedExports {
     await daemon.execute("block-export-add", {
       ...{ type: "nbd", id: push, "node-name": scratch, name: push, writable: true },
     });
-    await this.#copies.connect(disk.nodes, daemon.nbdSocketPath, push);
+    const { target, sizeBytes } = disk;
+    const image = { target, sizeBytes, exportName: push, socketPath: daemon.nbdSocketPath };
+    await this.#copies.connect(disk.nodes, image, signal);
     const options = { signal, abandonTarget: () => endDaemon(daemon.directory, { atOnce: true }) };
     if (changes !== undefined) {
       const name = mergedBitmapName(changes.since);
