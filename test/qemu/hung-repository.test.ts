@@ -11,7 +11,7 @@ import { startSite, type Site } from "../support/site.js";
 const MIB = 1024 * 1024;
 const DISK_BYTES = 64 * MIB;
 /** More than a socket and the daemon's requests in flight take, so that the copy stands still in the midst. */
-const UNREAD = 48 * MIB;
+const UNREAD = 60 * MIB;
 
 async function startScene(exports: "auto" | "staged") {
   const disk = { format: "qcow2", sizeBytes: DISK_BYTES, filledBytes: DISK_BYTES } as const;
@@ -27,8 +27,8 @@ async function startScene(exports: "auto" | "staged") {
   return { at, context: { ...context, clock: { ...systemClock, sleep } } };
 }
 
-/** The repository's storage daemon takes nothing any more once both disks are under way. */
-async function startHung(at: Site, context: ServiceContext, signal?: AbortSignal) {
+/** The repository's storage daemon takes nothing any more once that many disks are under way. */
+async function startHung(at: Site, context: ServiceContext, disks: number, signal?: AbortSignal) {
   let hang: () => void = () => undefined;
   const hung = new Promise<void>((resolve) => (hang = resolve));
   let stopped: Promise<void> | undefined;
@@ -39,7 +39,7 @@ async function startHung(at: Site, context: ServiceContext, signal?: AbortSignal
     onProgress: (progress) => {
       if (progress.step !== "disk") return;
       underWay.add(progress.target);
-      if (underWay.size === 2) stopped ??= stopDaemons(at).then(hang);
+      if (underWay.size === disks) stopped ??= stopDaemons(at).then(hang);
     },
   }).catch((error: unknown) => error);
   await Promise.race([hung, ended]);
@@ -80,10 +80,13 @@ async function expectNothingLeft(at: Site): Promise<void> {
 }
 
 describe.each(["auto", "staged"] as const)("a repository that hangs, exports: %s", (exports) => {
+  // What is pulled is given up soon. What is pushed must have been connected to: that is not tried with one that hangs.
+  const disks = exports === "auto" ? 1 : 2;
+
   it("does not keep a cancelled backup from ending, with the guest's disks given back", async () => {
     const { at, context } = await startScene(exports);
     const enough = new AbortController();
-    const { ended } = await startHung(at, context, enough.signal);
+    const { ended } = await startHung(at, context, disks, enough.signal);
     enough.abort(new Error("Enough"));
     expect(await ended).toMatchObject(exports === "staged" ? { code: "INTERRUPTED" } : { message: "Enough" });
     await guestWrites(at, 0, 8 * MIB);
@@ -92,7 +95,7 @@ describe.each(["auto", "staged"] as const)("a repository that hangs, exports: %s
 
   it("does not keep the limit of scratch space from ending a backup", async () => {
     const { at, context } = await startScene(exports);
-    const { ended } = await startHung(at, context);
+    const { ended } = await startHung(at, context, disks);
     await guestWrites(at, UNREAD, 2 * MIB);
     expect(await ended).toMatchObject({
       code: "SNAPSHOT_BROKEN",
