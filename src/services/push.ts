@@ -43,6 +43,8 @@ export async function pushDisk(context: ServiceContext, disk: PushedDisk): Promi
       onProgress: (positionBytes) => onProgress(Math.floor(half + positionBytes / 2), read),
     });
   } catch (error) {
-    throw signal.aborted ? error : await draft.explain(error);
+    // The first cause wins over its consequences: once the signal has fired, the draft takes nothing any more.
+    signal.throwIfAborted();
+    throw await draft.explain(error);
   }
 }
