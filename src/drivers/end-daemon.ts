@@ -51,20 +51,28 @@ function nbdSocketOf(args: readonly string[], directory: string): string {
  * Ends the daemon that was started in `directory` by this or any earlier process, then removes the directory and its
  * sockets. Idempotent. Fails with CLEANUP_INCOMPLETE if the process cannot be ended.
  */
-export async function endDaemon(directory: string): Promise<void> {
+export async function endDaemon(directory: string, how: EndProcessOptions = {}): Promise<void> {
   for (const daemon of await findDaemons(directory)) {
-    await endProcess(daemon);
+    await endProcess(daemon, how);
     await rm(daemon.nbdSocketPath, { force: true });
   }
   await rm(directory, { recursive: true, force: true });
 }
 
+export interface EndProcessOptions {
+  /** Nothing that it holds is wanted any more, so it gets no time to end by itself. */
+  readonly atOnce?: boolean;
+}
+
 /** SIGTERM, then SIGKILL after a while; resolves when the process is gone. */
-export async function endProcess(owner: ProcessOwner): Promise<void> {
+export async function endProcess(
+  owner: ProcessOwner,
+  { atOnce = false }: EndProcessOptions = {},
+): Promise<void> {
   for (const [signal, timeoutMs] of [
-    ["SIGTERM", TERM_TIMEOUT_MS],
-    ["SIGKILL", KILL_TIMEOUT_MS],
-  ] as const) {
+    ...(atOnce ? [] : [["SIGTERM", TERM_TIMEOUT_MS] as const]),
+    ["SIGKILL", KILL_TIMEOUT_MS] as const,
+  ]) {
     signalOwner(owner, signal);
     const deadline = performance.now() + timeoutMs;
     while (isOwnerAlive(owner) && performance.now() < deadline) await delay(POLL_MS);

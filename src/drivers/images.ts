@@ -134,7 +134,8 @@ class ServedImages implements OpenImages {
   }
 
   async close(): Promise<void> {
-    await this.#daemon.stop();
+    // What was not finished is worth nothing. Its storage may hang, and with it whoever waits for this.
+    await this.#daemon.stop({ atOnce: true });
     await Promise.all(this.#images.map(({ writer }) => writer.close()));
   }
 

@@ -1,7 +1,7 @@
 import { lstat, rm } from "node:fs/promises";
 import { join } from "node:path";
 import { setTimeout as delay } from "node:timers/promises";
-import { errnoOf, FleeceError } from "../shared/errors.js";
+import { errnoOf, errorMessage, FleeceError } from "../shared/errors.js";
 import {
   connectQmp,
   isQmpError,
@@ -10,7 +10,7 @@ import {
   type QmpReturns,
   type QmpSession,
 } from "../qmp/index.js";
-import { endProcess, findDaemons } from "./end-daemon.js";
+import { endProcess, type EndProcessOptions, findDaemons } from "./end-daemon.js";
 import { type ProcessOwner } from "./process-owner.js";
 import { checkSocketPath, makeRuntimeDirectory } from "./runtime-directory.js";
 import { DAEMON, type DaemonLifetime, type DaemonProcess, readLog, spawnDaemon } from "./spawn-daemon.js";
@@ -152,8 +152,8 @@ export class StorageDaemon implements AsyncDisposable {
   }
 
   /** Ends the daemon and removes its directory and sockets. Idempotent. Does not flush: delete the nodes first. */
-  async stop(): Promise<void> {
-    this.#stopped ??= this.#stop();
+  async stop(how: EndProcessOptions = {}): Promise<void> {
+    this.#stopped ??= this.#stop(how);
     await this.#stopped;
   }
 
@@ -167,9 +167,9 @@ export class StorageDaemon implements AsyncDisposable {
     await this.stop();
   }
 
-  async #stop(): Promise<void> {
+  async #stop(how: EndProcessOptions): Promise<void> {
     await this.qmp.close();
-    await endProcess(this.#owner);
+    await endProcess(this.#owner, how);
     await this.gone;
     await rm(this.nbdSocketPath, { force: true });
     await rm(this.directory, { recursive: true, force: true });
@@ -225,8 +225,12 @@ async function connectWhenReady(
       const expected = isQmpError(error, "QMP_SOCKET_ABSENT", "QMP_REFUSED");
       if (!expected || performance.now() > deadline) {
         // A daemon that ended while it was connected to says more than its closed socket.
-        await Promise.race([process.ended, delay(POLL_MS)]);
-        const words = failure ?? `${DAEMON} did not answer within ${START_TIMEOUT_MS / 1000} s`;
+        if (!expected) await Promise.race([process.ended, delay(OBITUARY_MS)]);
+        const words =
+          failure ??
+          (expected
+            ? `${DAEMON} did not answer within ${START_TIMEOUT_MS / 1000} s`
+            : `${DAEMON} could not be connected to: ${errorMessage(error)}`);
         throw process.failure() ?? new FleeceError("QEMU_FAILED", words, { cause: error });
       }
     }

@@ -2,7 +2,7 @@ import type { CheckpointBitmap } from "./checkpoint.js";
 import { deadBitmaps } from "./checkpoint.js";
 import type { Blocker, Finding } from "./finding.js";
 import { isAtLeast, issuesOf, OLDEST_QEMU } from "./known-qemu-issues.js";
-import type { DiskState, DomainState, Obstacle } from "./snapshot-plan.js";
+import type { DiskState, DomainState, MissingDisk, Obstacle } from "./snapshot-plan.js";
 import { operationOfNode } from "./snapshot-plan.js";
 
 /** What the state of a domain says about its next backup. Pure rules: from what was found to findings. */
@@ -18,8 +18,18 @@ export function qemuTooOld({ domain, qemuVersion }: DomainState): Blocker | unde
   };
 }
 
-export function noDisks({ domain, disks }: DomainState): Blocker | undefined {
-  if (disks.length > 0) return undefined;
+export function missingDisk(domain: string, { target, reason }: MissingDisk): Blocker {
+  return {
+    code: "DISK_MISSING",
+    errorCode: "DISK_NOT_FOUND",
+    subject: { domain, disk: target },
+    found: `Domain ${domain} has no disk ${target}: ${reason}`,
+    advice: "Plug it in again, take it out of the configuration, or name the other disks with --disk",
+  };
+}
+
+export function noDisks({ domain, disks, missingDisks = [] }: DomainState): Blocker | undefined {
+  if (disks.length + missingDisks.length > 0) return undefined;
   return {
     code: "NO_DISKS",
     errorCode: "DISK_NOT_FOUND",
@@ -58,6 +68,7 @@ export function domainFindings(state: DomainState, explained: ReadonlySet<string
     ...versionNotes(state),
     ...foreignExports(state),
     ...state.disks.flatMap((disk) => diskFindings(state, disk, explained)),
+    ...(state.missingDisks ?? []).map((disk) => missingDisk(state.domain, disk)),
   ];
 }
 

@@ -47,6 +47,7 @@ export const FINDING_CODES = {
   QEMU_TOO_OLD: ["blocker", "The QEMU version lacks what a backup needs"],
   NO_DISKS: ["blocker", "The domain has no disk that can be backed up"],
   FOREIGN_FILTER: ["blocker", "A filter, a block job or a migration works on the disk"],
+  DISK_MISSING: ["blocker", "The configuration lists a disk that the running domain does not have"],
   DISK_UNSUPPORTED: ["blocker", "The disk is of a kind that cannot be frozen"],
   SNAPSHOT_OPEN: ["blocker", "A block snapshot holds the disk"],
   SCRATCH_UNUSABLE: ["blocker", "No scratch image can be made"],

@@ -10,6 +10,8 @@ export interface DomainState {
   /** `7.2.22`, for a domain that runs. */
   readonly qemuVersion?: string;
   readonly disks: readonly DiskState[];
+  /** Disks that the configuration lists and the running QEMU does not have, after a hot-unplug for example. */
+  readonly missingDisks?: readonly MissingDisk[];
   /** Nodes in the running QEMU that carry our mark, whichever fleece made them. */
   readonly ourNodes?: readonly string[];
   /** Ids of NBD exports of the running QEMU that other programs made. */
@@ -34,6 +36,11 @@ export interface DiskState {
   readonly staged?: true;
   /** Set when no snapshot of this disk may be taken, with the reason. */
   readonly obstacle?: Obstacle;
+}
+
+export interface MissingDisk {
+  readonly target: string;
+  readonly reason: string;
 }
 
 export interface Obstacle {

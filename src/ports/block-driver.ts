@@ -55,7 +55,8 @@ export interface BlockDriver extends AsyncDisposable {
    * Lets the running domain's QEMU copy a frozen disk to where its content is to stay, and then lets go of the disk: the
    * guest's writes to it cost nothing any more, and `checkIntact` does not ask for it. For disks that must be staged; other
    * disks of the snapshot may be pushed at the same time. Fails with SNAPSHOT_BROKEN when content was lost, NO_SPACE or
-   * QEMU_FAILED when it cannot be written. The copy has ended when it rejects, also by the signal.
+   * QEMU_FAILED when it cannot be written. The copy has ended when it rejects, also by the signal; what hangs below it is waited
+   * for 30 s at most then.
    */
   push(plan: SnapshotPlan, push: PlannedPush, undo: UndoLog, options?: PushOptions): Promise<void>;
 
@@ -77,6 +78,8 @@ export interface BlockDriver extends AsyncDisposable {
 
 export interface PushOptions {
   readonly signal?: AbortSignal | undefined;
+  /** Called when the signal fires: ends whoever serves the target, so that writes which hang there fail. */
+  readonly abandonTarget?: () => Promise<void>;
   /** Bytes of what has to be copied, zeroes included. */
   readonly onProgress?: (copiedBytes: number, totalBytes: number) => void;
 }

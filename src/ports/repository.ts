@@ -85,6 +85,8 @@ export interface BackupDraft {
    * All disks must be finished. After an error nothing is listed.
    */
   publish(summary: DraftSummary): Promise<IntactEntry>;
+  /** Ends what holds the images, also if it hangs: nothing is written any more. Idempotent. `discard` is still to be called. */
+  abandon(): Promise<void>;
   /** Removes what was written. Idempotent; does nothing after `publish`. */
   discard(): Promise<void>;
 }

@@ -9,6 +9,8 @@ export interface FollowJobOptions {
   readonly signal?: AbortSignal | undefined;
   /** Called with each look at the job, the last one included. */
   readonly onProgress?: ((job: JobInfo) => void) | undefined;
+  /** Milliseconds until a cancelled job that does not end is left to itself, with QMP_TIMEOUT; default 30,000. */
+  readonly cancelTimeoutMs?: number | undefined;
   /** Milliseconds between looks when no event comes; default 1000. Only progress depends on it. */
   readonly pollIntervalMs?: number | undefined;
 }
@@ -61,16 +63,20 @@ async function followToConclusion(
   options: FollowJobOptions,
   bell: Bell,
 ): Promise<JobInfo> {
-  let asked = false;
+  let cancelledAtMs: number | undefined;
   for (;;) {
-    const aborted = options.signal?.aborted === true;
-    if (aborted && !asked) {
-      asked = true;
+    if (options.signal?.aborted === true && cancelledAtMs === undefined) {
+      cancelledAtMs = performance.now();
       await unlessRefused(monitor.execute("job-cancel", { id: jobId }));
     }
     const job = await findJob(monitor, jobId);
     options.onProgress?.(job);
     if (job.status === "concluded") return job;
+    const limitMs = options.cancelTimeoutMs ?? 30_000;
+    if (cancelledAtMs !== undefined && performance.now() - cancelledAtMs > limitMs) {
+      const message = `Job ${jobId} (${job.type}) did not end within ${limitMs / 1000} s of being cancelled`;
+      throw new QmpError("QMP_TIMEOUT", message, { jobId });
+    }
     await bell.wait(options.pollIntervalMs ?? 1000);
   }
 }
@@ -79,7 +85,8 @@ async function followToConclusion(
  * Follows a job that does not dismiss itself to its end and dismisses it. Resolves with its last state if it succeeded,
  * even if the signal fired meanwhile. Rejects with QMP_JOB_FAILED (QEMU's text in `qemuText`), QMP_ABORTED if the
  * signal fired and the job did not succeed, QMP_JOB_LOST, or what ended the session; the last two, and a timeout of a
- * command, leave the job's fate open. A job that QEMU has paused is waited for, however long: the signal is the limit.
+ * command or of the cancellation, leave the job's fate open. A job that QEMU has paused is waited for, however long: the
+ * signal is the limit.
  */
 export async function followJob(
   monitor: Monitor,

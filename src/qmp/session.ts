@@ -21,7 +21,7 @@ export type ExecuteParameters<C extends QmpCommandName> =
     : [args: QmpArguments<C>, options?: ExecuteOptions];
 
 /** Commands that start a job. */
-export type QmpJobCommand = "blockdev-backup" | "blockdev-create";
+export type QmpJobCommand = "blockdev-backup" | "blockdev-create" | "block-stream";
 
 /** The id is the caller's, so that it can find the job again; finalizing and dismissing is up to `runJob`. */
 export type JobArguments<C extends QmpJobCommand> = Omit<
@@ -117,8 +117,8 @@ export class QmpSession implements AsyncDisposable {
   ): Promise<JobInfo> {
     const jobId = args["job-id"];
     if (options.signal?.aborted === true) throw abortedError(options.signal, `Job ${jobId}`);
-    // A backup would dismiss itself, and its error with it; blockdev-create never does and takes no such members.
-    const hold = command === "blockdev-backup" ? { "auto-finalize": true, "auto-dismiss": false } : {};
+    // A block job would dismiss itself, and its error with it; blockdev-create never does and takes no such members.
+    const hold = command === "blockdev-create" ? {} : { "auto-finalize": true, "auto-dismiss": false };
     // No signal here: once sent, the job exists, and somebody must see it to its end.
     await this.#connection.request(command, { ...args, ...hold }, { timeoutMs: this.#commandTimeoutMs });
     return await this.followJob(jobId, options);

@@ -32,7 +32,7 @@ import { pushDisk } from "./push.js";
 import type { ScratchUse } from "./scratch-watch.js";
 import { withScratchWatch } from "./scratch-watch.js";
 import { logMoment, planQuiesce } from "./quiesce.js";
-import { unwind } from "./unwind.js";
+import { freeGuest, unwind } from "./unwind.js";
 
 export interface BackupRequest {
   readonly domain: string;
@@ -270,8 +270,21 @@ class Attempt {
         checkpoint: this.#backupId,
         ...(this.#request.request === undefined ? {} : { request: this.#request.request }),
       });
-    } finally {
-      await draft.discard();
+    } catch (error) {
+      await this.#giveUp(draft, operation);
+      throw error;
+    }
+  }
+
+  /** The guest comes first: the storage of what was written may hang. Trouble is that of the unwinding, which does the rest. */
+  async #giveUp(draft: BackupDraft, operation: Operation): Promise<void> {
+    const { log, host } = this.#context;
+    for (const action of [() => freeGuest(operation, this.#parts.session, host), () => draft.discard()]) {
+      try {
+        await action();
+      } catch (trouble) {
+        log.debug({ operation: operation.record.id }, errorMessage(trouble));
+      }
     }
   }
 

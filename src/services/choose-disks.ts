@@ -1,4 +1,4 @@
-import { diskObstacle, noDisks, qemuTooOld } from "../model/domain-findings.js";
+import { diskObstacle, missingDisk, noDisks, qemuTooOld } from "../model/domain-findings.js";
 import { refusal } from "../model/finding.js";
 import { checkName } from "../model/names.js";
 import type { DiskState, DomainState } from "../model/snapshot-plan.js";
@@ -9,6 +9,8 @@ import { FleeceError } from "../shared/errors.js";
  * not have, and with the blocker's code where a look (`fleece doctor`) would find one; a disk is never left out silently.
  */
 export function chooseDisks(state: DomainState, targets?: readonly string[]): readonly DiskState[] {
+  const missing = (state.missingDisks ?? []).filter(({ target }) => targets?.includes(target) ?? true);
+  if (missing[0] !== undefined) throw refusal(missingDisk(state.domain, missing[0]));
   const chosen =
     targets === undefined ? state.disks : [...new Set(targets)].map((target) => find(state, target));
   const blockers = [

@@ -31,6 +31,7 @@ export async function pushDisk(context: ServiceContext, disk: PushedDisk): Promi
   try {
     await driver.push(plan, planned, undo, {
       signal,
+      abandonTarget: () => draft.abandon(),
       onProgress: (copiedBytes, totalBytes) => {
         read = copiedBytes;
         onProgress(Math.floor(totalBytes === 0 ? 0 : (half * copiedBytes) / totalBytes), read);
@@ -42,6 +43,8 @@ export async function pushDisk(context: ServiceContext, disk: PushedDisk): Promi
       onProgress: (positionBytes) => onProgress(Math.floor(half + positionBytes / 2), read),
     });
   } catch (error) {
-    throw signal.aborted ? error : await draft.explain(error);
+    // The first cause wins over its consequences: once the signal has fired, the draft takes nothing any more.
+    signal.throwIfAborted();
+    throw await draft.explain(error);
   }
 }

@@ -9,6 +9,16 @@ const SCENARIOS: readonly Scenario[] = [
   { name: "backup run, incremental", disks: 1, prepare: () => Promise.resolve(BACKUP) },
   { name: "backup run, incremental of two disks", disks: 2, prepare: () => Promise.resolve(BACKUP) },
   {
+    name: "pushed backup run, full",
+    ...{ disks: 1, site: { exports: "staged" } },
+    prepare: () => Promise.resolve([...BACKUP, "--full"]),
+  },
+  {
+    name: "pushed backup run, incremental of two disks",
+    ...{ disks: 2, site: { exports: "staged" } },
+    prepare: () => Promise.resolve(BACKUP),
+  },
+  {
     name: "backup run, full, inactive domain",
     ...{ disks: 1, inactive: true },
     prepare: () => Promise.resolve([...BACKUP, "--full"]),

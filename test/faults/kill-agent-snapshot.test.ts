@@ -1,5 +1,7 @@
+import { mkdir, writeFile } from "node:fs/promises";
+import { fileURLToPath } from "node:url";
 import { describe, it } from "vitest";
-import { killAtEveryStep, type Scenario } from "./support/kill-matrix.js";
+import { CALLERS_DIRECTORY, killAtEveryStep, type Scenario } from "./support/kill-matrix.js";
 import type { Scene } from "./support/scene.js";
 
 let snapshots = 0;
@@ -20,6 +22,24 @@ async function create(scene: Scene): Promise<string> {
 async function exporting(scene: Scene): Promise<string[]> {
   const [since = ""] = await scene.checkpoints();
   return ["export", "start", "vm", "--snapshot", await create(scene), "--since", since];
+}
+
+const MIB = 1024 * 1024;
+
+/** With scratch files of the caller's choice. */
+async function creationFromXml(scene: Scene): Promise<string[]> {
+  const directory = scene.at.directory.file(CALLERS_DIRECTORY);
+  await mkdir(directory, { recursive: true, mode: 0o700 });
+  const name = `s${snapshots++}`;
+  const disks = scene.targets.map(
+    (target) => `<disk name='${target}'><scratch file='${directory}/${target}'/></disk>`,
+  );
+  const document = scene.at.directory.file("snapshot.xml");
+  await writeFile(
+    document,
+    `<domainblocksnapshot><name>${name}</name>${disks.join("")}</domainblocksnapshot>`,
+  );
+  return ["block-snapshot", "create", "vm", "--xml", document];
 }
 
 const ON_RUNNING: readonly Scenario[] = [
@@ -47,6 +67,40 @@ const ON_RUNNING: readonly Scenario[] = [
       const start = await exporting(scene);
       await scene.at.json(...start);
       return ["export", "stop", "vm", "--snapshot", start[4] ?? ""];
+    },
+  },
+  {
+    name: "block-snapshot create, scratch files by XML",
+    disks: 2,
+    prepare: creationFromXml,
+  },
+  {
+    name: "block-snapshot delete, scratch files by XML",
+    disks: 2,
+    prepare: async (scene) => {
+      await scene.at.json(...(await creationFromXml(scene)));
+      return ["block-snapshot", "delete", "vm", `s${snapshots - 1}`];
+    },
+  },
+  { name: "export start, staged", ...{ disks: 2, site: { exports: "staged" } }, prepare: exporting },
+  {
+    name: "export stop, staged",
+    ...{ disks: 2, site: { exports: "staged" } },
+    prepare: async (scene) => {
+      const start = await exporting(scene);
+      await scene.at.json(...start);
+      return ["export", "stop", "vm", "--snapshot", start[4] ?? ""];
+    },
+  },
+  {
+    name: "watch, end of a broken snapshot",
+    ...{ disks: 2, site: { scratch: { limit: "1M" } } },
+    script: fileURLToPath(new URL("support/watch-snapshots.mjs", import.meta.url)),
+    prepare: async (scene) => {
+      const start = await exporting(scene);
+      await scene.at.json(...start);
+      await scene.write("vda", 0, MIB, 0x99);
+      return ["vm"];
     },
   },
   {

@@ -23,8 +23,11 @@ const TARGETS = ["vda", "vdb"];
 
 /** How it ends for those who read: whole and exact, or with a code and words that name the cause. */
 type End = "exact" | readonly [code: string, words: RegExp];
-/** The next backup: its disks' modes follow from the bitmaps; `gone` is refused for a disk that the domain lacks. */
-type Next = "changes" | "compare" | "gone" | "held";
+/**
+ * The next backup: its disks' modes follow from the bitmaps. `gone` and `overlaid` are refused for a disk that the domain lacks,
+ * or has in another file; the other disk can be backed up.
+ */
+type Next = "changes" | "compare" | "gone" | "overlaid";
 
 const STOPPED = ["SNAPSHOT_BROKEN", /Domain vm was stopped after .*QEMU's reason: host-qmp-quit/] as const;
 const KILLED = ["SNAPSHOT_BROKEN", /Domain vm was stopped .*it was killed, or crashed/] as const;
@@ -53,7 +56,7 @@ const ENDS: Readonly<Record<DomainChange, readonly [backup: End, next: Next]>> =
   "another tool's backup job": ["exact", "changes"],
   "another tool's mirror job": ["exact", "changes"],
   "another tool's external snapshot": ["exact", "changes"],
-  "another tool's external snapshot over the filter": [OVERLAID, "held"],
+  "another tool's external snapshot over the filter": [OVERLAID, "overlaid"],
   "the monitor hangs up": ["exact", "changes"],
 };
 
@@ -161,15 +164,19 @@ class Scene {
     };
   }
 
-  /** Nothing of an operation is in QEMU or beside it, and checkpoints are those of the listed backups. */
-  async expectNothingLeft(checkpoints: readonly string[]): Promise<void> {
+  /**
+   * Nothing of an operation is in QEMU or beside it, and checkpoints are those of the listed backups. Those of a disk that the
+   * domain does not have any more, or that an overlay has made read-only, stay as they are.
+   */
+  async expectNothingLeft(checkpoints: readonly string[], next: Next): Promise<void> {
     const { at } = this;
     expect(await readdir(at.directory.file("scratch"))).toEqual([]);
     expect((await at.files()).filter((name) => !name.startsWith("backups/"))).toEqual([]);
     if (!at.vm.running) return;
     const { nodes, exports, devices, bitmaps } = await at.vm.blockState();
     expect([...nodes, ...exports, ...devices].filter((item) => item.includes("fleece"))).toEqual([]);
-    const names = bitmaps.map(({ name }) => name.split(":").at(-1) ?? "");
+    const kept = next === "overlaid" ? "vda-format" : "";
+    const names = bitmaps.filter(({ node }) => node !== kept).map(({ name }) => name.split(":").at(-1) ?? "");
     expect(names.filter((name) => !checkpoints.includes(name))).toEqual([]);
     expect(bitmaps.filter(({ busy }) => busy)).toEqual([]);
   }
@@ -180,21 +187,48 @@ class Scene {
     if (!at.vm.running) await at.vm.restart();
     await this.touch();
     const outcome = await runBackup(this.context, { domain: "vm" }).catch((error: unknown) => error);
-    if (next === "gone") {
-      expect(outcome).toMatchObject({ code: "DISK_NOT_FOUND" });
-      return;
-    }
-    if (next === "held") {
+    if (next === "gone" || next === "overlaid") {
+      const [lost, other] = next === "gone" ? ["vdb", "vda"] : ["vda", "vdb"];
+      const named = `Domain vm has no disk ${lost}: it is ${at.vm.disk(lost).path} in the configuration`;
       expect(outcome).toMatchObject({
-        code: "CLEANUP_INCOMPLETE",
-        message: expect.stringContaining("used as backing hd of 'overlay'") as string,
+        code: "DISK_NOT_FOUND",
+        message: expect.stringContaining(named) as string,
+        facts: { domain: "vm", target: lost },
       });
+      const { manifest } = await runBackup(this.context, { domain: "vm", disks: [other] });
+      expect(manifest).toMatchObject({ level: "incremental", disks: [{ target: other, mode: "changes" }] });
+      await this.#expectNextUnlisted(next);
       return;
     }
     expect(outcome).toMatchObject({ manifest: { level: "incremental", parent } });
     const { id, manifest } = outcome as Awaited<ReturnType<typeof runBackup>>;
     expect(manifest.disks.map(({ mode }) => mode)).toEqual([next, next]);
     expect(await this.restored(id)).toEqual(await this.content());
+  }
+
+  /** Where the configuration lists no disks, the next backup takes those that there are, and the guest's disk in its new file. */
+  async #expectNextUnlisted(next: "gone" | "overlaid"): Promise<void> {
+    const { at } = this;
+    await writeConfig(at.directory.path, {
+      domains: [{ name: "vm", qmp: at.vm.qmpPath }],
+      more: { runtimeDir: at.directory.file("run") },
+    });
+    const ignore = (): void => undefined;
+    const context = await startAgent(await loadConfig(at.configPath), {
+      debug: ignore,
+      info: ignore,
+      warn: ignore,
+    });
+    const { id, manifest } = await runBackup(context, { domain: "vm" });
+    expect(manifest.disks.map(({ target, mode }) => `${target} ${mode}`)).toEqual(
+      next === "gone" ? ["vda changes"] : ["vda compare", "vdb changes"],
+    );
+    if (next === "gone") return;
+    const overlay = at.directory.file("overlay.raw");
+    await copyToRaw(at.directory.file("overlay.qcow2"), "qcow2", overlay);
+    const restored = at.directory.file("restored-overlay");
+    await restoreBackup(context, { id, directory: restored, format: "raw" });
+    expect(await fileDigest(`${restored}/vda.raw`)).toBe(await fileDigest(overlay));
   }
 }
 
@@ -225,7 +259,7 @@ describe.each(CHANGES)("%s", (change) => {
     }
     const stored = (await scene.context.repositories.get("default")?.list("vm")) ?? [];
     expect(stored.map(({ id }) => id)).toEqual(listed);
-    if (next !== "held") await scene.expectNothingLeft(listed);
+    await scene.expectNothingLeft(listed, next);
     await scene.expectNext(next, listed.at(-1) ?? "");
   });
 
@@ -248,7 +282,7 @@ describe.each(CHANGES)("%s", (change) => {
       (error: unknown) => error,
     );
     expectEnd(outcome, end);
-    if (next !== "held") await scene.expectNothingLeft(end === "exact" ? [base.id, name] : [base.id]);
+    await scene.expectNothingLeft(end === "exact" ? [base.id, name] : [base.id], next);
     await scene.expectNext(next, base.id);
   });
 });

@@ -261,7 +261,8 @@ describe("trouble while QEMU copies a disk into a backup", () => {
     const plan = planSnapshot(state, { id: "abcdefgh", targets: ["vda"], scratchDir });
     const log = new MemoryUndoLog();
     await driver.freeze(plan, log);
-    for (const entry of log.entries.filter(({ kind }) => kind === "vm-node").slice(-1))
+    // What is on the filter: its view, and the guard of the disk's size.
+    for (const entry of log.entries.filter(({ kind }) => kind === "vm-node").slice(-2))
       await driver.undo(entry);
     const filters = log.entries.filter(({ kind }) => kind === "vm-filter");
     await Promise.all([...filters, ...filters, ...filters].map((entry) => driver.undo(entry)));
@@ -278,7 +279,7 @@ describe("trouble while QEMU copies a disk into a backup", () => {
     const backup = backUpHere(at, undefined, enough.signal).catch((error: unknown) => error);
     await slowDown(at);
     enough.abort(reason);
-    expect(await backup).toMatchObject({ code: "INTERRUPTED" });
+    expect(await backup).toBe(reason);
     await guestWrites(at, MIB, 0xed);
     await expectNothingLeft(at);
   });
@@ -315,7 +316,7 @@ describe("trouble while QEMU copies a disk into a backup", () => {
     const at = await startPushed([BIG, IN_IOTHREAD]);
     if (!(await mountTmpfs(at.directory.file("backups"), "size=32m"))) skip("mount is not permitted here");
     const result = await at.run("backup", "run", "vm");
-    expect(result.stderr).toMatch(/No space left on device \(NO_SPACE\)/);
+    expect(result.stderr).toMatch(/no space left on device \(NO_SPACE\)/i);
     await guestWrites(at, MIB, 0xed);
     await expectNothingLeft(at);
   });

@@ -69,8 +69,8 @@ describe("watchSnapshots", () => {
     await using reader = await scene.connect();
     expect((await reader.read(0, 512))[0]).toBe(0x5a);
     await scene.write("vda", 4 * MIB);
-    // Nothing but the state tells that this is not the frozen content any more.
-    expect((await reader.read(3.5 * MIB, 512))[0]).toBe(0xee);
+    // Nothing but the state tells that this is not the frozen content any more. Which parts are lost is a matter of chance.
+    expect((await reader.read(0, 4 * MIB)).includes(0xee)).toBe(true);
     const broken = expect.stringMatching(FULL) as string;
     expect(await scene.show()).toMatchObject({ broken, exports: [{ broken }, { broken }] });
     expect(

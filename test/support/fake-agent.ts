@@ -21,11 +21,16 @@ export class FakeWorld {
 
   constructor(
     directory: string,
-    options: { readonly disks: readonly FakeDiskSpec[]; readonly running?: boolean },
+    options: {
+      readonly disks: readonly FakeDiskSpec[];
+      readonly running?: boolean;
+      readonly staged?: boolean;
+    },
   ) {
     this.stateDir = `${directory}/state`;
     mkdirSync(this.stateDir, { recursive: true });
     this.domain = new FakeDomain(options.disks, options);
+    for (const disk of this.domain.disks.values()) disk.staged = options.staged === true;
     this.repository = new FakeRepository(this.domain);
   }
 
@@ -88,6 +93,7 @@ export class FakeProcess {
   /** What the kernel does when a process is killed; the caller sees to it that its code does not go on. */
   async die(): Promise<void> {
     this.#world.domain.disconnect();
+    this.#world.domain.endImages();
     this.#world.repository.dropLocks();
     await this.#store.die();
   }

@@ -19,6 +19,8 @@ export class FakeDisk {
   readonly target: string;
   readonly format: DiskFormat;
   readonly content: Buffer;
+  /** Exports of a running domain's disk are staged. */
+  staged = false;
   /** Counts what changes the image file, as its modification time would tell. */
   version = 0;
   #bitmaps = new Map<string, FakeBitmap>();
@@ -122,6 +124,7 @@ export class FakeDisk {
       file: this.file,
       sizeBytes: this.content.length,
       checkpoints: checkpoints.toSorted(byOrder),
+      ...(running && this.staged ? { staged: true as const } : {}),
       foreignBitmaps: [...this.#bitmaps.keys()].filter((name) => parseBitmapName(name) === undefined),
     };
   }

@@ -6,7 +6,7 @@ import { FakeDisk } from "./fake-disk.js";
 import { FakeHost } from "./fake-host.js";
 import { FakeInactiveDriver } from "./fake-inactive-driver.js";
 import { FakeQemu } from "./fake-qemu.js";
-import type { FakeExport } from "./fake-reader.js";
+import type { FakeExport, FakeImage } from "./fake-reader.js";
 import { FakeReader } from "./fake-reader.js";
 import { FakeRunningDriver } from "./fake-running-driver.js";
 
@@ -36,6 +36,10 @@ export class FakeDomain implements DriverFactory {
   readonly moments = new Map<string, Map<string, Buffer>>();
   /** Exports of others that readers can reach too: of a repository, for example. */
   readonly served: FakeExport[] = [];
+  /** What QEMU can push disks into, and readers read back. */
+  readonly images = new Set<FakeImage>();
+  /** Access nodes of disks that were pushed: their filters are gone for that reason. */
+  readonly copied = new Set<string>();
   gate: Gate = () => undefined;
   qemu: FakeQemu | undefined;
   /** How long a pause is; by default one never ends by itself, so that nothing happens behind a test's back. */
@@ -122,11 +126,19 @@ export class FakeDomain implements DriverFactory {
   #openReader({ socketPath, exportName }: ExportAddress, signal?: AbortSignal): Promise<BlockReader> {
     signal?.throwIfAborted();
     const daemons = [...this.host.daemons.values()].flatMap(({ exports }) => [...exports.values()]);
-    const found = [...(this.qemu?.exports.values() ?? []), ...daemons, ...this.served].find(
+    const found = [...(this.qemu?.exports.values() ?? []), ...daemons, ...this.served, ...this.images].find(
       (each) => each.socketPath === socketPath && each.exportName === exportName && !each.ended,
     );
     if (found !== undefined) return Promise.resolve(new FakeReader(found));
     return Promise.reject(new FleeceError("NBD_FAILED", `Nothing is exported as ${exportName}`));
+  }
+
+  /** The process that holds them has ended, for images of which nobody else knows. */
+  endImages(images: Iterable<FakeImage> = this.images): void {
+    for (const image of [...images]) {
+      image.ended = true;
+      this.images.delete(image);
+    }
   }
 
   traces(): unknown {

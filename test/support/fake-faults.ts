@@ -12,7 +12,15 @@ const RETURNED: Readonly<Record<string, string>> = {
 };
 
 /** Methods that answer at once; they cannot fail in the middle. */
-const IMMEDIATE: ReadonlySet<string> = new Set(["disk", "expect", "extents", "isAlive", "release", "self"]);
+const IMMEDIATE: ReadonlySet<string> = new Set([
+  "disk",
+  "expect",
+  "extents",
+  "image",
+  "isAlive",
+  "release",
+  "self",
+]);
 
 /** The same object, but each of its asynchronous methods waits for the gate before it acts and after it has acted. */
 export function gated<T extends object>(target: T, name: string, gate: Gate): T {

@@ -1,10 +1,12 @@
+import { BLOCK_SIZE } from "../../src/model/extents.js";
 import type { FakeDisk } from "./fake-disk.js";
 import { refused } from "./fake-disk.js";
-import type { FakeExport } from "./fake-reader.js";
+import type { FakeExport, FakeImage } from "./fake-reader.js";
 
 type FakeNode =
   | { readonly kind: "scratch" }
   | { readonly kind: "filter"; readonly disk: FakeDisk; readonly scratch: string; frozen?: Buffer }
+  | { readonly kind: "target"; readonly image: FakeImage }
   | { readonly kind: "access"; readonly filter: string; readonly bitmaps: Map<string, ReadonlySet<number>> };
 
 /** One QEMU process: the nodes, exports and the NBD server that end with it. Refuses what QEMU refuses. */
@@ -13,6 +15,8 @@ export class FakeQemu {
   /** Which filter a disk's device uses instead of the disk. */
   readonly roots = new Map<string, string>();
   readonly exports = new Map<string, FakeExport & { readonly node: string; readonly bitmap?: string }>();
+  /** Copies, by the node that they write to, with the node that they read. */
+  readonly jobs = new Map<string, { readonly from: string }>();
   nbdSocketPath: string | undefined;
   status: "running" | "paused" = "running";
   /** Whether the guest's file systems are, through its agent. */
@@ -30,7 +34,8 @@ export class FakeQemu {
         (node.kind === "filter" && node.scratch === name) || (node.kind === "access" && node.filter === name),
     );
     const usedByExport = [...this.exports.values()].some(({ node }) => node === name);
-    if (usedByNode || usedByExport || [...this.roots.values()].includes(name)) {
+    const usedByJob = [...this.jobs].some(([to, { from }]) => to === name || from === name);
+    if (usedByNode || usedByExport || usedByJob || [...this.roots.values()].includes(name)) {
       throw refused(`Node ${name} is in use`);
     }
     if (!this.nodes.delete(name)) throw refused(`Failed to find node with node-name='${name}'`);
@@ -72,6 +77,29 @@ export class FakeQemu {
     return this.nbdSocketPath;
   }
 
+  startCopy(from: string, to: string): void {
+    if (this.jobs.has(to)) throw refused(`Job ID '${to}' already in use`);
+    this.#access(from);
+    if (this.nodes.get(to)?.kind !== "target") throw refused(`Failed to find node with node-name='${to}'`);
+    this.jobs.set(to, { from });
+  }
+
+  /** Writes a part of what is frozen to the target of a copy. */
+  copy(job: string, blocks: readonly number[]): void {
+    const access = this.#access(this.jobs.get(job)?.from ?? "");
+    const filter = this.nodes.get(access.filter);
+    const target = this.nodes.get(job);
+    if (filter?.kind !== "filter" || filter.frozen === undefined || target?.kind !== "target") {
+      throw refused(`Job ${job} has nothing to copy`);
+    }
+    if (target.image.ended) throw refused("Input/output error");
+    for (const block of blocks) {
+      const [start, end] = [block * BLOCK_SIZE, (block + 1) * BLOCK_SIZE];
+      target.image.content.set(filter.frozen.subarray(start, end), start);
+      target.image.written.add(block);
+    }
+  }
+
   removeExport(id: string): void {
     const found = this.exports.get(id);
     if (found !== undefined) found.ended = true;
@@ -109,6 +137,7 @@ export class FakeQemu {
       nbdSocketPath,
       status,
       frozen,
+      jobs: [...this.jobs.keys()],
     };
   }
 

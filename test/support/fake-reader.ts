@@ -12,6 +12,11 @@ export interface FakeExport {
   ended: boolean;
 }
 
+/** An image that is being written: what was written of one that is based on a parent has changed. */
+export interface FakeImage extends FakeExport {
+  readonly written: Set<number>;
+}
+
 /** Zeroes are told in finer steps than blocks, so that callers meet blocks that are zero in part. */
 const ZERO_GRANULARITY = 16384;
 const ZEROES = Buffer.alloc(ZERO_GRANULARITY);

@@ -13,6 +13,7 @@ import type {
   RepositoryLock,
 } from "../../src/ports/repository.js";
 import { FleeceError } from "../../src/shared/errors.js";
+import type { FakeImage } from "./fake-reader.js";
 import { FakeSink } from "./fake-sink.js";
 import type { FakeDomain } from "./fake-domain.js";
 
@@ -86,6 +87,14 @@ export class FakeRepository implements BackupRepository {
         return [target, new FakeSink(target, sizeBytes, parent)];
       }),
     );
+    const images = new Map(
+      request.disks.flatMap((disk) => (disk.pushed === true ? [[disk.target, imageOf(request, disk)]] : [])),
+    );
+    for (const image of images.values()) this.#domain.images.add(image);
+    const endImages = (): Promise<void> => {
+      this.#domain.endImages(images.values());
+      return Promise.resolve();
+    };
     return {
       disk: (target) => {
         const sink = sinks.get(target);
@@ -93,20 +102,26 @@ export class FakeRepository implements BackupRepository {
         return sink;
       },
       image: (target) => {
-        throw new Error(`Nobody serves the image of disk ${target}`);
+        const image = images.get(target);
+        if (image === undefined) throw new Error(`Nobody serves the image of disk ${target}`);
+        const { exportName, socketPath, content, changes } = image;
+        const context = changes === undefined ? {} : { changesContext: "written" };
+        return { target, exportName, socketPath, sizeBytes: content.length, ...context };
       },
       explain: (error) => Promise.resolve(error),
       publish: async (summary) => {
         await Promise.resolve();
         for (const sink of sinks.values()) sink.requireFinished();
+        await endImages();
         if (!directories.delete(path)) throw new FleeceError("PATH_NOT_FOUND", `${path} is gone`);
         const manifest = manifestOf(request, summary, sinks);
         this.#stored.set(request.id, { manifest, sinks });
         return this.#entry(manifest);
       },
-      discard: () => {
+      abandon: endImages,
+      discard: async () => {
+        await endImages();
         directories.delete(path);
-        return Promise.resolve();
       },
     };
   }
@@ -164,6 +179,21 @@ export class FakeRepository implements BackupRepository {
   #draftPath(domain: string, id: string): string {
     return `/fake-repository/${this.name}/${domain}/.partial-${id}`;
   }
+}
+
+function imageOf(
+  { id }: DraftRequest,
+  { target, sizeBytes, mode }: DraftRequest["disks"][number],
+): FakeImage {
+  const written = new Set<number>();
+  return {
+    exportName: `${target}-${id}`,
+    socketPath: `/fake-repository/.partial-${id}.sock`,
+    content: Buffer.alloc(sizeBytes),
+    ...(mode === "whole" ? {} : { changes: written }),
+    written,
+    ended: false,
+  };
 }
 
 function manifestOf(

@@ -6,10 +6,11 @@ import type {
   ExportAddress,
   FreezeResult,
   PlannedExport,
+  PlannedPush,
   SnapshotPlan,
 } from "../../src/model/snapshot-plan.js";
 import type { UndoEntry } from "../../src/model/undo.js";
-import type { BlockDriver, UndoLog } from "../../src/ports/block-driver.js";
+import type { BlockDriver, PushOptions, UndoLog } from "../../src/ports/block-driver.js";
 import { FleeceError } from "../../src/shared/errors.js";
 import type { FakeDomain, Gate, Session } from "./fake-domain.js";
 import { refused } from "./fake-disk.js";
@@ -103,13 +104,69 @@ export class FakeRunningDriver implements BlockDriver {
     return addresses;
   }
 
-  push(): Promise<never> {
-    return Promise.reject(new Error("No disk of this domain is staged"));
+  /** In two parts, so that the guest may write, and anything else happen, in the midst of the copy. */
+  async push(
+    plan: SnapshotPlan,
+    { target, changes, into }: PlannedPush,
+    undo: UndoLog,
+    { signal, abandonTarget, onProgress }: PushOptions = {},
+  ): Promise<void> {
+    const planned = plan.disks.find((disk) => disk.target === target);
+    if (planned === undefined) throw new Error(`The snapshot has no disk ${target}`);
+    const { access, filter, scratch, push } = planned.nodes;
+    const bitmap = `since-${changes?.since ?? ""}`;
+    const copying: UndoEntry[] = [
+      { kind: "vm-node", node: push },
+      ...(changes === undefined ? [] : [{ kind: "vm-bitmap", node: access, bitmap } as const]),
+      { kind: "vm-job", id: push },
+    ];
+    await undo.register(...copying);
+    const image = [...this.#domain.images].find(({ exportName }) => exportName === into.exportName);
+    await this.#step("connect target", signal, () => {
+      if (image === undefined) throw refused(`Nothing listens on ${into.socketPath}`);
+      this.#qemu.addNode(push, { kind: "target", image });
+    });
+    const disk = this.#domain.disk(target);
+    const all = Array.from({ length: Math.ceil(disk.content.length / BLOCK_SIZE) }, (_, block) => block);
+    const blocks = changes === undefined ? all : [...disk.merged(changes.bitmaps)];
+    if (changes !== undefined) {
+      await this.#step("merge changes", signal, () => this.#qemu.addBitmap(access, bitmap, new Set(blocks)));
+    }
+    const middle = Math.ceil(blocks.length / 2);
+    try {
+      await this.#step("start copy", signal, () => this.#qemu.startCopy(access, push));
+      for (const part of [blocks.slice(0, middle), blocks.slice(middle)]) {
+        await this.#step("copy", signal, () => this.#qemu.copy(push, part));
+        onProgress?.(part.length * BLOCK_SIZE, blocks.length * BLOCK_SIZE);
+      }
+    } catch (error) {
+      if (signal?.aborted === true) await abandonTarget?.();
+      // The job has failed, or been cancelled; nobody dismisses it by a connection that is lost.
+      if (this.#session.alive) this.#qemu.jobs.delete(push);
+      throw error;
+    }
+    this.#qemu.jobs.delete(push);
+    this.#domain.copied.add(access);
+    const entries: UndoEntry[] = [
+      { kind: "file", path: planned.scratchPath },
+      { kind: "vm-node", node: scratch },
+      { kind: "vm-node", node: filter },
+      { kind: "vm-filter", target, filter },
+      { kind: "vm-node", node: access },
+      ...copying,
+    ];
+    for (const entry of entries.toReversed()) {
+      if (entry.kind === "file") await this.#domain.host.undo(entry);
+      else await this.undo(entry);
+    }
+    await undo.settle(...entries);
   }
 
   async checkIntact(plan: SnapshotPlan, _fingerprints: unknown, signal?: AbortSignal): Promise<void> {
     await this.#step("check", signal, () => {
-      const missing = plan.disks.find(({ nodes }) => !this.#qemu.nodes.has(nodes.filter));
+      const missing = plan.disks.find(
+        ({ nodes }) => !this.#qemu.nodes.has(nodes.filter) && !this.#domain.copied.has(nodes.access),
+      );
       if (missing === undefined) return;
       throw new FleeceError("SNAPSHOT_BROKEN", `The filter of disk ${missing.target} is gone`);
     });
@@ -146,6 +203,7 @@ export class FakeRunningDriver implements BlockDriver {
           this.#qemu.removeBitmap(entry.node, entry.bitmap);
           return;
         case "vm-job":
+          this.#qemu.jobs.delete(entry.id);
           return;
         case "checkpoint":
         case "file":

@@ -12,6 +12,8 @@ export interface FleeceOptions {
   readonly env?: Readonly<Record<string, string>>;
   /** Kills the command when it fires. */
   readonly signal?: AbortSignal;
+  /** A script to run in place of the command, with the same arguments. */
+  readonly script?: string;
 }
 
 export interface FleeceResult extends ProcessEnd {
@@ -90,7 +92,7 @@ export async function startFleece(
   options: FleeceOptions = {},
 ): Promise<FleeceProcess> {
   const config = options.configPath === undefined ? [] : ["--config", options.configPath];
-  const bound = await BoundProcess.start(process.execPath, [mainPath, ...config, ...args], {
+  const bound = await BoundProcess.start(process.execPath, [options.script ?? mainPath, ...config, ...args], {
     ...(options.cwd === undefined ? {} : { cwd: options.cwd }),
     env: { ...process.env, NO_COLOR: "1", ...options.env },
   });

@@ -4,6 +4,7 @@ import { domainConfig, writeConfig, type TestConfig } from "./config-file.js";
 import { runFleece, startFleece, type FleeceProcess, type FleeceResult } from "./fleece.js";
 import { createImage, fillImage, imageInfo } from "./image-tool.js";
 import { temporaryDirectory, untilTestEnds } from "./lifetime.js";
+import type { JsonObject } from "./monitor.js";
 import type { TemporaryDirectory } from "./temporary-directory.js";
 import type { TestDisk } from "./vm-arguments.js";
 import { TestVm } from "./vm.js";
@@ -23,6 +24,8 @@ export interface SiteOptions {
   readonly disks?: readonly SiteDisk[];
   /** Of the domain; default: as the program has it. */
   readonly exports?: "auto" | "staged";
+  /** The setting of that name; default: as the program has it. */
+  readonly scratch?: JsonObject;
   /** Further arguments for QEMU, as they are. */
   readonly extraArguments?: readonly string[];
 }
@@ -70,7 +73,10 @@ export async function startSite(options: SiteOptions = {}): Promise<Site> {
         ...(options.exports === undefined ? {} : { exports: options.exports }),
       },
     ],
-    more: { runtimeDir: directory.file("run") },
+    more: {
+      runtimeDir: directory.file("run"),
+      ...(options.scratch === undefined ? {} : { scratch: options.scratch }),
+    },
     ...options.config,
   });
   const run = (...args: string[]): Promise<FleeceResult> =>

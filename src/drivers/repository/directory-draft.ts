@@ -107,6 +107,10 @@ export class DirectoryDraft implements BackupDraft {
     return { repository: this.#place.repository, domain, id, manifest };
   }
 
+  abandon(): Promise<void> {
+    return this.#parts.images.close();
+  }
+
   async discard(): Promise<void> {
     if (this.#state === "published") return;
     this.#state = "discarded";

@@ -77,6 +77,13 @@ export function filteredNode(graph: Graph, filter: string): string | undefined {
   return graph.nodes.find((node) => node.id === edge?.child)?.name;
 }
 
+/** Images that have `node` as their backing file. */
+export function overlaysOf(graph: Graph, node: string): readonly string[] {
+  const child = graph.nodes.find(({ name, type }) => name === node && type === "block-driver");
+  const parents = graph.edges.filter((edge) => edge.child === child?.id && edge.name === "backing");
+  return parents.flatMap(({ parent }) => graph.nodes.find(({ id }) => id === parent)?.name ?? []);
+}
+
 function belowFilters(facts: BlockFacts, rootNode: string): NamedNode | undefined {
   const byName = new Map(facts.nodes.map((node) => [node["node-name"], node]));
   let node = byName.get(rootNode);

@@ -1,4 +1,4 @@
-import type { PlannedDisk, PlannedExport, SnapshotNodes } from "../../model/snapshot-plan.js";
+import type { ExportAddress, PlannedDisk, PlannedExport, SnapshotNodes } from "../../model/snapshot-plan.js";
 import { CHECKPOINT_GRANULARITY } from "../../model/checkpoint.js";
 import { BLOCK_SIZE } from "../../model/extents.js";
 import type { UndoEntry, UndoKind } from "../../model/undo.js";
@@ -7,14 +7,20 @@ import type { BlockdevBackup, FollowJobOptions, QmpSession } from "../../qmp/ind
 import { isQmpError } from "../../qmp/index.js";
 import { FleeceError } from "../../shared/errors.js";
 import { QemuHostCleaner } from "../host-cleaner.js";
+import { NbdReaderFactory } from "../nbd-io.js";
 import { mergedBitmapName } from "../node-exports.js";
-import { frozenEntries } from "./undo.js";
+import { frozenEntries, yank } from "./undo.js";
 
 /** A frozen disk to copy, with the node that has its checkpoints' bitmaps. */
 export interface DiskToCopy {
   readonly disk: PlannedDisk;
   readonly diskNode: string;
   readonly planned: Pick<PlannedExport, "changes">;
+}
+
+export interface CopyOptions extends FollowJobOptions {
+  /** See `PushOptions`. */
+  readonly abandonTarget?: (() => Promise<void>) | undefined;
 }
 
 /**
@@ -31,10 +37,22 @@ export class FrozenCopies {
     this.#undoInQemu = undo;
   }
 
-  /** Needs `copyEntries` to be registered. The export is writable and of the disk's size. */
-  async connect({ push }: SnapshotNodes, socketPath: string, exportName: string): Promise<void> {
+  /**
+   * Needs `copyEntries` to be registered. The export is writable and of the disk's size. QEMU, and the guest's requests with
+   * it, stand still while it connects: so whether somebody answers is tried first, and QEMU's patience is short.
+   */
+  async connect(
+    { push }: SnapshotNodes,
+    address: Pick<ExportAddress, "target" | "socketPath" | "exportName" | "sizeBytes">,
+    signal?: AbortSignal,
+  ): Promise<void> {
+    const { socketPath, exportName } = address;
+    await (await new NbdReaderFactory().open(address, signal)).close();
     const server = { type: "unix", path: socketPath } as const;
-    await this.#qmp.execute("blockdev-add", { driver: "nbd", "node-name": push, server, export: exportName });
+    await this.#qmp.execute("blockdev-add", {
+      ...{ driver: "nbd", "node-name": push, server, export: exportName },
+      "open-timeout": OPEN_TIMEOUT_SECONDS,
+    });
   }
 
   async disconnect({ push }: SnapshotNodes): Promise<void> {
@@ -45,7 +63,7 @@ export class FrozenCopies {
   async copyChanges(
     { disk, diskNode }: DiskToCopy,
     { since, bitmaps }: NonNullable<PlannedExport["changes"]>,
-    options: FollowJobOptions,
+    options: CopyOptions,
   ): Promise<void> {
     const node = disk.nodes.access;
     const name = mergedBitmapName(since);
@@ -56,7 +74,7 @@ export class FrozenCopies {
     await this.#runJob(disk, { sync: "bitmap", bitmap: name, "bitmap-mode": "never" }, options);
   }
 
-  async copyAll({ disk }: DiskToCopy, options: FollowJobOptions): Promise<void> {
+  async copyAll({ disk }: DiskToCopy, options: CopyOptions): Promise<void> {
     await this.#runJob(disk, { sync: "full" }, options);
   }
 
@@ -83,16 +101,34 @@ export class FrozenCopies {
   async #runJob(
     { nodes, target }: PlannedDisk,
     sync: Pick<BlockdevBackup, "sync" | "bitmap" | "bitmap-mode">,
-    options: FollowJobOptions,
+    { abandonTarget, ...options }: CopyOptions,
   ): Promise<void> {
+    const { signal } = options;
+    const onAbort = (): void => void this.#endWrites(nodes, abandonTarget);
+    signal?.addEventListener("abort", onAbort);
     const job = { "job-id": nodes.push, device: nodes.access, target: nodes.push, ...sync };
     try {
       await this.#qmp.runJob("blockdev-backup", { ...job, "x-perf": { "max-chunk": BLOCK_SIZE } }, options);
     } catch (error) {
       throw contentLost(error, target) ?? error;
+    } finally {
+      signal?.removeEventListener("abort", onAbort);
     }
   }
+
+  /**
+   * A job that is cancelled waits for its writes. What it has written is worth nothing any more, so those that hang are made to
+   * fail: by ending the connection, where the daemon has taken them and its storage hangs (it cannot be killed then); by ending
+   * the daemon, where it has not, for QEMU 7.2 waits for room in a full socket also when that is shut down.
+   */
+  async #endWrites(nodes: SnapshotNodes, abandonTarget: CopyOptions["abandonTarget"]): Promise<void> {
+    // Whether they have failed shows in the job, which is waited for.
+    await Promise.allSettled([yank(this.#qmp, nodes.push), abandonTarget?.()]);
+  }
 }
+
+/** As long as a guest's write may wait for scratch space. */
+const OPEN_TIMEOUT_SECONDS = 4;
 
 const HOST_KINDS: ReadonlySet<UndoKind> = new Set(["file", "linked-file", "daemon"]);
 

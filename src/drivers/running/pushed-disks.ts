@@ -14,15 +14,16 @@ export class PushedDisks {
 
   async push(
     each: DiskToCopy,
-    { socketPath, exportName }: ExportAddress,
+    into: ExportAddress,
     undo: UndoLog,
-    { signal, onProgress }: PushOptions,
+    { signal, abandonTarget, onProgress }: PushOptions,
   ): Promise<void> {
     const { disk, planned } = each;
     await undo.register(...copyEntries(each));
-    await this.#copies.connect(disk.nodes, socketPath, exportName);
+    await this.#copies.connect(disk.nodes, into, signal);
     const options = {
       signal,
+      abandonTarget,
       onProgress: (job: { "current-progress": number; "total-progress": number }) =>
         onProgress?.(job["current-progress"], job["total-progress"]),
     };

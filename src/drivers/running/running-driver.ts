@@ -35,8 +35,8 @@ import type { QuietMomentParts } from "./quiet-moment.js";
 import { quietMoment } from "./quiet-moment.js";
 import { addResizeGuard } from "./resize-guard.js";
 import { addScratch, isWorthReleasing } from "./scratch.js";
-import { StagedExports } from "./staged-exports.js";
-import { assignTargets } from "./targets.js";
+import { type DiskToStage, StagedExports } from "./staged-exports.js";
+import { type AssignedDisks, assignTargets } from "./targets.js";
 import { frozenEntries, undoInQemu } from "./undo.js";
 import { lookForUsers } from "./users.js";
 
@@ -91,13 +91,15 @@ export class RunningDriver implements BlockDriver {
   inspect(signal?: AbortSignal): Promise<DomainState> {
     return this.#guarded(async () => {
       const { status } = await this.#qmp.execute("query-status");
-      const located = await this.#locate(signal);
+      const { located, missing } = await this.#assign(signal);
       const jobs = await this.#jobObstacle();
       const disks: DiskState[] = [];
       for (const [target, disk] of located) disks.push(await this.#describe(target, disk, jobs));
       const mode = status === "running" ? "running" : "paused";
       const qemuVersion = this.#qemuVersion();
-      return { domain: this.#config.name, mode, qemuVersion, disks, ...(await lookForUsers(this.#qmp)) };
+      const missingDisks = missing.length === 0 ? {} : { missingDisks: missing };
+      const users = await lookForUsers(this.#qmp);
+      return { domain: this.#config.name, mode, qemuVersion, disks, ...missingDisks, ...users };
     });
   }
 
@@ -172,18 +174,19 @@ export class RunningDriver implements BlockDriver {
     return this.#guarded(async () => {
       const located = await this.#locate(signal);
       if (await this.#needsStaging(plan, located)) {
-        const disks = exports.map((planned) => ({
-          disk: plannedDisk(plan, planned.target),
-          planned,
-          diskNode: this.#disk(located, planned.target).diskNode,
-        }));
+        const disks: DiskToStage[] = [];
+        for (const planned of exports) {
+          const disk = plannedDisk(plan, planned.target);
+          disks.push({ disk, planned, diskNode: await this.#frozenNode(disk, located) });
+        }
         return this.#staged.open(disks, undo, signal);
       }
       await startNbdServer(this.#qmp, this.#nbdSocketPath, undo, this.#config.name);
       const addresses: ExportAddress[] = [];
       for (const planned of exports) {
         const { target, nodes, changes } = planned;
-        const { diskNode, sizeBytes } = this.#disk(located, target);
+        const disk = plannedDisk(plan, target);
+        const diskNode = await this.#frozenNode(disk, located);
         const node = nodes.scratch;
         await undo.register({ kind: "vm-export", id: probeName(nodes) });
         const releases = planned.release === true && this.#mayRelease(plan, target);
@@ -192,7 +195,7 @@ export class RunningDriver implements BlockDriver {
           await undo.register({ kind: "vm-bitmap", node, bitmap: mergedBitmapName(changes.since) });
         }
         await undo.register({ kind: "vm-export", id: exportId(node) });
-        const request = { planned, node, bitmapNode: diskNode, sizeBytes };
+        const request = { planned, node, bitmapNode: diskNode, sizeBytes: disk.sizeBytes };
         const address = await addExport(this.#qmp, request, this.#nbdSocketPath);
         addresses.push({ ...address, ...(releases ? { releaseExport: probeName(nodes) } : {}) });
       }
@@ -204,7 +207,7 @@ export class RunningDriver implements BlockDriver {
   push(plan: SnapshotPlan, planned: PlannedPush, undo: UndoLog, options: PushOptions = {}): Promise<void> {
     return this.#guarded(async () => {
       const disk = plannedDisk(plan, planned.target);
-      const { diskNode } = this.#disk(await this.#locate(options.signal), planned.target);
+      const diskNode = await this.#frozenNode(disk, await this.#locate(options.signal));
       try {
         await this.#pushed.push({ disk, diskNode, planned }, planned.into, undo, options);
       } catch (error) {
@@ -284,6 +287,10 @@ export class RunningDriver implements BlockDriver {
   }
 
   async #locate(signal?: AbortSignal): Promise<ReadonlyMap<string, LocatedDisk>> {
+    return (await this.#assign(signal)).located;
+  }
+
+  async #assign(signal?: AbortSignal): Promise<AssignedDisks> {
     signal?.throwIfAborted();
     const disks = locateDisks({
       devices: await this.#qmp.execute("query-block"),
@@ -299,6 +306,15 @@ export class RunningDriver implements BlockDriver {
     throw new FleeceError("DISK_NOT_FOUND", `Domain ${this.#config.name} has no disk ${target}`, {
       facts: { domain: this.#config.name, target },
     });
+  }
+
+  /** The node of a frozen disk. It is there also when the disk was unplugged since: our nodes hold it. */
+  async #frozenNode(
+    { target, nodes }: PlannedDisk,
+    located: ReadonlyMap<string, LocatedDisk>,
+  ): Promise<string> {
+    const node = filteredNode(await this.#qmp.execute("x-debug-query-block-graph"), nodes.filter);
+    return node ?? this.#disk(located, target).diskNode;
   }
 
   async #describe(target: string, disk: LocatedDisk, jobs: Obstacle | undefined): Promise<DiskState> {
@@ -329,9 +345,12 @@ export class RunningDriver implements BlockDriver {
   }
 
   async #needsStaging(plan: SnapshotPlan, located: ReadonlyMap<string, LocatedDisk>): Promise<boolean> {
+    if (this.#config.exports === "staged") return true;
     for (const { target } of plan.disks) {
-      const { qomPath } = this.#disk(located, target);
-      if (this.#mustStage(await iothreadOf(this.#qmp, qomPath))) return true;
+      const disk = located.get(target);
+      // Unplugged: no device, no iothread.
+      if (disk === undefined) continue;
+      if (this.#mustStage(await iothreadOf(this.#qmp, disk.qomPath))) return true;
     }
     return false;
   }

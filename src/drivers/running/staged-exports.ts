@@ -5,6 +5,7 @@ import type { UndoEntry } from "../../model/undo.js";
 import type { UndoLog } from "../../ports/block-driver.js";
 import { isQmpError } from "../../qmp/index.js";
 import { FleeceError } from "../../shared/errors.js";
+import { endDaemon } from "../end-daemon.js";
 import { addExport, exportId, mergedBitmapName, removeExport } from "../node-exports.js";
 import { createImage } from "../qemu-tools.js";
 import { detachedDirectoryPath } from "../runtime-directory.js";
@@ -98,15 +99,18 @@ export class StagedExports {
     await daemon.execute("block-export-add", {
       ...{ type: "nbd", id: push, "node-name": scratch, name: push, writable: true },
     });
-    await this.#copies.connect(disk.nodes, daemon.nbdSocketPath, push);
+    const { target, sizeBytes } = disk;
+    const image = { target, sizeBytes, exportName: push, socketPath: daemon.nbdSocketPath };
+    await this.#copies.connect(disk.nodes, image, signal);
+    const options = { signal, abandonTarget: () => endDaemon(daemon.directory, { atOnce: true }) };
     if (changes !== undefined) {
       const name = mergedBitmapName(changes.since);
       const granularity = CHECKPOINT_GRANULARITY;
       await daemon.execute("block-dirty-bitmap-add", { node: scratch, name, granularity });
-      await this.#copies.copyChanges(each, changes, { signal });
+      await this.#copies.copyChanges(each, changes, options);
       await daemon.execute("block-dirty-bitmap-disable", { node: scratch, name });
     }
-    await this.#copies.copyAll(each, { signal });
+    await this.#copies.copyAll(each, options);
     await this.#copies.disconnect(disk.nodes);
     await daemon.attempt((qmp) => removeExport(qmp, push));
     await daemon.execute("blockdev-add", {

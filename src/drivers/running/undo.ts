@@ -5,7 +5,7 @@ import type { QmpSession } from "../../qmp/index.js";
 import { isQmpError } from "../../qmp/index.js";
 import { thawLeftover } from "../guest-agent/guest-freezer.js";
 import { removeBitmap, removeExport } from "../node-exports.js";
-import { filteredNode, locateDisks } from "./block-graph.js";
+import { filteredNode, locateDisks, overlaysOf } from "./block-graph.js";
 import { stopNbdServer } from "./nbd-server.js";
 import { guardNode } from "./resize-guard.js";
 
@@ -74,7 +74,7 @@ async function removeNode(qmp: QmpSession, node: string): Promise<void> {
   if (await nodeExists(qmp, node)) await qmp.execute("blockdev-del", { "node-name": node });
 }
 
-/** Gives every device that uses the filter the disk below it. The disk's node name is asked for, not remembered. */
+/** Gives whatever uses the filter the disk below it. The disk's node name is asked for, not remembered. */
 async function removeFilter(qmp: QmpSession, filter: string): Promise<void> {
   const graph = await qmp.execute("x-debug-query-block-graph");
   const diskNode = filteredNode(graph, filter);
@@ -85,11 +85,42 @@ async function removeFilter(qmp: QmpSession, filter: string): Promise<void> {
   for (const { qomPath } of users) {
     await qmp.execute("qom-set", { path: qomPath, property: "drive", value: diskNode });
   }
+  for (const overlay of overlaysOf(graph, filter)) await rebase(qmp, overlay, { filter, diskNode });
 }
 
-/** Cancelled, it fails, and it may have failed before: that it is gone is all that counts. */
+/**
+ * An overlay that another program has put on the filter is based on the disk itself from then on. The job has nothing to copy,
+ * for a filter holds nothing; it also mends the overlay's header, whose format of the backing file was the filter's, so that
+ * the domain could not have been started with it. QEMU 7.2 aborts at `blockdev-reopen` with another backing file instead
+ * (an assertion in `bdrv_parent_drained_end_single_no_poll`).
+ */
+async function rebase(
+  qmp: QmpSession,
+  overlay: string,
+  { filter, diskNode }: { filter: string; diskNode: string },
+): Promise<void> {
+  const id = `${filter}-rebase`;
+  // Of a command that was killed meanwhile.
+  await endJob(qmp, id);
+  await qmp.runJob("block-stream", { "job-id": id, device: overlay, "base-node": diskNode });
+}
+
+/** Ends the connection of an NBD node, if it is one: its requests in flight fail, whatever they wait for. */
+export async function yank(qmp: QmpSession, node: string): Promise<void> {
+  try {
+    await qmp.execute("yank", { instances: [{ type: "block-node", "node-name": node }] });
+  } catch (error) {
+    if (!isQmpError(error, "QMP_COMMAND_FAILED")) throw error;
+  }
+}
+
+/**
+ * Cancelled, it fails, and it may have failed before: that it is gone is all that counts. The target of a copy has the job's
+ * name; nobody will want what is on its way there.
+ */
 async function endJob(qmp: QmpSession, id: string): Promise<void> {
   if (!(await qmp.execute("query-jobs")).some((job) => job.id === id)) return;
+  await yank(qmp, id);
   try {
     await qmp.followJob(id, { signal: AbortSignal.abort() });
   } catch (error) {

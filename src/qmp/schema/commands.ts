@@ -1,7 +1,7 @@
 import type { BitmapAdd, BitmapMerge, BitmapRef } from "./bitmaps.js";
 import type { BlockBackendInfo, BlockGraph, BlockNodeInfo, BlockStats } from "./block-info.js";
 import type { BlockExportAdd, BlockExportDel, BlockExportInfo, NbdServerStart } from "./exports.js";
-import type { BlockdevBackup, BlockdevCreate, BlockJobInfo, JobInfo } from "./jobs.js";
+import type { BlockdevBackup, BlockdevCreate, BlockJobInfo, BlockStream, JobInfo } from "./jobs.js";
 import type {
   IothreadInfo,
   JsonValue,
@@ -84,9 +84,12 @@ export interface QmpCommands {
   "query-block-jobs": Command<undefined, BlockJobInfo[]>;
   "blockdev-backup": Command<BlockdevBackup, Nothing>;
   "blockdev-create": Command<BlockdevCreate, Nothing>;
+  "block-stream": Command<BlockStream, Nothing>;
   "job-cancel": Command<{ id: string }, Nothing>;
   "job-complete": Command<{ id: string }, Nothing>;
   "job-dismiss": Command<{ id: string }, Nothing>;
+  /** Ends the connection of an NBD node: its requests in flight fail. Machine only. */
+  yank: Command<{ instances: { type: "block-node"; "node-name": string }[] }, Nothing>;
 }
 
 export type QmpCommandName = keyof QmpCommands;

@@ -76,6 +76,16 @@ export interface BlockdevBackup {
   "x-perf"?: { "use-copy-range"?: boolean; "max-workers"?: number; "max-chunk"?: number };
 }
 
+export interface BlockStream {
+  "job-id"?: string;
+  /** An existing node; what its backing files hold down to the base is copied into it. */
+  device: string;
+  /** Its new backing file, a node of its chain; without one it has none. */
+  "base-node"?: string;
+  "auto-finalize"?: boolean;
+  "auto-dismiss"?: boolean;
+}
+
 type Preallocation = "off" | "metadata" | "falloc" | "full";
 
 export interface CreateFile {

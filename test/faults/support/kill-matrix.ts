@@ -2,6 +2,7 @@ import { readdir } from "node:fs/promises";
 import { expect } from "vitest";
 import { printFigure } from "./figures.js";
 import { Scene } from "./scene.js";
+import type { SiteOptions } from "../../support/site.js";
 import { CHANGES, type FaultyCommand, JOURNAL, startWithFault, type StepFault } from "./steps.js";
 
 export interface Scenario {
@@ -12,12 +13,19 @@ export interface Scenario {
   readonly inactive?: boolean;
   /** What must be there before the command; resolves with the command's arguments. */
   readonly prepare: (scene: Scene) => Promise<readonly string[]>;
+  /** Of the domain and of scratch space; default: as the program has them. */
+  readonly site?: Omit<SiteOptions, "disks">;
+  /** Run in place of the command. */
+  readonly script?: string;
   /** A command that ends only when it is told to: what it prints when that may be done. */
   readonly endsOnTerm?: RegExp;
 }
 
 /** After so many kills a fresh VM: chains and histories would become long, and with them every check. */
 const KILLS_PER_SCENE = 8;
+
+/** In a scene's directory; not all scenarios make it. */
+export const CALLERS_DIRECTORY = "callers";
 
 /** Far more than the guard of a held guest needs. */
 const GUARD_MS = 20_000;
@@ -73,14 +81,14 @@ async function killFromFirst(
 }
 
 async function sceneFor(scenario: Scenario): Promise<Scene> {
-  const scene = await Scene.start(scenario.disks);
+  const scene = await Scene.start(scenario.disks, scenario.site);
   await scene.backUp();
   return scene;
 }
 
 async function listSteps(scene: Scene, scenario: Scenario): Promise<readonly string[]> {
   const args = await prepared(scene, scenario);
-  const command = await startWithFault(scene.at, args, { match: CHANGES });
+  const command = await startWithFault(scene.at, args, { match: CHANGES }, scenario);
   await untilEnd(scene, scenario, command);
   const result = await command.process.result();
   expect(result.exitCode, result.stderr).toBe(0);
@@ -103,7 +111,7 @@ async function prepared(scene: Scene, { prepare, inactive }: Scenario): Promise<
 async function killOnce(scene: Scene, scenario: Scenario, fault: StepFault): Promise<boolean> {
   const { at } = scene;
   const args = await prepared(scene, scenario);
-  const command = await startWithFault(at, args, fault);
+  const command = await startWithFault(at, args, fault, scenario);
   await untilEnd(scene, scenario, command);
   const { signal, exitCode, stderr } = await command.process.result();
   expect({ signal, exitCode }, stderr).toEqual(
@@ -116,7 +124,7 @@ async function killOnce(scene: Scene, scenario: Scenario, fault: StepFault): Pro
   if (scenario.inactive === true && fault.at % 2 === 1) await at.vm.quit();
   await settle(scene, fault.at % 2 === 0);
   await scene.expectClean({ olderMayRecord: scenario.inactive === true, deletedMayRemain: true });
-  await expectNoPartialRestore(scene);
+  await expectNoStrangeFiles(scene);
   if (!at.vm.running) await at.vm.restart();
   await scene.touch();
   const next = await scene.backUp();
@@ -155,9 +163,11 @@ async function settle(scene: Scene, success: boolean): Promise<void> {
   }
 }
 
-async function expectNoPartialRestore({ at }: Scene): Promise<void> {
+/** Half a restore, or a scratch file in a directory of the caller's. */
+async function expectNoStrangeFiles({ at }: Scene): Promise<void> {
   const names = await readdir(at.directory.path);
   expect(names.filter((name) => name.includes(".partial-"))).toEqual([]);
+  expect(await readdir(at.directory.file(CALLERS_DIRECTORY)).catch(() => [])).toEqual([]);
 }
 
 function tick(): Promise<void> {

@@ -1,7 +1,7 @@
 import { readFile } from "node:fs/promises";
 import { setTimeout as delay } from "node:timers/promises";
 import { fileURLToPath } from "node:url";
-import { startFleece, type FleeceProcess } from "../../support/fleece.js";
+import { startFleece, type FleeceOptions, type FleeceProcess } from "../../support/fleece.js";
 import type { Site } from "../../support/site.js";
 
 const preload = fileURLToPath(new URL("steps.mjs", import.meta.url));
@@ -27,7 +27,7 @@ export const JOURNAL = /^(rename|rm) \S+\/state\/operations\/\S+\.json$/;
  * All steps that change something: the journal, files and directories, QEMU and the storage daemons over QMP, and programs.
  */
 export const CHANGES =
-  /^(rename |rm \S+\/(state\/operations|backups|scratch|restored)|mkdir \S+\/backups|unlink |spawn (?!qemu-img info)|qmp (?!query-|qmp_|qom-list|qom-get|x-debug))/;
+  /^(rename |link |rm \S+\/(state\/operations|backups|scratch|restored)|mkdir \S+\/backups|unlink |spawn (?!qemu-img info)|qmp (?!query-|qmp_|qom-list|qom-get|x-debug))/;
 
 let runs = 0;
 
@@ -36,8 +36,9 @@ export function startWithFault(
   at: Site,
   args: readonly string[],
   fault: Pick<StepFault, "match"> & Partial<StepFault>,
+  options: Pick<FleeceOptions, "script"> = {},
 ): Promise<FaultyCommand> {
-  return startFaulty(at, ["--embedded", ...args], fault);
+  return startFaulty(at, ["--embedded", ...args], fault, options);
 }
 
 /** The same for `fleece …`, an agent for example. */
@@ -45,10 +46,12 @@ export async function startFaulty(
   at: Site,
   args: readonly string[],
   fault: Pick<StepFault, "match"> & Partial<StepFault>,
+  options: Pick<FleeceOptions, "script"> = {},
 ): Promise<FaultyCommand> {
   const log = at.directory.file(`steps-${runs++}.log`);
   const settings = { ...fault, match: fault.match.source, log };
   const command = await startFleece(args, {
+    ...options,
     configPath: at.configPath,
     env: { NODE_OPTIONS: `--import ${preload}`, FLEECE_TEST_STEPS: JSON.stringify(settings) },
   });

@@ -28,6 +28,7 @@ const events = interfaceIn("events.ts", "QmpEvents");
 
 /** What the table marks as known to machines only. */
 const machineOnly = [
+  "yank",
   ...["query-status", "query-name", "query-uuid", "query-migrate", "query-iothreads"],
   ...["stop", "cont", "system_powerdown", "human-monitor-command"],
 ];

@@ -113,6 +113,7 @@ describe("parseConfig", () => {
       },
       logLevel: "warn",
       parallelDisks: 4,
+      api: { shutdownGrace: 30_000 },
       domains: [
         {
           name: "web01",

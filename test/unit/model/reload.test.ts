@@ -27,7 +27,7 @@ describe("reloadedConfig", () => {
       runtimeDir: undefined,
       stateDir: "/state",
       metrics: before.metrics,
-      api: { socket: "/run/a.sock", shutdownGrace: "5s" },
+      api: { ...before.api, shutdownGrace: 5000 },
     });
     expect(reloaded).not.toHaveProperty("runtimeDir");
   });

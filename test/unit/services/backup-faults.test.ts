@@ -49,7 +49,19 @@ describe("runBackup of a running domain with a fault at any point leaves nothing
     });
   }
 
+  for (const fault of ["fail", "disconnect", "crash", "abort", "kill"] as const) {
+    it(`in an incremental of two disks that QEMU pushes: ${fault}`, DEADLINE, async () => {
+      const found = await strikeEverywhere({ fault, level: "incremental", running: true, staged: true });
+      expect(found).toEqual([]);
+    });
+  }
+
   for (const fault of ["fail", "kill"] as const) {
+    it(`in a first full of two disks that QEMU pushes: ${fault}`, DEADLINE, async () => {
+      const found = await strikeEverywhere({ fault, level: "full", running: true, staged: true });
+      expect(found).toEqual([]);
+    });
+
     it(`in a first full of one disk: ${fault}`, DEADLINE, async () => {
       const found = await strikeEverywhere({ fault, level: "full", running: true, disks: ["vda"] });
       expect(found).toEqual([]);

@@ -26,6 +26,8 @@ export interface Scenario {
   readonly lost?: boolean;
   readonly disks?: readonly string[];
   readonly quiesce?: true;
+  /** QEMU pushes the disks. */
+  readonly staged?: true;
 }
 
 export interface Passed {
@@ -41,7 +43,7 @@ const DISKS = [
 ];
 
 /** Where a write of the guest could get lost: around the freeze, and where bitmaps are merged. */
-const MOMENT = /bitmap|filter|scratch|cont|access/;
+const MOMENT = /bitmap|filter|scratch|cont|access|copy/;
 
 /** A file system in memory where there is one: the journal is synced some 20 times per backup. */
 const TEMPORARY = existsSync("/dev/shm") ? "/dev/shm/fl-" : "/tmp/fl-";
@@ -51,7 +53,7 @@ export async function play(scenario: Scenario): Promise<Passed> {
   const directory = await mkdtemp(TEMPORARY);
   try {
     return await new Play(
-      new FakeWorld(directory, { disks: DISKS, running: scenario.running }),
+      new FakeWorld(directory, { disks: DISKS, running: scenario.running, staged: scenario.staged === true }),
       scenario,
     ).run();
   } finally {
@@ -181,6 +183,7 @@ class Play {
       nbdSocketPath: undefined,
       status: "running",
       frozen: false,
+      jobs: [],
     };
     const expected = {
       qemu: this.#world.domain.qemu === undefined ? undefined : clean,
