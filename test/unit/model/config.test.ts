@@ -113,7 +113,6 @@ describe("parseConfig", () => {
       },
       logLevel: "warn",
       parallelDisks: 4,
-      api: { shutdownGrace: 30_000 },
       domains: [
         {
           name: "web01",
