@@ -224,7 +224,7 @@ describe("roles", () => {
     const operator = await served.remote(byRole.operator);
     expect(
       await codeOf(operator.call("Backups.Run", { ...requestOf("Backups.Run"), domain: "" } as never)),
-    ).toBe("INVALID_ARGUMENT");
+    ).toBe("INVALID_NAME");
   });
 
   it("keep an operator from choosing where a socket of the host is made", async () => {
