@@ -199,9 +199,13 @@ function whereIs(agent: string | RemoteAgent): ErrorFacts {
   return typeof agent === "string" ? { socket: agent } : { address: formatHostPort(agent) };
 }
 
-/** As gRPC itself has it, not the agent. */
+/**
+ * As gRPC itself has it, not the agent: its errors carry their code. A process that ends may close its streams before the
+ * connection; that is INTERNAL to grpc-js, and only its words tell.
+ */
 function isDisconnected(error: ServiceError): boolean {
-  return error.code === status.UNAVAILABLE && fromStatus(error) === undefined;
+  if (fromStatus(error) !== undefined) return false;
+  return error.code === status.UNAVAILABLE || error.details.startsWith("Received RST_STREAM");
 }
 
 function hasRequestId({ requestType }: WireMethod): boolean {

@@ -124,7 +124,8 @@ describe("an agent that gets SIGTERM during a backup", () => {
     const ended = await agent.result();
     expect(ended).toMatchObject({ exitCode: 1, signal: null });
     expect(ended.stderr).toContain("The agent ends at once");
-    expect((await command.result()).exitCode).toBe(5);
+    const { exitCode, stderr } = await command.result();
+    expect(exitCode, stderr).toBe(5);
     expect(await at.state()).not.toEqual(before);
     await startAgent(at);
     expect(await at.state()).toEqual(before);
