@@ -4,11 +4,12 @@ import { setTimeout as delay } from "node:timers/promises";
 import { promisify } from "node:util";
 import { describe, expect, it } from "vitest";
 import { connectNbd } from "nbd-client-ts";
+import { expectRefusal } from "../support/expect-refusal.js";
 import type { FleeceProcess } from "../support/fleece.js";
 import { copyToRaw, fileDigest, imageInfo } from "../support/image-tool.js";
 import { untilTestEnds } from "../support/lifetime.js";
 import { mountTmpfs } from "../support/mount.js";
-import { startSite, type Site, type SiteOptions } from "../support/site.js";
+import { startSite, type SiteOptions } from "../support/site.js";
 
 const exec = promisify(execFile);
 const KIB = 1024;
@@ -100,18 +101,6 @@ async function changedBlocks({ uri, changesContext }: ExportMessage): Promise<nu
     .flatMap(({ offset, length }) =>
       Array.from({ length: length / BLOCK }, (_, index) => offset / BLOCK + index),
     );
-}
-
-async function expectRefusal(
-  at: Pick<Site, "run">,
-  args: readonly string[],
-  exitCode: number,
-  stderr: RegExp,
-): Promise<void> {
-  const result = await at.run(...args);
-  expect(result.stderr).toMatch(stderr);
-  expect(result.exitCode).toBe(exitCode);
-  expect(result.stdout).toBe("");
 }
 
 describe("block-snapshot and export of a running domain", () => {

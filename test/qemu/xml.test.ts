@@ -4,8 +4,9 @@ import { promisify } from "node:util";
 import { describe, expect, it } from "vitest";
 import { parseBlockSnapshotXml } from "../../src/api/xml/block-snapshot-xml.js";
 import { parseDomainXml } from "../../src/api/xml/domain-xml.js";
+import { expectRefusal } from "../support/expect-refusal.js";
 import { copyToRaw, fileDigest } from "../support/image-tool.js";
-import { startSite, type Site, type SiteOptions } from "../support/site.js";
+import { startSite, type SiteOptions } from "../support/site.js";
 
 const exec = promisify(execFile);
 const MIB = 1024 * 1024;
@@ -94,18 +95,6 @@ async function changedBlocks({ uri }: ExportMessage, checkpoint: string): Promis
     .flatMap(({ offset, length }) =>
       Array.from({ length: length / BLOCK }, (_, index) => offset / BLOCK + index),
     );
-}
-
-async function expectRefusal(
-  at: Pick<Site, "run">,
-  args: readonly string[],
-  exitCode: number,
-  stderr: RegExp,
-): Promise<void> {
-  const result = await at.run(...args);
-  expect(result.stderr).toMatch(stderr);
-  expect(result.exitCode).toBe(exitCode);
-  expect(result.stdout).toBe("");
 }
 
 describe("the RFC's documents, on a running domain", () => {
