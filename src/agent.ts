@@ -7,6 +7,7 @@ import type { HostPort } from "./model/host-port.js";
 import type { MetricsAddress } from "./model/metrics-address.js";
 import { claimAgentPlace, removeStaleSocket } from "./drivers/agent-claim.js";
 import { AuditFile } from "./drivers/audit-file.js";
+import { DomainSnapshotDirectory } from "./drivers/domain-snapshot-directory.js";
 import { QemuDriverFactory } from "./drivers/driver-factory.js";
 import { NbdFronts } from "./drivers/front/front-opener.js";
 import { QemuHostCleaner } from "./drivers/host-cleaner.js";
@@ -144,6 +145,7 @@ export async function startAgent(
   const images = new StorageDaemonImages({ runtimeRoot });
   const context: ServiceContext = {
     store,
+    domainSnapshots: new DomainSnapshotDirectory(config.stateDir),
     host: new QemuHostCleaner(),
     clock,
     log,

@@ -18,7 +18,7 @@ import { describeHolder, lookAtKernelLock, tryKernelLock } from "./kernel-lock.j
 /**
  * `<stateDir>/domains/<domain>.lock` and `<stateDir>/operations/<domain>/<id>.json`: one file per unfinished operation,
  * always replaced as a whole, so that a kill leaves the old one or the new one. What is finished has no file. Beside it
- * `<id>.lease`, once a lease has been renewed. And `<stateDir>/notes/<kind>/<name>.json`.
+ * `<id>.lease`, once a lease has been renewed. And `<stateDir>/notes/<kind>/<name>.json`. Domain snapshots: see `DomainSnapshotDirectory`.
  */
 export class StateDirectory implements StateStore {
   readonly #root: string;
@@ -37,7 +37,7 @@ export class StateDirectory implements StateStore {
   }
 
   async sweep(): Promise<void> {
-    for (const kind of ["operations", "notes"]) {
+    for (const kind of ["operations", "notes", "domain-snapshots"]) {
       for (const name of await entries(path.join(this.#root, kind))) {
         await this.#sweepDirectory(path.join(this.#root, kind, name));
       }
@@ -67,11 +67,11 @@ export class StateDirectory implements StateStore {
   }
 
   async save(record: OperationRecord): Promise<void> {
-    await this.#replace(this.#directory(record.domain), `${record.id}.json`, record);
+    await replaceDurably(this.#directory(record.domain), `${record.id}.json`, record);
   }
 
   async saveLease({ domain, id }: Pick<OperationRecord, "id" | "domain">, lease: Lease): Promise<void> {
-    await this.#replace(this.#directory(domain), `${id}${LEASE}`, lease);
+    await replaceDurably(this.#directory(domain), `${id}${LEASE}`, lease);
   }
 
   async notes(kind: NoteKind): Promise<readonly string[]> {
@@ -88,7 +88,7 @@ export class StateDirectory implements StateStore {
   }
 
   async writeNote(kind: NoteKind, name: string, value: unknown): Promise<void> {
-    await this.#replace(this.#notes(kind), `${name}.json`, value);
+    await replaceDurably(this.#notes(kind), `${name}.json`, value);
   }
 
   async removeNote(kind: NoteKind, name: string): Promise<void> {
@@ -108,20 +108,6 @@ export class StateDirectory implements StateStore {
     await rm(path.join(directory, `${id}.json`), { force: true });
     await rm(path.join(directory, `${id}${LEASE}`), { force: true });
     if (await exists(directory)) await syncDirectory(directory);
-  }
-
-  async #replace(directory: string, name: string, value: unknown): Promise<void> {
-    await makePrivateDirectory(directory);
-    const temporary = path.join(directory, temporaryName(name, this.self()));
-    const file = path.join(directory, name);
-    try {
-      await writeDurably(temporary, `${JSON.stringify(value, undefined, 2)}\n`);
-      await rename(temporary, file);
-      await syncDirectory(directory);
-    } catch (error) {
-      await rm(temporary, { force: true });
-      throw fileError(error, "write the journal", file);
-    }
   }
 
   async #sweepDirectory(directory: string): Promise<void> {
@@ -167,6 +153,21 @@ async function readLease(file: string): Promise<Lease | undefined> {
     throw error instanceof SyntaxError
       ? unreadable(file, "it is not JSON", error)
       : fileError(error, "read", file);
+  }
+}
+
+/** Replaces a file of JSON in a private directory: the old one or the new one is there at any time. Durable when it resolves. */
+export async function replaceDurably(directory: string, name: string, value: unknown): Promise<void> {
+  await makePrivateDirectory(directory);
+  const temporary = path.join(directory, temporaryName(name, processOwner()));
+  const file = path.join(directory, name);
+  try {
+    await writeDurably(temporary, `${JSON.stringify(value, undefined, 2)}\n`);
+    await rename(temporary, file);
+    await syncDirectory(directory);
+  } catch (error) {
+    await rm(temporary, { force: true });
+    throw fileError(error, "write the journal", file);
   }
 }
 

@@ -11,6 +11,7 @@ const MAX_LENGTH = {
   disk: 64,
   checkpoint: 128,
   "block snapshot": 128,
+  "domain snapshot": 128,
   backup: 64,
   repository: 64,
 } as const;

@@ -3,6 +3,7 @@ import { checkName } from "../model/names.js";
 import type { QuiesceSettings } from "../model/quiesce.js";
 import type { ReaderFactory } from "../ports/block-io.js";
 import type { DriverFactory } from "../ports/block-driver.js";
+import type { DomainSnapshotStore } from "../ports/domain-snapshot-store.js";
 import type { Clock } from "../ports/clock.js";
 import type { ImageFactory } from "../ports/image-writer.js";
 import type { Meter } from "../ports/meter.js";
@@ -19,6 +20,7 @@ import { recoverDomain } from "./recovery.js";
 /** What every service works with; put together once, in agent.ts. */
 export interface ServiceContext {
   readonly store: StateStore;
+  readonly domainSnapshots: DomainSnapshotStore;
   readonly host: HostCleaner;
   readonly clock: Clock;
   readonly log: Logger;

@@ -1,6 +1,7 @@
 import { mkdirSync } from "node:fs";
 import { outputDirectories } from "../../src/drivers/output-directory.js";
 import { LOCAL_CLIENT } from "../../src/model/access.js";
+import { DomainSnapshotDirectory } from "../../src/drivers/domain-snapshot-directory.js";
 import { StateDirectory } from "../../src/drivers/state-directory.js";
 import { noMeter } from "../../src/ports/meter.js";
 import type { DomainLock, OperationOwner, StateStore } from "../../src/ports/state-store.js";
@@ -64,6 +65,7 @@ export class FakeProcess {
     const note = (_: object, message: string): void => void world.log.push(message);
     this.context = {
       store: gated<StateStore>(this.#store, "store", gate),
+      domainSnapshots: new DomainSnapshotDirectory(world.stateDir),
       host: gated(domain.host, "host", gate),
       clock: {
         now: () => domain.now(),

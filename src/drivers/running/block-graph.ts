@@ -72,9 +72,43 @@ export function locateDisks(facts: BlockFacts): readonly LocatedDisk[] {
 
 /** The node that `filter` passes through to, or undefined if there is no such filter. */
 export function filteredNode(graph: Graph, filter: string): string | undefined {
-  const parent = graph.nodes.find((node) => node.name === filter && node.type === "block-driver");
-  const edge = graph.edges.find(({ parent: id, name }) => id === parent?.id && name === "file");
-  return graph.nodes.find((node) => node.id === edge?.child)?.name;
+  return childNode(graph, filter, "file");
+}
+
+function childNode(graph: Graph, node: string, role: "file" | "backing"): string | undefined {
+  const parent = graph.nodes.find(({ name, type }) => name === node && type === "block-driver");
+  const edge = graph.edges.find(({ parent: id, name }) => id === parent?.id && name === role);
+  return graph.nodes.find(({ id }) => id === edge?.child)?.name;
+}
+
+/** One image of a disk's backing chain. */
+export interface NodeLayer {
+  readonly node: string;
+  readonly driver: string;
+  readonly file: string;
+  readonly readOnly: boolean;
+  readonly sizeBytes: number;
+  readonly bitmaps: NonNullable<NamedNode["dirty-bitmaps"]>;
+}
+
+/** The disk itself and the images below it, down to the one without a backing file; filters between them are passed over. */
+export function layersOf(facts: BlockFacts, diskNode: string): readonly NodeLayer[] {
+  const layers: NodeLayer[] = [];
+  let node = belowFilters(facts, diskNode);
+  while (node !== undefined) {
+    const name = node["node-name"] ?? "";
+    layers.push({
+      node: name,
+      driver: node.drv,
+      file: node.file,
+      readOnly: node.ro,
+      sizeBytes: node.image["virtual-size"],
+      bitmaps: node["dirty-bitmaps"] ?? [],
+    });
+    const backing = childNode(facts.graph, name, "backing");
+    node = backing === undefined ? undefined : belowFilters(facts, backing);
+  }
+  return layers;
 }
 
 /** Images that have `node` as their backing file. */
