@@ -5,6 +5,9 @@ import { protoRoot } from "./proto.js";
 
 /** More than any path, name or page token has, and than any domain has disks. */
 const LONGEST_TEXT = 4096;
+/** These hold documents. */
+const DOCUMENTS: ReadonlySet<string> = new Set(["xml", "file"]);
+const LONGEST_DOCUMENT = 1024 * 1024;
 const MOST_ITEMS = 1024;
 
 /** Takes the place of a request whose bytes are not one. */
@@ -52,12 +55,29 @@ function checkMessage(type: protobuf.Type, message: object, path: string): void 
     const value = values[field.name];
     if (value === undefined || value === null) continue;
     const here = `${path}${field.name}`;
-    if (Array.isArray(value) && value.length > MOST_ITEMS) {
-      throw invalid(here, `at most ${MOST_ITEMS} values`, value.length);
-    }
-    if (Array.isArray(value)) value.forEach((item, index) => checkValue(field, item, `${here}[${index}]`));
-    else checkValue(field, value, here);
+    for (const [place, item] of itemsOf(field, value, here)) checkValue(field, item, place);
   }
+}
+
+/** The one value of a field, or those of a list, or keys and values of a map. */
+function itemsOf(
+  field: protobuf.Field,
+  value: unknown,
+  path: string,
+): readonly (readonly [string, unknown])[] {
+  const items: readonly (readonly [string, unknown])[] = Array.isArray(value)
+    ? value.map((item, index) => [`${path}[${index}]`, item])
+    : field.map && typeof value === "object" && value !== null
+      ? Object.entries(value).flatMap(
+          ([key, item]) =>
+            [
+              [`a key of ${path}`, key],
+              [`${path}[${key.slice(0, 60)}]`, item],
+            ] as const,
+        )
+      : [[path, value]];
+  if (items.length > MOST_ITEMS) throw invalid(path, `at most ${MOST_ITEMS} values`, items.length);
+  return items;
 }
 
 function checkValue(field: protobuf.Field, value: unknown, path: string): void {
@@ -66,11 +86,15 @@ function checkValue(field: protobuf.Field, value: unknown, path: string): void {
     checkMessage(resolvedType, value, `${path}.`);
   } else if (resolvedType instanceof protobuf.Enum && typeof value === "number") {
     throw invalid(path, `a value of ${resolvedType.name}`, value);
-  } else if (typeof value === "string" && value.length > LONGEST_TEXT) {
-    throw invalid(path, `at most ${LONGEST_TEXT} characters`, value.length);
+  } else if (typeof value === "string" && value.length > longest(field)) {
+    throw invalid(path, `at most ${longest(field)} characters`, value.length);
   } else if (typeof value === "number" && (value < 0 || !Number.isSafeInteger(value))) {
     throw invalid(path, `a number from 0 to ${Number.MAX_SAFE_INTEGER}`, value);
   }
+}
+
+function longest({ name }: protobuf.Field): number {
+  return DOCUMENTS.has(name) ? LONGEST_DOCUMENT : LONGEST_TEXT;
 }
 
 function invalid(field: string, expected: string, got: number): FleeceError {
