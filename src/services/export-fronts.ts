@@ -15,7 +15,6 @@ export interface ExportFrontsOptions {
   readonly clock: Clock;
   readonly log: Logger;
   readonly opener: FrontOpener;
-  readonly domains: readonly string[];
   /** Of every grant: see `ExportGrant`. */
   readonly idleMs: number;
   readonly bytesPerSecond: number | undefined;
@@ -48,16 +47,16 @@ export class ExportFronts implements AsyncDisposable {
   readonly #over = new AbortController();
   /** By domain: why it is not as the journal says. */
   readonly #troubles = new Map<string, string>();
-  #watching: Promise<void> = Promise.resolve();
+  #watching: Promise<void> | undefined;
 
   constructor(options: ExportFrontsOptions) {
     this.#options = options;
   }
 
-  /** Grants again what was granted when the agent ended, and keeps looking after it. */
-  async start(): Promise<void> {
-    for (const domain of this.#options.domains) await this.follow(domain);
-    this.#watching = this.#watch();
+  /** Grants again what was granted in these domains when the agent ended, and keeps looking after it. */
+  async use({ domains }: { readonly domains: readonly string[] }): Promise<void> {
+    for (const domain of domains) await this.follow(domain);
+    this.#watching ??= this.#watch();
   }
 
   /**

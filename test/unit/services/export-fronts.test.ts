@@ -75,10 +75,10 @@ async function startAgent() {
   const clock = new ManualClock();
   const log = new LogLines();
   const opener = new FakeOpener(clock);
-  const parts = { store: embedded.store, clock, log, opener, domains: ["vm"] };
+  const parts = { store: embedded.store, clock, log, opener };
   const restarted = async (): Promise<ExportFronts> => {
     const fronts = untilTestEnds(new ExportFronts({ ...parts, idleMs: 1000, bytesPerSecond: undefined }));
-    await fronts.start();
+    await fronts.use({ domains: ["vm"] });
     return fronts;
   };
   const fronts = await restarted();
