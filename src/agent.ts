@@ -27,7 +27,7 @@ import type { Logger } from "./ports/logger.js";
 import { noMeter, type Meter } from "./ports/meter.js";
 import type { ServiceContext } from "./services/context.js";
 import { ExportFronts } from "./services/export-fronts.js";
-import { keepHouse, type Duty } from "./services/housekeeping.js";
+import { HouseKeeper, type Duty } from "./services/housekeeping.js";
 import { recoverAll } from "./services/recovery.js";
 import { watchSnapshots } from "./services/snapshot-watch.js";
 import { errorMessage, errnoOf, FleeceError } from "./shared/errors.js";
@@ -63,6 +63,8 @@ export async function claimMetricsAddress(config: Config): Promise<MetricsAddres
   if (address !== undefined && "path" in address) await removeStaleSocket(checkSocketPath(address.path));
   return address;
 }
+
+export type { Config, ServiceContext };
 
 /** What of a new configuration a running agent can take over, and what not. */
 export { reloadedConfig } from "./model/reload.js";
@@ -108,16 +110,9 @@ export { formatHostPort, parseHostPort } from "./model/host-port.js";
 /** Besides the ends of leases. */
 const DUTIES: readonly Duty[] = [watchSnapshots];
 
-/** Looks after leases and leftovers until it is disposed of. */
-export function startHousekeeping(context: ServiceContext): AsyncDisposable {
-  const stop = new AbortController();
-  const kept = keepHouse(context, DUTIES, stop.signal);
-  return {
-    async [Symbol.asyncDispose]() {
-      stop.abort();
-      await kept;
-    },
-  };
+/** Looks after leases and leftovers of the context that it is given, until it is disposed of. */
+export function houseKeeper(): HouseKeeper {
+  return new HouseKeeper(DUTIES);
 }
 
 function runtimeRootOf({ runtimeDir }: Config): string {
@@ -141,7 +136,7 @@ export async function startAgent(
   const clock = systemClock;
   const runtimeRoot = runtimeRootOf(config);
   const store = new StateDirectory(config.stateDir);
-  const fronts = withFronts ? await makeFronts(config, { store, clock, log }) : undefined;
+  const fronts = withFronts ? await makeFronts(config.nbd, { store, clock, log }) : undefined;
   const images = new StorageDaemonImages({ runtimeRoot });
   const context: ServiceContext = {
     store,
@@ -185,12 +180,12 @@ export async function startAgent(
   if (changeNothing) return context;
   await sweepRuntimeDirectories(runtimeRoot);
   await recoverAll(context);
-  await fronts?.start();
+  await fronts?.use(context);
   return context;
 }
 
 async function makeFronts(
-  { nbd, domains }: Config,
+  nbd: Config["nbd"],
   parts: { readonly store: StateDirectory; readonly clock: Clock; readonly log: Logger },
 ): Promise<ExportFronts> {
   const opener = new NbdFronts({
@@ -207,7 +202,6 @@ async function makeFronts(
   return new ExportFronts({
     ...parts,
     opener,
-    domains: domains.map(({ name }) => name),
     idleMs: nbd?.idleTimeout ?? SOCKET_IDLE_MS,
     bytesPerSecond: nbd?.bytesPerSecond,
   });

@@ -6,17 +6,28 @@ import { listExports } from "../services/block-exports.js";
 import { publicExport } from "./block-exports.js";
 import type { CallOptions, CallRequest } from "./call-types.js";
 import type { DiskFormatName, Disk, Domain, ListDomainsResponse, XmlDocument } from "./messages.js";
+import { page } from "./page.js";
 import type { DomainDocument } from "./xml/domain-xml.js";
 import { printDomainXml } from "./xml/domain-xml.js";
 
-export async function listDomainsHandler(context: ServiceContext): Promise<ListDomainsResponse> {
-  const domains = await listDomains(context);
+/** Looks only at the domains of the page. */
+export async function listDomainsHandler(
+  context: ServiceContext,
+  paging: CallRequest<"Domains.List">,
+): Promise<ListDomainsResponse> {
+  const places = [...context.domains.entries()];
+  const { items, nextPageToken } = page(places, paging, ["domains"], ([place]) => [place]);
+  const domains = await listDomains(
+    context,
+    items.map(([, domain]) => domain),
+  );
   return {
     domains: domains.map((summary): Domain =>
       summary.state === undefined
         ? { name: summary.domain, state: "UNKNOWN", disks: [], trouble: summary.trouble }
         : domainMessage(summary.state),
     ),
+    nextPageToken,
   };
 }
 

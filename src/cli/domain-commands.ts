@@ -1,5 +1,6 @@
 import type { Command } from "@commander-js/extra-typings";
 import { domainDetails, domainList } from "./domain-view.js";
+import { everyPage } from "./every-page.js";
 import type { RunAction } from "./session.js";
 
 export function addDomainCommands(group: Command, run: RunAction): void {
@@ -9,8 +10,11 @@ export function addDomainCommands(group: Command, run: RunAction): void {
     .description("List the domains of the configuration and what is known of each now.")
     .action(() =>
       run(async ({ answer, api, signal, terminal }) => {
-        const message = await api.call("Domains.List", {}, { signal });
-        answer("ListDomainsResponse", message, (domains) => domainList(domains, terminal));
+        const domains = await everyPage(
+          (paging) => api.call("Domains.List", paging, { signal }),
+          (page) => page.domains,
+        );
+        answer("ListDomainsResponse", { domains }, (list) => domainList(list, terminal));
       }),
     );
 

@@ -31,7 +31,7 @@ export function addExportCommands(group: Command, run: RunAction): void {
         "--client <name>",
         "who may read at a TCP address: a certificate's common name, or sha256:FINGERPRINT (may be repeated)",
       )
-        .default([] as string[], "nobody")
+        .default([] as string[], "the certificate given with --agent")
         .argParser((client: string, before: string[]) => [...before, client]),
     )
     .option(

@@ -4,13 +4,16 @@ import {
   agentSocket,
   claimAgent,
   claimMetricsAddress,
+  type Config,
   formatHostPort,
+  houseKeeper,
   loadConfig,
   openAccess,
   reloadedConfig,
+  type ServiceContext,
   shareSocket,
-  startHousekeeping,
 } from "../agent.js";
+import type { AgentMetrics } from "../api/metrics.js";
 import { errorMessage, FleeceError } from "../shared/errors.js";
 import { findConfiguration } from "./configuration-file.js";
 import { createLogger } from "./logger.js";
@@ -58,35 +61,22 @@ export async function serveAgent(surroundings: SessionSurroundings, options: Glo
   const { fronts } = context;
   await using _fronts = fronts;
   signal.throwIfAborted();
-  metrics.use(context);
-  await using metricsServer =
-    metricsAddress === undefined ? undefined : await serveMetrics(metrics, metricsAddress, log);
   const requests = await openRequests(context);
   const server = new ApiServer({ context, requests, log, calls: metrics, ...access });
-  let housekeeping = startHousekeeping(context);
-  using _reload = onHangup(async () => {
+  await using housekeeping = houseKeeper();
+  const followers: readonly Follower[] = [
+    metrics,
+    server,
+    housekeeping,
+    ...(fronts === undefined ? [] : [fronts]),
+  ];
+  await followAll(followers, context);
+  await using metricsServer =
+    metricsAddress === undefined ? undefined : await serveMetrics(metrics, metricsAddress, log);
+  const reload: Reload = { file, log, level: options.logLevel, surroundings, metrics, fronts, followers };
+  await using _reload = onHangup(async () => {
     await manager.reloading();
-    try {
-      const { config: next, refused } = reloadedConfig(config, await loadConfig(file));
-      log.level = options.logLevel ?? next.logLevel;
-      for (const key of refused) log.warn({ key }, `${key} stays as it was: only a restart changes it`);
-      // What killed processes left was put in order at the start; the calls that run now are not killed.
-      const fresh = {
-        ...(await surroundings.startAgent(next, log, { changeNothing: true, meter: metrics })),
-        ...(fronts === undefined ? {} : { fronts }),
-      };
-      server.use(fresh);
-      metrics.use(fresh);
-      await housekeeping[Symbol.asyncDispose]();
-      housekeeping = startHousekeeping(fresh);
-      config = next;
-      metrics.reloaded("done");
-      log.info({ file }, "The configuration was read again");
-    } catch (error) {
-      metrics.reloaded("failed");
-      const facts = error instanceof FleeceError ? { file, code: error.code } : { file, err: error };
-      log.error(facts, `The configuration stays as it was: ${errorMessage(error)}`);
-    }
+    config = await readAgain(config, reload);
     await manager.ready(`Answers on ${socketPath}`);
   });
   try {
@@ -104,21 +94,71 @@ export async function serveAgent(surroundings: SessionSurroundings, options: Glo
     log.info({ reason: errorMessage(signal.reason) }, "The agent ends");
   } finally {
     using _impatience = exitOnSignal(log);
-    await housekeeping[Symbol.asyncDispose]();
-    await Promise.all([manager.stopping(), server.close(config.api.shutdownGrace)]);
+    await Promise.all([
+      manager.stopping(),
+      housekeeping[Symbol.asyncDispose](),
+      server.close(config.api.shutdownGrace),
+    ]);
   }
   await access.audit.write({ event: "stop" });
   log.info({}, "The agent has ended");
 }
 
-/** One after the other. */
-function onHangup(action: () => Promise<void>): Disposable {
+/** What works with the newest context. */
+interface Follower {
+  use(context: ServiceContext): void | Promise<void>;
+}
+
+async function followAll(followers: readonly Follower[], context: ServiceContext): Promise<void> {
+  for (const follower of followers) await follower.use(context);
+}
+
+interface Reload {
+  readonly file: string;
+  readonly log: Logger;
+  /** Of the command line: stronger than the file's. */
+  readonly level: GlobalOptions["logLevel"];
+  readonly surroundings: SessionSurroundings;
+  readonly metrics: AgentMetrics;
+  /** They live as long as the agent. */
+  readonly fronts: ServiceContext["fronts"];
+  readonly followers: readonly Follower[];
+}
+
+/** Never fails: returns the configuration that is in force from now on, which is the old one if the file's is of no use. */
+async function readAgain(before: Config, reload: Reload): Promise<Config> {
+  const { file, log, level, surroundings, metrics: meter, fronts, followers } = reload;
+  try {
+    const { config, refused } = reloadedConfig(before, await loadConfig(file));
+    log.level = level ?? config.logLevel;
+    for (const key of refused) log.warn({ key }, `${key} stays as it was: only a restart changes it`);
+    // What killed processes left was put in order at the start; the calls that run now are not killed.
+    const context = await surroundings.startAgent(config, log, { changeNothing: true, meter });
+    await followAll(followers, { ...context, ...(fronts === undefined ? {} : { fronts }) });
+    meter.reloaded("done");
+    log.info({ file }, "The configuration was read again");
+    return config;
+  } catch (error) {
+    meter.reloaded("failed");
+    const facts = error instanceof FleeceError ? { file, code: error.code } : { file, err: error };
+    log.error(facts, `The configuration stays as it was: ${errorMessage(error)}`);
+    return before;
+  }
+}
+
+/** One after the other. Disposed of, it waits for the last. */
+function onHangup(action: () => Promise<void>): AsyncDisposable {
   let last = Promise.resolve();
   const listener = (): void => {
     last = last.then(action);
   };
   process.on("SIGHUP", listener);
-  return { [Symbol.dispose]: () => process.off("SIGHUP", listener) };
+  return {
+    async [Symbol.asyncDispose]() {
+      process.off("SIGHUP", listener);
+      await last;
+    },
+  };
 }
 
 /** What runs is in the journal: the next start undoes it. A guest that is held or frozen has its guard. */

@@ -8,6 +8,8 @@ export type Role = (typeof ROLES)[number];
 export interface Client {
   readonly name: string;
   readonly role: Role;
+  /** `sha256:` and hexadecimal digits of the certificate that it shows; unset for users of the Unix socket. */
+  readonly fingerprint?: string | undefined;
 }
 
 /** The name of whoever needs no certificate: users of the Unix socket and of the embedded mode. */
@@ -17,7 +19,6 @@ export const LOCAL_CLIENT: Client = { name: LOCAL_NAME, role: "administrator" };
 /** A certificate that the configuration knows, by its common name or by its fingerprint. */
 export interface ClientEntry extends Client {
   readonly subject?: string | undefined;
-  readonly fingerprint?: string | undefined;
 }
 
 /** What tells a certificate from others. */
@@ -36,7 +37,7 @@ export function findClient(
   const found =
     entries.find((entry) => entry.fingerprint === fingerprint) ??
     entries.find((entry) => entry.subject !== undefined && entry.subject === subject);
-  return found === undefined ? undefined : { name: found.name, role: found.role };
+  return found && { name: found.name, role: found.role, fingerprint };
 }
 
 export function permits(role: Role, needed: Role): boolean {

@@ -38,7 +38,7 @@ export interface ExportRequest {
   readonly since?: string;
   /** Targets; left out: all disks of the snapshot. */
   readonly disks?: readonly string[];
-  /** Offer them through the front, too, to these clients. */
+  /** Offer them through the front, too, to these clients; none: see `ExportFronts.offer`. */
   readonly front?: { readonly address: FrontAddress; readonly clients: readonly string[] };
   readonly signal?: AbortSignal;
 }
@@ -136,11 +136,11 @@ const EXPORT_KINDS: ReadonlySet<UndoKind> = new Set([
 
 /** An agent that is gone cannot keep offering. */
 function wantedOffer(
-  { fronts }: ServiceContext,
+  { fronts, client }: ServiceContext,
   { front }: Pick<ExportRequest, "front">,
 ): FrontOffer | undefined {
   if (front === undefined) return undefined;
-  if (fronts !== undefined) return fronts.offer(front.address, front.clients);
+  if (fronts !== undefined) return fronts.offer(front.address, front.clients, client);
   throw new FleeceError(
     "UNSUPPORTED",
     `Cannot offer exports at ${formatFrontAddress(front.address)}: that needs an agent, which lives on after the command; run \`fleece serve\`, and leave out --embedded`,

@@ -12,17 +12,20 @@ export type DomainSummary =
 /** Each look at an inactive domain is a process; one at a running domain that hangs should not hold up many others. */
 const LOOKS_AT_ONCE = 32;
 
-/** Every domain of the configuration; one that cannot be looked at says why instead of failing the list. */
-export async function listDomains(context: ServiceContext): Promise<readonly DomainSummary[]> {
+/** One that cannot be looked at says why instead of failing the list. */
+export async function listDomains(
+  context: ServiceContext,
+  domains: readonly string[],
+): Promise<readonly DomainSummary[]> {
   const found = new Map<string, DomainSummary>();
-  await forEachLimited(context.domains, LOOKS_AT_ONCE, async (domain) => {
+  await forEachLimited(domains, LOOKS_AT_ONCE, async (domain) => {
     try {
       found.set(domain, { domain, state: await inspectDomain(context, domain) });
     } catch (error) {
       found.set(domain, { domain, trouble: errorMessage(error) });
     }
   });
-  return context.domains.flatMap((domain) => found.get(domain) ?? []);
+  return domains.flatMap((domain) => found.get(domain) ?? []);
 }
 
 /** Reads only. Fails with DOMAIN_BUSY instead of DOMAIN_UNREACHABLE while another command has the monitor. */

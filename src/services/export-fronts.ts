@@ -1,3 +1,4 @@
+import type { Client } from "../model/access.js";
 import type { FrontAddress, FrontOffer } from "../model/front-offer.js";
 import { formatFrontAddress, frontExportName, frontKey, parseFrontClients } from "../model/front-offer.js";
 import { formatHostPort } from "../model/host-port.js";
@@ -15,7 +16,6 @@ export interface ExportFrontsOptions {
   readonly clock: Clock;
   readonly log: Logger;
   readonly opener: FrontOpener;
-  readonly domains: readonly string[];
   /** Of every grant: see `ExportGrant`. */
   readonly idleMs: number;
   readonly bytesPerSecond: number | undefined;
@@ -48,23 +48,24 @@ export class ExportFronts implements AsyncDisposable {
   readonly #over = new AbortController();
   /** By domain: why it is not as the journal says. */
   readonly #troubles = new Map<string, string>();
-  #watching: Promise<void> = Promise.resolve();
+  #watching: Promise<void> | undefined;
 
   constructor(options: ExportFrontsOptions) {
     this.#options = options;
   }
 
-  /** Grants again what was granted when the agent ended, and keeps looking after it. */
-  async start(): Promise<void> {
-    for (const domain of this.#options.domains) await this.follow(domain);
-    this.#watching = this.#watch();
+  /** Grants again what was granted in these domains when the agent ended, and keeps looking after it. */
+  async use({ domains }: { readonly domains: readonly string[] }): Promise<void> {
+    for (const domain of domains) await this.follow(domain);
+    this.#watching ??= this.#watch();
   }
 
   /**
-   * Where and to whom an export is to be offered. Fails with UNSUPPORTED without a TCP address in the configuration, and
+   * Where and to whom an export is to be offered. A caller who names no clients where they show certificates means the
+   * certificate that it shows itself. Fails with UNSUPPORTED without a TCP address in the configuration, and
    * with INVALID_ARGUMENT for another address, or clients that cannot be told apart there.
    */
-  offer(address: FrontAddress, clients: readonly string[]): FrontOffer {
+  offer(address: FrontAddress, clients: readonly string[], caller: Client): FrontOffer {
     const { tcp } = this.#options.opener;
     const wanted = formatFrontAddress(address);
     if (!("socketPath" in address)) {
@@ -77,8 +78,9 @@ export class ExportFronts implements AsyncDisposable {
         throw new FleeceError("INVALID_ARGUMENT", `Expected the address ${expected}, got ${wanted}`);
       }
       if (!tcp.plaintext) {
-        if (clients.length > 0) return { address: tcp.address, clients: parseFrontClients(clients) };
-        const message = `Expected at least one client certificate that may read at ${wanted}, got none`;
+        const readers = clients.length === 0 ? [caller.fingerprint ?? []].flat() : clients;
+        if (readers.length > 0) return { address: tcp.address, clients: parseFrontClients(readers) };
+        const message = `Expected at least one client certificate that may read at ${wanted}, got none, and the caller shows none`;
         throw new FleeceError("INVALID_ARGUMENT", message);
       }
     }

@@ -10,7 +10,8 @@ import { inTurn, type Client } from "./support/in-turn.js";
 
 /**
  * `npm run bench:front -- [--mib 1024] [--rounds 5]`: the same readers on the private socket, through the front with TLS
- * and without, and on QEMU's own TLS export, in turn. Ratios are taken within rounds.
+ * and without, and on QEMU's and nbdkit's own TLS exports, in turn. Ratios are taken within rounds. What those two servers
+ * keep of their own speed in clear is how much TLS costs on this machine, without a front.
  */
 const { values } = parseArgs({
   options: {
@@ -52,6 +53,14 @@ async function startQemuTls({ path, format: driver }: BenchImage, certificates: 
   return [server, port] as const;
 }
 
+/** The same file, its clusters as they lie in it. Without a wait: the first client waits for it. */
+async function startNbdkitTls({ path }: BenchImage, certificates: string) {
+  const port = 40_000 + (process.pid % 20_000);
+  const tls = ["--tls=require", `--tls-certificates=${certificates}`, "--tls-verify-peer"];
+  const address = ["-f", "-r", "-i", "127.0.0.1", "-p", String(port)];
+  return [await BoundProcess.start("nbdkit", [...address, ...tls, "file", path]), port] as const;
+}
+
 await using directory = await TemporaryDirectory.create();
 const certificates = await makeCertificates(directory.file("pki"));
 const image = await randomImage(sizeBytes);
@@ -59,9 +68,11 @@ await using source = await BenchExport.storageDaemon(directory.file("source"), i
 const [tlsFront, tlsPort] = await startFront(source.socketPath, certificates);
 const [clearFront, clearPort] = await startFront(source.socketPath, "plaintext");
 const [qemu, qemuPort] = await startQemuTls(image, certificates);
+const [nbdkit, nbdkitPort] = await startNbdkitTls(image, certificates);
+await using nbdkitInClear = await BenchExport.nbdkit(directory.file("nbdkit"), "-r", "file", image.path);
 await using _servers = {
   async [Symbol.asyncDispose]() {
-    for (const server of [tlsFront, clearFront, qemu]) await server.stop("SIGKILL");
+    for (const server of [tlsFront, clearFront, qemu, nbdkit]) await server.stop("SIGKILL");
   },
 };
 
@@ -71,6 +82,8 @@ const places: Readonly<Record<string, string>> = {
   "front, TLS": secured(tlsPort),
   "front, in clear": `nbd://127.0.0.1:${clearPort}/disk`,
   "QEMU's own TLS": secured(qemuPort),
+  "nbdkit, in clear": nbdkitInClear.uri,
+  "nbdkit's own TLS": secured(nbdkitPort),
 };
 const readers: Readonly<Record<string, (uri: string) => NonNullable<Client["run"]>>> = {
   nbdcopy: (uri) => () => measureProcess(sizeBytes, "nbdcopy", uri, "null:"),
@@ -96,6 +109,10 @@ const goals: readonly (readonly [string, string, string])[] = [
   ["ours: front, TLS", "ours: private socket", "0.70"],
   ["nbdcopy: front, TLS", "nbdcopy: QEMU's own TLS", "0.80"],
   ["ours: front, TLS", "ours: QEMU's own TLS", ""],
+  ["nbdcopy: QEMU's own TLS", "nbdcopy: private socket", ""],
+  ["ours: QEMU's own TLS", "ours: private socket", ""],
+  ["nbdcopy: nbdkit's own TLS", "nbdcopy: nbdkit, in clear", ""],
+  ["ours: nbdkit's own TLS", "ours: nbdkit, in clear", ""],
   ["nbdcopy: front, in clear", "nbdcopy: private socket", ""],
   ["ours: front, in clear", "ours: private socket", ""],
 ];

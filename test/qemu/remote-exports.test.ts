@@ -37,7 +37,7 @@ async function freePort(): Promise<number> {
 }
 
 /** A site whose agent may offer exports at an address of its own; the agent runs. */
-async function startRemote(options: SiteOptions = {}, front: object = {}) {
+async function startRemote(options: SiteOptions = {}, front: object = {}, more: object = {}) {
   const at = await startSite(options);
   const port = await freePort();
   const pki = await makeCertificates(at.directory.file("pki"));
@@ -52,7 +52,7 @@ async function startRemote(options: SiteOptions = {}, front: object = {}) {
   const configure = (...others: ReturnType<typeof domainConfig>[]) =>
     writeConfig(at.directory.path, {
       domains: [domain, ...others],
-      more: { runtimeDir: at.directory.file("run"), nbd },
+      more: { runtimeDir: at.directory.file("run"), nbd, ...more },
     });
   await configure();
   const run = (...args: string[]): Promise<FleeceResult> => runFleece(args, { configPath: at.configPath });
@@ -170,6 +170,33 @@ describe("an export at the agent's TCP address", () => {
     const again = await at.run("export", "start", "vm", "--snapshot", "night", "--since", "cp0");
     expect(again.stderr).toMatch(
       /exported already, with the changes since cp0 at tcp:.* for Test client.*ALREADY_EXISTS/s,
+    );
+  });
+
+  it("is granted to the caller's own certificate when no client is named, and to no other of the same name", async () => {
+    const tls = {
+      certificate: "pki/server-cert.pem",
+      key: "pki/server-key.pem",
+      clientCa: "pki/ca-cert.pem",
+    };
+    const tcp = { address: "127.0.0.1:0", ...tls };
+    const clients = [{ subject: "Test client", role: "operator" }];
+    const at = await startRemote({}, {}, { api: { tcp, clients } });
+    const agent = await at.serve();
+    const [, port = ""] = /by TLS on 127\.0\.0\.1:(\d+)/.exec(agent.stdout) ?? [];
+    const show = ["ca=ca-cert.pem", "certificate=client-cert.pem", "key=client-key.pem"];
+    const options = show.map((each) => `--${each.replace("=", `=${at.certificates}/`)}`);
+    const vendor = (...args: string[]) => at.run("--json", `--agent=127.0.0.1:${port}`, ...options, ...args);
+    expect(await vendor("block-snapshot", "create", "vm", "--name", "night")).toMatchObject({ exitCode: 0 });
+    const start = ["export", "start", "vm", "--snapshot", "night", "--address", at.address];
+    expect((await at.run(...start)).stderr).toMatch(/at least one client certificate.*INVALID_ARGUMENT/s);
+    const { exports } = (await vendor(...start)).json() as { exports: readonly [ExportMessage] };
+    expect(exports[0].clients).toEqual([expect.stringMatching(/^sha256:[0-9a-f]{64}$/)]);
+    await startReader(at, exports[0]);
+    const name = "Test client";
+    const namesake = await makeClientCertificates(at.directory.file("o"), at.certificates, { name });
+    expect(await rejection(as(exports[0], namesake))).toMatch(
+      /No such file|not found|does not exist|ENOENT/i,
     );
   });
 

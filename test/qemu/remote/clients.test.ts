@@ -5,6 +5,7 @@ import { ApiClient } from "../../../src/api/client.js";
 import { CALLS } from "../../../src/api/calls.js";
 import { ROLES, permits, type Role } from "../../../src/model/access.js";
 import { Authority, type Credentials } from "../../support/authority.js";
+import { FIRST_PAGE } from "../../support/first-page.js";
 import { serveApi, type AuditLine } from "../../support/served-api.js";
 import { TemporaryDirectory } from "../../support/temporary-directory.js";
 
@@ -58,14 +59,14 @@ describe("a client's certificate", () => {
     const served = await serve({ clients });
     for (const role of ["viewer", "operator"] as const) {
       const api = await served.remote(byRole[role]);
-      expect(await api.call("Domains.List", {})).toMatchObject({ domains: [{ name: "vm" }] });
+      expect(await api.call("Domains.List", FIRST_PAGE)).toMatchObject({ domains: [{ name: "vm" }] });
     }
   });
 
   it("without an entry is told that it is unknown, in words, log and audit log", async () => {
     const served = await serve({ clients: CLIENTS.slice(1) });
     const api = await served.remote(byRole.viewer);
-    await expect(api.call("Domains.List", {})).rejects.toMatchObject({ code: "CLIENT_UNKNOWN" });
+    await expect(api.call("Domains.List", FIRST_PAGE)).rejects.toMatchObject({ code: "CLIENT_UNKNOWN" });
     const [line] = await served.audit();
     expect(line).toMatchObject({
       event: "refused",
@@ -81,16 +82,16 @@ describe("a client's certificate", () => {
   it("with two common names is none of them", async () => {
     const served = await serve();
     const both = await authority.issue(["viewer", "administrator"]);
-    expect(await codeOf((await served.remote(both)).call("Domains.List", {}))).toBe("CLIENT_UNKNOWN");
+    expect(await codeOf((await served.remote(both)).call("Domains.List", FIRST_PAGE))).toBe("CLIENT_UNKNOWN");
   });
 
   it("ends with its connection open: the next call is refused", async () => {
     let now = Date.now();
     const served = await serve({ now: () => now });
     const api = await served.remote(byRole.viewer);
-    await api.call("Domains.List", {});
+    await api.call("Domains.List", FIRST_PAGE);
     now += 365 * 24 * 3600 * 1000;
-    expect(await codeOf(api.call("Domains.List", {}))).toBe("CLIENT_UNKNOWN");
+    expect(await codeOf(api.call("Domains.List", FIRST_PAGE))).toBe("CLIENT_UNKNOWN");
   });
 
   it.each([
@@ -171,7 +172,7 @@ describe("the agent's certificate", () => {
     });
     const { host, content } = { host: "127.0.0.1", ...byRole.viewer };
     using unchecked = new ApiClient({ host, port: served.port, ...content });
-    expect(await codeOf(unchecked.call("Domains.List", {}))).toBe("AGENT_UNREACHABLE");
+    expect(await codeOf(unchecked.call("Domains.List", FIRST_PAGE))).toBe("AGENT_UNREACHABLE");
     // The client has ended each handshake.
     const refused = { event: "refused", reason: "the TLS handshake failed: ECONNRESET" };
     for (const line of await served.audit()) expect(line).toMatchObject(refused);
@@ -239,7 +240,7 @@ describe("roles", () => {
   it("of the Unix socket are as configured", async () => {
     const served = await serve({ socketRole: "viewer" });
     const api = await served.local();
-    expect(await codeOf(api.call("Domains.List", {}))).toBe("OK");
+    expect(await codeOf(api.call("Domains.List", FIRST_PAGE))).toBe("OK");
     expect(await codeOf(api.call("Backups.Run", requestOf("Backups.Run") as never))).toBe("ACCESS_DENIED");
     expect((await served.audit()).map((line) => without(line, "time", "call"))).toEqual([
       {

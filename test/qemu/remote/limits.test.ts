@@ -6,6 +6,7 @@ import type { AuditLog } from "../../../src/ports/audit-log.js";
 import { FleeceError } from "../../../src/shared/errors.js";
 import { Authority, type Credentials } from "../../support/authority.js";
 import { temporaryDirectory } from "../../support/lifetime.js";
+import { FIRST_PAGE } from "../../support/first-page.js";
 import { serveApi } from "../../support/served-api.js";
 import { TemporaryDirectory } from "../../support/temporary-directory.js";
 
@@ -65,7 +66,7 @@ describe("calls at a time", () => {
     ];
     const running = first.call("Backups.Run", RUN);
     await reached;
-    await expect(second.call("Domains.List", {})).rejects.toMatchObject({ code: "TOO_MANY_CALLS" });
+    await expect(second.call("Domains.List", FIRST_PAGE)).rejects.toMatchObject({ code: "TOO_MANY_CALLS" });
     await other.call("BlockExports.List", {});
     open();
     await running;
@@ -80,7 +81,7 @@ describe("calls at a time", () => {
     const running = (await served.remote(alice)).call("Backups.Run", RUN);
     await reached;
     const local = await served.local();
-    await expect(local.call("Domains.List", {})).rejects.toMatchObject({ code: "TOO_MANY_CALLS" });
+    await expect(local.call("Domains.List", FIRST_PAGE)).rejects.toMatchObject({ code: "TOO_MANY_CALLS" });
     open();
     await running;
     await local.call("BlockExports.List", {});
@@ -95,7 +96,7 @@ describe("calls at a time", () => {
     await reached;
     controller.abort(new Error("enough"));
     await expect(running).rejects.toThrow("enough");
-    await expect(api.call("Domains.List", {})).rejects.toMatchObject({ code: "TOO_MANY_CALLS" });
+    await expect(api.call("Domains.List", FIRST_PAGE)).rejects.toMatchObject({ code: "TOO_MANY_CALLS" });
     open();
     await expect
       .poll(() => api.call("BlockExports.List", {}).catch((error: unknown) => error))
@@ -122,7 +123,7 @@ describe("connections at a time", () => {
     first.destroy();
     other.destroy();
     await expect
-      .poll(() => served.remote(alice).then((api) => api.call("Domains.List", {})))
+      .poll(() => served.remote(alice).then((api) => api.call("Domains.List", FIRST_PAGE)))
       .toMatchObject({ domains: [{ name: "vm" }] });
   });
 
@@ -143,7 +144,7 @@ describe("connections at a time", () => {
     const gone = silent.map((socket) => closed(socket));
     await Promise.race(gone);
     const api = await served.remote(alice);
-    expect(await api.call("Domains.List", {})).toMatchObject({ domains: [{ name: "vm" }] });
+    expect(await api.call("Domains.List", FIRST_PAGE)).toMatchObject({ domains: [{ name: "vm" }] });
     // The rest of them has 10 seconds; here they end with the agent.
     await served.server.close(0);
     await Promise.all(gone);
@@ -176,7 +177,9 @@ describe("HTTP/2", () => {
     const { rstCode } = stream;
     session.destroy();
     // Whatever came, the agent lives.
-    expect(await (await served.remote(alice)).call("Domains.List", {})).toMatchObject({ domains: [{}] });
+    expect(await (await served.remote(alice)).call("Domains.List", FIRST_PAGE)).toMatchObject({
+      domains: [{}],
+    });
     return { status, rstCode };
   };
   const framed = (length: number, claimed = length): Buffer => {
@@ -214,7 +217,7 @@ describe("the audit log", () => {
     const before = await served.world.traces();
     await expect(api.call("Backups.Run", RUN)).rejects.toMatchObject({ code: "AUDIT_FAILED" });
     expect(await served.world.traces()).toEqual(before);
-    expect(await api.call("Domains.List", {})).toMatchObject({ domains: [{ name: "vm" }] });
+    expect(await api.call("Domains.List", FIRST_PAGE)).toMatchObject({ domains: [{ name: "vm" }] });
   });
 
   it("that fails at a call's end is said in the log, and refuses the next change", async () => {
@@ -238,10 +241,10 @@ describe("the audit log", () => {
     let now = 0;
     const served = await serve({ now: () => Date.now(), clients: [], monotonicMs: () => now });
     const api = await served.remote(alice);
-    for (let n = 0; n < 70; n++) await api.call("Domains.List", {}).catch(() => undefined);
+    for (let n = 0; n < 70; n++) await api.call("Domains.List", FIRST_PAGE).catch(() => undefined);
     expect(await served.audit()).toHaveLength(60);
     now += 60_000;
-    await api.call("Domains.List", {}).catch(() => undefined);
+    await api.call("Domains.List", FIRST_PAGE).catch(() => undefined);
     const lines = await served.audit();
     expect(lines).toHaveLength(61);
     expect(lines[60]).toMatchObject({ event: "refused", leftOutBefore: 10 });

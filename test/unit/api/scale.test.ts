@@ -11,10 +11,10 @@ import { FakeWorld } from "../../support/fake-agent.js";
 import { FakeDomain } from "../../support/fake-domain.js";
 import { temporaryDirectory, untilTestEnds } from "../../support/lifetime.js";
 
-const DOMAINS = 100;
+const DOMAINS = 110;
 const CHECKPOINTS = 1000;
 
-/** An agent of a hundred domains, each with two disks and so many checkpoints, `vm7` with a thousand, and a client of it. */
+/** An agent of so many domains, each with two disks and so many checkpoints, `vm7` with a thousand, and a client of it. */
 async function crowd(checkpoints = 1) {
   const { path } = await temporaryDirectory();
   const { context: one } = new FakeWorld(path, { disks: [] }).process();
@@ -72,10 +72,14 @@ function crowded(name: string, checkpoints: number): FakeDomain {
 
 const checkpointName = (order: number): string => `20260101T000000Z-${String(order).padStart(6, "0")}`;
 
-describe("an agent of a hundred domains with a thousand checkpoints", () => {
-  it("lists the domains in their order, each with all its checkpoints", async () => {
+describe("an agent of a hundred and ten domains with a thousand checkpoints", () => {
+  it("lists the domains in two pages, in their order, each with all its checkpoints", async () => {
     const { api, domains } = await crowd(CHECKPOINTS);
-    const { domains: listed } = await api.call("Domains.List", {});
+    const first = await api.call("Domains.List", { pageSize: 0, pageToken: "" });
+    expect(first.domains).toHaveLength(100);
+    const second = await api.call("Domains.List", { pageSize: 0, pageToken: first.nextPageToken ?? "" });
+    expect(second.nextPageToken).toBeUndefined();
+    const listed = [...first.domains, ...second.domains];
     expect(listed.map(({ name, state }) => `${name} ${state}`)).toEqual(
       [...domains.keys()].map((name) => `${name} RUNNING`),
     );

@@ -14,6 +14,7 @@ import { AuditFile } from "../../../src/drivers/audit-file.js";
 import { FleeceError } from "../../../src/shared/errors.js";
 import { FakeWorld } from "../../support/fake-agent.js";
 import type { Gate } from "../../support/fake-domain.js";
+import { FIRST_PAGE } from "../../support/first-page.js";
 import { temporaryDirectory, untilTestEnds } from "../../support/lifetime.js";
 
 const RUN = { domain: "vm", level: "LEVEL_UNSPECIFIED", disks: [] } as const;
@@ -201,7 +202,7 @@ describe("ApiServer", () => {
     const call = api.call("Backups.Run", RUN);
     await reached;
     const closed = server.close(GRACE_MS);
-    await expect(api.call("Domains.List", {})).rejects.toMatchObject({ code: "AGENT_UNREACHABLE" });
+    await expect(api.call("Domains.List", FIRST_PAGE)).rejects.toMatchObject({ code: "AGENT_UNREACHABLE" });
     open();
     expect(await call).toMatchObject({ level: "FULL" });
     await closed;

@@ -1,4 +1,5 @@
 import { describe, expect, it, vi } from "vitest";
+import { type Client, LOCAL_CLIENT } from "../../../src/model/access.js";
 import type { SnapshotJournal } from "../../../src/model/operation.js";
 import type { ExportFront, ExportGrant, FrontAddress, FrontOpener } from "../../../src/ports/export-front.js";
 import { startExports, stopExports } from "../../../src/services/block-exports.js";
@@ -75,10 +76,10 @@ async function startAgent() {
   const clock = new ManualClock();
   const log = new LogLines();
   const opener = new FakeOpener(clock);
-  const parts = { store: embedded.store, clock, log, opener, domains: ["vm"] };
+  const parts = { store: embedded.store, clock, log, opener };
   const restarted = async (): Promise<ExportFronts> => {
     const fronts = untilTestEnds(new ExportFronts({ ...parts, idleMs: 1000, bytesPerSecond: undefined }));
-    await fronts.start();
+    await fronts.use({ domains: ["vm"] });
     return fronts;
   };
   const fronts = await restarted();
@@ -226,17 +227,24 @@ describe("ExportFronts", () => {
   });
 });
 
+const CALLER: Client = { name: "vendor", role: "operator", fingerprint: `sha256:${"1b".repeat(32)}` };
+
 describe("ExportFronts.offer", () => {
   it("knows clients by name or fingerprint, in any spelling and order", async () => {
     const { fronts } = await startAgent();
     const colons = "0A:".repeat(32).slice(0, -1);
-    expect(fronts.offer({ host: "10.0.0.1", port: 10809 }, [`SHA256:${colons}`, "Vendor", "Vendor"])).toEqual(
-      {
-        address: ADDRESS,
-        clients: CLIENTS,
-      },
-    );
-    expect(fronts.offer({ socketPath: "/s" }, [])).toEqual({ address: { socketPath: "/s" }, clients: "any" });
+    const clients = [`SHA256:${colons}`, "Vendor", "Vendor"];
+    const offered = fronts.offer({ host: "10.0.0.1", port: 10809 }, clients, CALLER);
+    expect(offered).toEqual({ address: ADDRESS, clients: CLIENTS });
+    const onSocket = fronts.offer({ socketPath: "/s" }, [], CALLER);
+    expect(onSocket).toEqual({ address: { socketPath: "/s" }, clients: "any" });
+  });
+
+  it("takes the caller's own certificate where no client is named, and clients show certificates", async () => {
+    const { fronts, opener } = await startAgent();
+    expect(fronts.offer(ADDRESS, [], CALLER).clients).toEqual([CALLER.fingerprint]);
+    opener.tcp = { address: ADDRESS, plaintext: true };
+    expect(fronts.offer(ADDRESS, [], CALLER).clients).toBe("any");
   });
 
   it.each<[string, FrontOpener["tcp"], FrontAddress, readonly string[]]>([
@@ -251,6 +259,8 @@ describe("ExportFronts.offer", () => {
   ])("fails with %s where %j is configured, for %j and %j", async (code, tcp, address, clients) => {
     const { fronts, opener } = await startAgent();
     opener.tcp = tcp;
-    expect(() => fronts.offer(address, clients)).toThrow(expect.objectContaining({ code }) as Error);
+    expect(() => fronts.offer(address, clients, LOCAL_CLIENT)).toThrow(
+      expect.objectContaining({ code }) as Error,
+    );
   });
 });
