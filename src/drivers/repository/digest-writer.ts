@@ -4,7 +4,7 @@ import { BLOCK_SIZE, type BlockRun } from "../../model/extents.js";
 import { FleeceError, fileError } from "../../shared/errors.js";
 import { blocksOf, DIGEST_BYTES } from "./block-digest.js";
 import { encodeFooter, encodeHeader, encodeRuns, HEADER_BYTES, runsOffset } from "./digest-format.js";
-import { createPrivate } from "../durable-files.js";
+import { createPrivate, writeAt } from "../durable-files.js";
 import { RunTable } from "./run-table.js";
 
 const HASH_CHUNK_BYTES = 1024 * 1024;
@@ -143,9 +143,7 @@ export class DigestWriter {
 
   async #writeAll(bytes: Uint8Array, position: number): Promise<void> {
     try {
-      for (let done = 0; done < bytes.length;) {
-        done += (await this.#file.write(bytes, done, bytes.length - done, position + done)).bytesWritten;
-      }
+      await writeAt(this.#file, bytes, position);
     } catch (error) {
       throw fileError(error, "write", this.#path);
     }
