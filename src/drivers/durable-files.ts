@@ -29,6 +29,13 @@ export async function linkFile(path: string, name: string): Promise<void> {
   }
 }
 
+/** Writes all of it, also if the kernel takes it in parts: the last part then says why. */
+export async function writeAt(file: FileHandle, bytes: Uint8Array, position: number): Promise<void> {
+  for (let done = 0; done < bytes.length;) {
+    done += (await file.write(bytes, done, bytes.length - done, position + done)).bytesWritten;
+  }
+}
+
 export async function writeDurably(path: string, text: string): Promise<void> {
   const file = await createPrivate(path);
   try {

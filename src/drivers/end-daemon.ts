@@ -14,6 +14,7 @@ import {
 const TERM_TIMEOUT_MS = 5_000;
 /** Only a process stuck in the kernel (dead storage) survives SIGKILL that long. */
 const KILL_TIMEOUT_MS = 10_000;
+/** The longest of the pauses between two looks; the first is of 1 ms. */
 const POLL_MS = 10;
 
 /** The argument by which a daemon is found again: its own directory is in it. */
@@ -75,7 +76,9 @@ export async function endProcess(
   ]) {
     signalOwner(owner, signal);
     const deadline = performance.now() + timeoutMs;
-    while (isOwnerAlive(owner) && performance.now() < deadline) await delay(POLL_MS);
+    for (let pauseMs = 1; isOwnerAlive(owner) && performance.now() < deadline; pauseMs *= 2) {
+      await delay(Math.min(pauseMs, POLL_MS));
+    }
     if (!isOwnerAlive(owner)) return;
   }
   throw new FleeceError(

@@ -15,7 +15,7 @@ export interface StorageDaemonImagesOptions {
   readonly runtimeRoot?: string | undefined;
 }
 
-/** Creates images with qemu-img and writes to all of one call through one storage daemon. */
+/** Creates images and writes to all of one call through one storage daemon. */
 export class StorageDaemonImages implements ImageFactory {
   readonly #runtimeRoot: string | undefined;
 

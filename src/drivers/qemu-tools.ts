@@ -3,10 +3,10 @@ import { isAbsolute } from "node:path";
 import { execa } from "execa";
 import * as z from "zod";
 import type { BitmapStep } from "../model/checkpoint.js";
-import { BLOCK_SIZE } from "../model/extents.js";
 import type { DiskFormat } from "../model/snapshot-plan.js";
-import { FleeceError } from "../shared/errors.js";
-import { createPrivate } from "./durable-files.js";
+import { fileError, FleeceError } from "../shared/errors.js";
+import { createPrivate, writeAt } from "./durable-files.js";
+import { emptyQcow2 } from "./qcow2-image.js";
 import { cleanOutput, toolFailure } from "./tool-failure.js";
 
 /** Every call here takes milliseconds; one that takes this long waits for storage that does not answer. */
@@ -141,7 +141,8 @@ function parseInfo(output: string, path: string): z.infer<typeof infoSchema> {
   }
 }
 
-export interface CreateImageOptions extends ToolOptions {
+export interface CreateImageOptions {
+  readonly signal?: AbortSignal | undefined;
   /** Absolute; must not exist. */
   readonly path: string;
   readonly format: DiskFormat;
@@ -150,19 +151,23 @@ export interface CreateImageOptions extends ToolOptions {
   readonly backing?: string | undefined;
 }
 
-/** Creates an image with mode 0600. Fails with ALREADY_EXISTS; after any error no file of ours is left. */
+/**
+ * Creates an empty image with mode 0600, which is not synced. Fails with ALREADY_EXISTS, never following a link, with NO_SPACE,
+ * PERMISSION_DENIED, PATH_NOT_FOUND, or UNSUPPORTED for a size; after any error no file of ours is left.
+ */
 export async function createImage(options: CreateImageOptions): Promise<void> {
-  const { path, format, sizeBytes } = options;
-  // qemu-img would follow a link and take the mode from the umask; the file that we make first, it keeps.
-  await (await createPrivate(checkAbsolute(path))).close();
-  const layout = format === "qcow2" ? ["-o", `cluster_size=${BLOCK_SIZE}`] : [];
-  const backing = options.backing === undefined ? [] : ["-u", "-F", "qcow2", "-b", options.backing];
-  const args = ["create", "-q", "-f", format, ...layout, ...backing, "--", path, String(sizeBytes)];
+  const { path, format, sizeBytes, backing } = options;
+  const empty = format === "raw" ? { pieces: [], fileBytes: sizeBytes } : emptyQcow2(sizeBytes, backing);
+  options.signal?.throwIfAborted();
+  const file = await createPrivate(checkAbsolute(path));
   try {
-    await runTool("qemu-img", args, options);
+    for (const { offset, bytes } of empty.pieces) await writeAt(file, bytes, offset);
+    await file.truncate(empty.fileBytes);
   } catch (error) {
     await rm(path, { force: true });
-    throw error;
+    throw fileError(error, "write", path);
+  } finally {
+    await file.close();
   }
 }
 

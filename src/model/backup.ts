@@ -89,7 +89,12 @@ export function isIntact(entry: BackupEntry): entry is IntactEntry {
 }
 
 export function byTime(a: IntactEntry, b: IntactEntry): number {
-  return a.manifest.time.localeCompare(b.manifest.time) || a.id.localeCompare(b.id);
+  return compare(a.manifest.time, b.manifest.time) || compare(a.id, b.id);
+}
+
+/** Times and ids are ASCII: loading the rules of a language to compare them takes 10 ms. */
+function compare(a: string, b: string): number {
+  return a === b ? 0 : a < b ? -1 : 1;
 }
 
 export type Chain =

@@ -1,7 +1,7 @@
 import path from "node:path";
 import { isMap, isScalar, LineCounter, parseDocument } from "yaml";
 import type { Document } from "yaml";
-import { z } from "zod";
+import * as z from "zod";
 import { FleeceError } from "../shared/errors.js";
 import { formatBytes, KIB, MIB, parseBytes, parseDuration } from "../shared/units.js";
 import { LOCAL_NAME, parseFingerprint, ROLES, type ClientEntry } from "./access.js";

@@ -1,4 +1,4 @@
-import { z } from "zod";
+import * as z from "zod";
 
 /** Where metrics are served. */
 export type MetricsAddress = { readonly path: string } | { readonly host: string; readonly port: number };

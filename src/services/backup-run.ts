@@ -180,7 +180,7 @@ class Attempt {
     const { session, repository, startedAtMs } = this.#parts;
     const subject = { kind: "backup", backupId: this.#backupId, repository: repository.name } as const;
     const header = { id: randomId(8), domain: session.domain, startedAtMs, subject };
-    const operation = await Operation.begin(this.#context.store, header);
+    const operation = Operation.prepare(this.#context.store, header);
     let entry: IntactEntry;
     try {
       entry = await this.#perform(operation);

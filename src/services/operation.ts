@@ -3,6 +3,8 @@ import type { UndoLog } from "../ports/block-driver.js";
 import { OneByOne } from "../shared/async.js";
 import type { OperationRecord, OperationSubject, StateStore } from "../ports/state-store.js";
 
+export type OperationHeader = Pick<OperationRecord, "id" | "domain" | "startedAtMs" | "subject">;
+
 /** One unfinished operation and its record on disk, which is always ahead of what has been done. */
 export class Operation implements UndoLog {
   readonly #store: StateStore;
@@ -14,13 +16,15 @@ export class Operation implements UndoLog {
     this.#record = record;
   }
 
-  static async begin(
-    store: StateStore,
-    header: { id: string; domain: string; startedAtMs: number; subject: OperationSubject },
-  ): Promise<Operation> {
-    const operation = new Operation(store, { schemaVersion: 1, ...header, owner: store.self(), undo: [] });
+  static async begin(store: StateStore, header: OperationHeader): Promise<Operation> {
+    const operation = Operation.prepare(store, header);
     await operation.#save();
     return operation;
+  }
+
+  /** The same for an operation of which nobody has to know before it acquires something: that writes the first record. */
+  static prepare(store: StateStore, header: OperationHeader): Operation {
+    return new Operation(store, { schemaVersion: 1, ...header, owner: store.self(), undo: [] });
   }
 
   get record(): OperationRecord {

@@ -1,6 +1,6 @@
 import { randomInt } from "node:crypto";
 import { createConnection, type Socket } from "node:net";
-import { z } from "zod";
+import * as z from "zod";
 import { LineFramer } from "../../qmp/index.js";
 import { errnoOf, FleeceError } from "../../shared/errors.js";
 

@@ -4,10 +4,18 @@ import { BLOCK_SIZE, type BlockRun } from "../../model/extents.js";
 import { FleeceError, fileError } from "../../shared/errors.js";
 import { blocksOf, DIGEST_BYTES } from "./block-digest.js";
 import { encodeFooter, encodeHeader, encodeRuns, HEADER_BYTES, runsOffset } from "./digest-format.js";
-import { createPrivate } from "../durable-files.js";
+import { createPrivate, writeAt } from "../durable-files.js";
 import { RunTable } from "./run-table.js";
 
 const HASH_CHUNK_BYTES = 1024 * 1024;
+/** Digests of 128 MiB of content are written at once: 32 bytes alone cost more to write than their block to digest. */
+const PAGE_SLOTS = 2048;
+
+interface Page {
+  readonly digests: Buffer;
+  /** Slots whose digests have come. */
+  filled: number;
+}
 
 /** Writes a digest file: digests go to their slots as content arrives, in any order; the runs follow at the end. */
 export class DigestWriter {
@@ -16,6 +24,8 @@ export class DigestWriter {
   readonly #diskBytes: number;
   readonly #table = new RunTable();
   readonly #arrived = new SlotSet();
+  /** Of which something has come, and something is missing; by number. */
+  readonly #pages = new Map<number, Page>();
   #zeroBlocks = 0;
   #open = true;
 
@@ -51,9 +61,14 @@ export class DigestWriter {
 
   /** Digests of consecutive blocks of a data run. */
   async write(offset: number, length: number, digests: Uint8Array): Promise<void> {
-    const slot = this.#firstSlot(offset, length, "data");
-    await this.#writeAll(digests, HEADER_BYTES + slot * DIGEST_BYTES);
-    this.#arrived.add(slot, blocksOf(length));
+    const firstSlot = this.#firstSlot(offset, length, "data");
+    const endSlot = firstSlot + blocksOf(length);
+    for (let slot = firstSlot; slot < endSlot;) {
+      const count = Math.min(endSlot - slot, PAGE_SLOTS - (slot % PAGE_SLOTS));
+      const from = (slot - firstSlot) * DIGEST_BYTES;
+      await this.#place(slot, digests.subarray(from, from + count * DIGEST_BYTES));
+      slot += count;
+    }
   }
 
   /** Blocks of a zero run, which need no digest. */
@@ -69,6 +84,10 @@ export class DigestWriter {
     const runs = encodeRuns(this.#table);
     const footer = encodeFooter(header, runs, this.#table.slotCount);
     await this.#writeAll(header, 0);
+    for (const [number, { digests }] of this.#pages) {
+      const count = Math.min(this.#table.slotCount - number * PAGE_SLOTS, PAGE_SLOTS);
+      await this.#writeAll(digests.subarray(0, count * DIGEST_BYTES), slotOffset(number * PAGE_SLOTS));
+    }
     await this.#writeAll(Buffer.concat([runs, footer]), runsOffset(this.#table.slotCount));
     await this.#sync();
     const digest = await hashFile(this.#file, this.#path);
@@ -81,6 +100,20 @@ export class DigestWriter {
     if (!this.#open) return;
     this.#open = false;
     await this.#file.close();
+  }
+
+  /** Digests of one page. What comes again for a page that is written already is written at once. */
+  async #place(slot: number, digests: Uint8Array): Promise<void> {
+    const number = Math.floor(slot / PAGE_SLOTS);
+    let page = this.#pages.get(number);
+    if (page === undefined && this.#arrived.has(slot)) return this.#writeAll(digests, slotOffset(slot));
+    page ??= { digests: Buffer.alloc(PAGE_SLOTS * DIGEST_BYTES), filled: 0 };
+    this.#pages.set(number, page);
+    page.digests.set(digests, (slot % PAGE_SLOTS) * DIGEST_BYTES);
+    page.filled += this.#arrived.add(slot, digests.length / DIGEST_BYTES);
+    if (page.filled < PAGE_SLOTS) return;
+    this.#pages.delete(number);
+    await this.#writeAll(page.digests, slotOffset(number * PAGE_SLOTS));
   }
 
   /** A slot that nobody wrote would say that the block is zero. */
@@ -110,9 +143,7 @@ export class DigestWriter {
 
   async #writeAll(bytes: Uint8Array, position: number): Promise<void> {
     try {
-      for (let done = 0; done < bytes.length;) {
-        done += (await this.#file.write(bytes, done, bytes.length - done, position + done)).bytesWritten;
-      }
+      await writeAt(this.#file, bytes, position);
     } catch (error) {
       throw fileError(error, "write", this.#path);
     }
@@ -127,6 +158,10 @@ export class DigestWriter {
   }
 }
 
+function slotOffset(slot: number): number {
+  return HEADER_BYTES + slot * DIGEST_BYTES;
+}
+
 /** Which digests have come, in one bit each: a byte for half a mebibyte of stored data. */
 class SlotSet {
   #bits = new Uint8Array(64);
@@ -136,7 +171,13 @@ class SlotSet {
     return this.#size;
   }
 
-  add(firstSlot: number, count: number): void {
+  has(slot: number): boolean {
+    return ((this.#bits[Math.floor(slot / 8)] ?? 0) & (1 << (slot & 7))) !== 0;
+  }
+
+  /** Returns how many are new. */
+  add(firstSlot: number, count: number): number {
+    const before = this.#size;
     const bytes = Math.ceil((firstSlot + count) / 8);
     if (bytes > this.#bits.length) {
       const larger = new Uint8Array(Math.max(bytes, this.#bits.length * 2));
@@ -149,6 +190,7 @@ class SlotSet {
       if ((byte & bit) === 0) this.#size += 1;
       this.#bits[Math.floor(slot / 8)] = byte | bit;
     }
+    return this.#size - before;
   }
 }
 

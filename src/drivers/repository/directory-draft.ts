@@ -21,8 +21,8 @@ export interface DraftPlace {
   readonly repository: string;
   readonly layout: Layout;
   readonly images: ImageFactory;
-  /** The parent's files of each disk that is based on it, by target; the oldest first. */
-  readonly bases: ReadonlyMap<string, readonly ChainLink[]>;
+  /** The parent's files of each disk that is based on it, by target; the oldest first. Checks them, beside other work. */
+  readonly bases: () => Promise<ReadonlyMap<string, readonly ChainLink[]>>;
 }
 
 type DraftSink = ImageSink | CompareSink;
@@ -69,9 +69,9 @@ export class DirectoryDraft implements BackupDraft {
       throw fileError(error, "create the directory", directory);
     }
     try {
-      const images = await createImages(place, request, directory, signal);
+      const { images, bases } = await createImages(place, request, directory, signal);
       const parts = { images, hasher: new BlockHasher(), sinks: new Map<string, DraftSink>() };
-      await openSinks(parts, place, request, directory);
+      await openSinks(parts, bases, request, directory);
       return new DirectoryDraft(place, request, directory, parts);
     } catch (error) {
       await rm(directory, { recursive: true, force: true });
@@ -200,13 +200,16 @@ function checkRequest({ id, disks, parent }: DraftRequest): void {
   }
 }
 
+type Bases = Awaited<ReturnType<DraftPlace["bases"]>>;
+
+/** The trouble of a damaged parent comes first: it is not of the moment. */
 async function createImages(
-  { images }: DraftPlace,
+  place: DraftPlace,
   { disks, parent }: DraftRequest,
   directory: string,
   signal: AbortSignal | undefined,
-): Promise<OpenImages> {
-  return await images.create(
+): Promise<{ readonly images: OpenImages; readonly bases: Bases }> {
+  const creating = place.images.create(
     disks.map(({ target, sizeBytes, mode, pushed }) => ({
       target,
       path: join(directory, imageFile(target)),
@@ -217,11 +220,16 @@ async function createImages(
     })),
     signal,
   );
+  const [bases, opened] = await Promise.allSettled([place.bases(), creating]);
+  if (opened.status === "rejected") throw bases.status === "rejected" ? bases.reason : opened.reason;
+  if (bases.status === "fulfilled") return { images: opened.value, bases: bases.value };
+  await opened.value.close();
+  throw bases.reason;
 }
 
 async function openSinks(
   { images, hasher, sinks }: DraftParts,
-  { bases }: DraftPlace,
+  bases: Bases,
   { disks }: DraftRequest,
   directory: string,
 ): Promise<void> {

@@ -92,7 +92,7 @@ export class DirectoryRepository implements BackupRepository {
   }
 
   async begin(request: DraftRequest, undo: UndoLog, signal?: AbortSignal): Promise<BackupDraft> {
-    const bases = await this.#bases(request, signal);
+    const bases = () => this.#bases(request, signal);
     const place = { repository: this.name, layout: this.#layout, images: this.#images, bases };
     return await DirectoryDraft.begin(place, request, undo, signal);
   }
@@ -178,11 +178,10 @@ export class DirectoryRepository implements BackupRepository {
     const known = new Set(parent.manifest.disks.map(({ target }) => target));
     for (const { target, mode } of disks) {
       if (mode === "whole" || !known.has(target)) continue;
-      const links = chainLinks(this.#layout, chain, target);
-      const link = links.at(-1);
-      if (link !== undefined) await checkImage(link, signal);
-      bases.set(target, links);
+      bases.set(target, chainLinks(this.#layout, chain, target));
     }
+    const newest = [...bases.values()].flatMap((links) => links.slice(-1));
+    await Promise.all(newest.map((link) => checkImage(link, signal)));
     return bases;
   }
 }

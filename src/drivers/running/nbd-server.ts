@@ -1,6 +1,5 @@
 import { rm } from "node:fs/promises";
 import path from "node:path";
-import type { UndoLog } from "../../ports/block-driver.js";
 import type { QmpSession } from "../../qmp/index.js";
 import { isQmpError } from "../../qmp/index.js";
 import { FleeceError, isFleeceError } from "../../shared/errors.js";
@@ -12,14 +11,8 @@ import { makeRuntimeDirectory } from "../runtime-directory.js";
  * answers where ours would. It starts with the first export and stops with the last.
  */
 
-/** Starts it unless it runs. Fails with NBD_SERVER_BUSY when another program's does. */
-export async function startNbdServer(
-  qmp: QmpSession,
-  socketPath: string,
-  undo: UndoLog,
-  domain: string,
-): Promise<void> {
-  await undo.register({ kind: "vm-nbd-server", socketPath });
+/** Starts it unless it runs; the caller registers its undo. Fails with NBD_SERVER_BUSY when another program's does. */
+export async function startNbdServer(qmp: QmpSession, socketPath: string, domain: string): Promise<void> {
   try {
     await makeRuntimeDirectory(path.dirname(socketPath));
   } catch (error) {

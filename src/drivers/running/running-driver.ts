@@ -90,15 +90,19 @@ export class RunningDriver implements BlockDriver {
 
   inspect(signal?: AbortSignal): Promise<DomainState> {
     return this.#guarded(async () => {
-      const { status } = await this.#qmp.execute("query-status");
-      const { located, missing } = await this.#assign(signal);
-      const jobs = await this.#jobObstacle();
-      const disks: DiskState[] = [];
-      for (const [target, disk] of located) disks.push(await this.#describe(target, disk, jobs));
+      // Sent at once and answered in this order.
+      const [{ status }, { located, missing }, jobs, users] = await Promise.all([
+        this.#qmp.execute("query-status"),
+        this.#assign(signal),
+        this.#jobObstacle(),
+        lookForUsers(this.#qmp),
+      ]);
+      const disks = await Promise.all(
+        [...located].map(([target, disk]) => this.#describe(target, disk, jobs)),
+      );
       const mode = status === "running" ? "running" : "paused";
       const qemuVersion = this.#qemuVersion();
       const missingDisks = missing.length === 0 ? {} : { missingDisks: missing };
-      const users = await lookForUsers(this.#qmp);
       return { domain: this.#config.name, mode, qemuVersion, disks, ...missingDisks, ...users };
     });
   }
@@ -117,16 +121,18 @@ export class RunningDriver implements BlockDriver {
    * The order is what makes the moment gap-free: new bitmaps, then filters, then the old bitmaps stop. A write between
    * the first and the last is in both bitmaps; the next incremental reads a block too many, never one too few. One
    * moment over several disks needs the guest's writes held for these steps; a single disk needs no hold.
+   *
+   * All is registered at once, in the order in which it is made: each write of the journal waits twice for the disk.
    */
   freeze(plan: SnapshotPlan, undo: UndoLog, signal?: AbortSignal): Promise<FreezeResult> {
     return this.#guarded(async () => {
       const located = await this.#locate(signal);
+      await undo.register(...freezeEntries(plan));
       for (const disk of plan.disks) {
         const { diskNode } = this.#disk(located, disk.target);
         const limitBytes = plan.scratchLimitBytes;
-        await addScratch(this.#qmp, disk, undo, { diskNode, limitBytes, signal });
+        await addScratch(this.#qmp, disk, { diskNode, limitBytes, signal });
       }
-      await undo.register(...this.#momentEntries(plan));
       const cbwTimeout = this.#cbwTimeoutSeconds();
       const { value: timeMs, ...quiet } = await quietMoment(
         {
@@ -143,7 +149,6 @@ export class RunningDriver implements BlockDriver {
       );
       for (const disk of plan.disks) {
         const { nodes } = disk;
-        await undo.register(...frozenEntries(disk).access);
         await this.#qmp.execute("blockdev-add", {
           driver: "snapshot-access",
           "node-name": nodes.access,
@@ -181,20 +186,19 @@ export class RunningDriver implements BlockDriver {
         }
         return this.#staged.open(disks, undo, signal);
       }
-      await startNbdServer(this.#qmp, this.#nbdSocketPath, undo, this.#config.name);
+      await undo.register(
+        { kind: "vm-nbd-server", socketPath: this.#nbdSocketPath },
+        ...exports.flatMap(exportEntries),
+      );
+      await startNbdServer(this.#qmp, this.#nbdSocketPath, this.#config.name);
       const addresses: ExportAddress[] = [];
       for (const planned of exports) {
-        const { target, nodes, changes } = planned;
+        const { target, nodes } = planned;
         const disk = plannedDisk(plan, target);
         const diskNode = await this.#frozenNode(disk, located);
         const node = nodes.scratch;
-        await undo.register({ kind: "vm-export", id: probeName(nodes) });
         const releases = planned.release === true && this.#mayRelease(plan, target);
         await addProbe(this.#qmp, nodes, { writable: releases });
-        if (changes !== undefined) {
-          await undo.register({ kind: "vm-bitmap", node, bitmap: mergedBitmapName(changes.since) });
-        }
-        await undo.register({ kind: "vm-export", id: exportId(node) });
         const request = { planned, node, bitmapNode: diskNode, sizeBytes: disk.sizeBytes };
         const address = await addExport(this.#qmp, request, this.#nbdSocketPath);
         addresses.push({ ...address, ...(releases ? { releaseExport: probeName(nodes) } : {}) });
@@ -292,12 +296,12 @@ export class RunningDriver implements BlockDriver {
 
   async #assign(signal?: AbortSignal): Promise<AssignedDisks> {
     signal?.throwIfAborted();
-    const disks = locateDisks({
-      devices: await this.#qmp.execute("query-block"),
-      nodes: await this.#qmp.execute("query-named-block-nodes", { flat: true }),
-      graph: await this.#qmp.execute("x-debug-query-block-graph"),
-    });
-    return assignTargets(this.#config, disks);
+    const [devices, nodes, graph] = await Promise.all([
+      this.#qmp.execute("query-block"),
+      this.#qmp.execute("query-named-block-nodes", { flat: true }),
+      this.#qmp.execute("x-debug-query-block-graph"),
+    ]);
+    return assignTargets(this.#config, locateDisks({ devices, nodes, graph }));
   }
 
   #disk(located: ReadonlyMap<string, LocatedDisk>, target: string): LocatedDisk {
@@ -374,16 +378,6 @@ export class RunningDriver implements BlockDriver {
     return disks.some((disk) => disk.target === target && isWorthReleasing(disk, scratchLimitBytes));
   }
 
-  /** Registered before the guest is held, so that nothing is written to our disk while it waits. */
-  #momentEntries(plan: SnapshotPlan): UndoEntry[] {
-    const { checkpoint, disks } = plan;
-    const targets = disks.map((disk) => disk.target);
-    return [
-      ...(checkpoint === undefined ? [] : [{ kind: "checkpoint", checkpoint, targets } as const]),
-      ...disks.flatMap((disk) => frozenEntries(disk).filter),
-    ];
-  }
-
   #cbwTimeoutSeconds(): number {
     const qemuVersion = this.#qemuVersion();
     const seconds = cbwTimeoutSeconds(qemuVersion, this.#cbwTimeoutMs);
@@ -450,6 +444,28 @@ function plannedDisk({ disks }: SnapshotPlan, target: string): PlannedDisk {
   const disk = disks.find((planned) => planned.target === target);
   if (disk !== undefined) return disk;
   throw new FleeceError("DISK_NOT_FOUND", `The snapshot has no disk ${target}`);
+}
+
+function freezeEntries({ checkpoint, disks }: SnapshotPlan): UndoEntry[] {
+  const targets = disks.map((disk) => disk.target);
+  const entries = disks.map(frozenEntries);
+  return [
+    ...entries.flatMap(({ scratch }) => scratch),
+    ...(checkpoint === undefined ? [] : [{ kind: "checkpoint", checkpoint, targets } as const]),
+    ...entries.flatMap(({ filter }) => filter),
+    ...entries.flatMap(({ access }) => access),
+  ];
+}
+
+function exportEntries({ nodes, changes }: PlannedExport): UndoEntry[] {
+  const node = nodes.scratch;
+  return [
+    { kind: "vm-export", id: probeName(nodes) },
+    ...(changes === undefined
+      ? []
+      : [{ kind: "vm-bitmap", node, bitmap: mergedBitmapName(changes.since) } as const]),
+    { kind: "vm-export", id: exportId(node) },
+  ];
 }
 
 const MIGRATION_AT_REST: ReadonlySet<string> = new Set(["none", "completed", "failed", "cancelled"]);

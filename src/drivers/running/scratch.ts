@@ -1,11 +1,9 @@
 import { truncate } from "node:fs/promises";
 import type { PlannedDisk, SnapshotNodes } from "../../model/snapshot-plan.js";
-import type { UndoLog } from "../../ports/block-driver.js";
 import type { QmpSession } from "../../qmp/index.js";
 import { KIB } from "../../shared/units.js";
 import { linkFile } from "../durable-files.js";
 import { createImage } from "../qemu-tools.js";
-import { frozenEntries } from "./undo.js";
 
 /** The scratch image of a disk: a qcow2 over the disk, in a file that can be given a fixed size. */
 
@@ -18,16 +16,15 @@ export interface ScratchOptions {
 /**
  * What the image does not hold has not been overwritten: it is read from the disk, its backing node. With a limit, a raw
  * node of that size lies under it: a write beyond its end fails in QEMU with ENOSPC, which breaks the snapshot, whether or
- * not a process of ours is there to see it. QEMU asks for a file of at least that size: it has it as a hole.
+ * not a process of ours is there to see it. QEMU asks for a file of at least that size: it has it as a hole. The caller
+ * registers its undo (`frozenEntries`).
  */
 export async function addScratch(
   qmp: QmpSession,
   disk: PlannedDisk,
-  undo: UndoLog,
   { diskNode, limitBytes, signal }: ScratchOptions,
 ): Promise<void> {
   const { scratchPath, scratchFile, sizeBytes, nodes } = disk;
-  await undo.register(...frozenEntries(disk).scratch);
   await createImage({ path: scratchPath, format: "qcow2", sizeBytes, signal });
   if (scratchFile !== undefined) await linkFile(scratchPath, scratchFile);
   const file = { driver: "file", filename: scratchPath, discard: "unmap" } as const;

@@ -6,8 +6,10 @@ import type { QmpSession } from "../../qmp/index.js";
 export async function lookForUsers(
   qmp: QmpSession,
 ): Promise<Required<Pick<DomainState, "ourNodes" | "foreignExports">>> {
-  const nodes = await qmp.execute("query-named-block-nodes", { flat: true });
-  const exports = await qmp.execute("query-block-exports");
+  const [nodes, exports] = await Promise.all([
+    qmp.execute("query-named-block-nodes", { flat: true }),
+    qmp.execute("query-block-exports"),
+  ]);
   return {
     ourNodes: nodes.map((node) => node["node-name"] ?? "").filter(isOurNode),
     foreignExports: exports.filter(({ type, id }) => type === "nbd" && !isOurNode(id)).map(({ id }) => id),

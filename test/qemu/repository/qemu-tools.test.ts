@@ -48,10 +48,65 @@ describe("createImage", () => {
     expect(await readdir(path)).toEqual(["file", "link"]);
   });
 
-  it("leaves no file when qemu-img fails", async () => {
+  const sizes = [512, 2 ** 29, 2 ** 29 + 512, 2 ** 43 + 512, 2 ** 51];
+  it.each(sizes)(
+    "makes the qcow2 image of %d bytes that qemu-img makes, without its unused clusters",
+    async (sizeBytes) => {
+      const { path } = await temporaryDirectory();
+      const [ours, theirs] = [join(path, "ours"), join(path, "theirs")];
+      await createImage({ path: ours, format: "qcow2", sizeBytes, backing: "base" });
+      await runTool("qemu-img", [
+        "create",
+        "-q",
+        "-u",
+        "-F",
+        "qcow2",
+        "-b",
+        "base",
+        "-f",
+        "qcow2",
+        theirs,
+        String(sizeBytes),
+      ]);
+      const facts = async (image: string): Promise<unknown> => {
+        const info: unknown = JSON.parse(
+          await runTool("qemu-img", ["info", "--output=json", "-f", "qcow2", image]),
+        );
+        return { ...Object(info), filename: "", "actual-size": 0, "full-backing-filename": "" } as unknown;
+      };
+      expect(await facts(ours)).toEqual(await facts(theirs));
+      await createImage({ path: join(path, "base"), format: "qcow2", sizeBytes: 512 });
+      const check = JSON.parse(
+        await runTool("qemu-img", ["check", "--output=json", "-f", "qcow2", ours]),
+      ) as unknown;
+      expect(check).toMatchObject({ "check-errors": 0 });
+      expect(check).not.toHaveProperty("leaks");
+      expect(check).not.toHaveProperty("corruptions");
+    },
+  );
+
+  it("makes an image that takes data to its last sector, in new clusters only", async () => {
     const { path } = await temporaryDirectory();
-    const options = { path: join(path, "x"), format: "qcow2", sizeBytes: 2 ** 62 } as const;
-    await expect(createImage(options)).rejects.toMatchObject({ code: "QEMU_FAILED" });
+    const image = join(path, "x");
+    const sizeBytes = 2 ** 40 + 512;
+    await createImage({ path: image, format: "qcow2", sizeBytes });
+    const writes = ["write -P 7 0 64k", `write -P 8 ${2 ** 40} 512`].flatMap((command) => ["-c", command]);
+    await runTool("qemu-io", ["-f", "qcow2", ...writes, image]);
+    const reads = ["read -P 7 0 64k", "read -P 0 64k 64k", `read -P 8 ${2 ** 40} 512`];
+    const said = await runTool("qemu-io", [
+      "-f",
+      "qcow2",
+      ...reads.flatMap((command) => ["-c", command]),
+      image,
+    ]);
+    expect(said).not.toContain("Pattern verification failed");
+    await runTool("qemu-img", ["check", "-q", "-f", "qcow2", image]);
+  });
+
+  it("makes no file of a size that the format does not hold", async () => {
+    const { path } = await temporaryDirectory();
+    const options = { path: join(path, "x"), format: "qcow2", sizeBytes: 2 ** 51 + 512 } as const;
+    await expect(createImage(options)).rejects.toMatchObject({ code: "UNSUPPORTED" });
     expect(await readdir(path)).toEqual([]);
   });
 });

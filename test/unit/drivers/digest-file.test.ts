@@ -122,6 +122,31 @@ describe("DigestWriter", () => {
   });
 });
 
+describe("DigestWriter.write", () => {
+  it("puts each digest into its slot, in whatever order and pieces they come, and the last one counts", async () => {
+    const { path } = await temporaryDirectory();
+    const slots = 5000;
+    const writer = await DigestWriter.create(join(path, "d"), slots * BLOCK_SIZE);
+    writer.expect({ offset: 0, length: slots * BLOCK_SIZE, kind: "data" });
+    const digestsOf = (first: number, count: number, salt: number): Buffer =>
+      Buffer.concat(
+        Array.from({ length: count }, (_, index) => digestBlock(Buffer.from(`${first + index} ${salt}`))),
+      );
+    const put = (first: number, count: number, salt: number): Promise<void> =>
+      writer.write(first * BLOCK_SIZE, count * BLOCK_SIZE, digestsOf(first, count, salt));
+    for (let first = 4996; first >= 0; first -= 7) await put(first, Math.min(7, slots - first), 1);
+    await put(0, 5, 1);
+    await put(3000, 3, 2);
+    await put(4990, 2, 2);
+    await writer.finish();
+    const written = await readFile(join(path, "d"));
+    const expected = digestsOf(0, slots, 1);
+    digestsOf(3000, 3, 2).copy(expected, 3000 * DIGEST_BYTES);
+    digestsOf(4990, 2, 2).copy(expected, 4990 * DIGEST_BYTES);
+    expect(written.subarray(64, 64 + slots * DIGEST_BYTES).equals(expected)).toBe(true);
+  });
+});
+
 describe("DigestFile.open", () => {
   it("says DAMAGED for any single byte that differs, and for any length", async () => {
     const { path } = await temporaryDirectory();

@@ -1,0 +1,87 @@
+import { BLOCK_SIZE } from "../model/extents.js";
+import { FleeceError } from "../shared/errors.js";
+
+/**
+ * An empty qcow2 image, as `qemu-img create` makes one (QEMU's interop/qcow2.txt, version 3). Four things at the beginning of
+ * a file of zeroes, and no process has to be started for them:
+ *
+ *     cluster 0    header, name and format of the backing file
+ *     cluster 1    refcount table: one entry
+ *     cluster 2    refcount block: one reference to each cluster here
+ *     cluster 3…   level 1 table: all zeroes, nothing is allocated
+ */
+export interface EmptyImage {
+  readonly pieces: readonly { readonly offset: number; readonly bytes: Buffer }[];
+  /** All else in it is zero. */
+  readonly fileBytes: number;
+}
+
+const CLUSTER_BITS = Math.log2(BLOCK_SIZE);
+/** What an entry of the level 1 table stands for: a cluster full of 8-byte entries of level 2. */
+const BYTES_PER_ENTRY = (BLOCK_SIZE / 8) * BLOCK_SIZE;
+/** QEMU's QCOW_MAX_L1_SIZE. One refcount block counts four times as many clusters as the largest table has. */
+const MAX_TABLE_BYTES = 32 * 2 ** 20;
+const MAX_NAME_BYTES = 1023;
+const SECTOR_BYTES = 512;
+
+const HEADER_BYTES = 112;
+const BACKING_FORMAT = 0xe2792aca;
+/** Entries of 2 to the power of 4 bits. */
+const REFCOUNT_ORDER = 4;
+const REFCOUNT_TABLE = BLOCK_SIZE;
+const REFCOUNT_BLOCK = 2 * BLOCK_SIZE;
+const TABLE = 3 * BLOCK_SIZE;
+
+/** `backing` is the name of a qcow2 image, written as it is. Fails with UNSUPPORTED if the size is more than the format holds. */
+export function emptyQcow2(sizeBytes: number, backing = ""): EmptyImage {
+  const entries = Math.ceil(sizeBytes / BYTES_PER_ENTRY);
+  const name = Buffer.from(backing);
+  if (entries * 8 > MAX_TABLE_BYTES || name.length > MAX_NAME_BYTES) {
+    throw new FleeceError(
+      "UNSUPPORTED",
+      `Expected a qcow2 image of at most 2 PiB whose backing file has a name of at most ${MAX_NAME_BYTES} bytes, got ${sizeBytes} bytes and a name of ${name.length}`,
+    );
+  }
+  const tableClusters = Math.ceil((entries * 8) / BLOCK_SIZE);
+  const header = Buffer.alloc(HEADER_BYTES);
+  header.write("QFI\xfb", 0, "latin1");
+  header.writeUInt32BE(3, 4);
+  header.writeUInt32BE(CLUSTER_BITS, 20);
+  header.writeBigUInt64BE(BigInt(Math.ceil(sizeBytes / SECTOR_BYTES) * SECTOR_BYTES), 24);
+  header.writeUInt32BE(entries, 36);
+  header.writeBigUInt64BE(BigInt(TABLE), 40);
+  header.writeBigUInt64BE(BigInt(REFCOUNT_TABLE), 48);
+  header.writeUInt32BE(1, 56);
+  header.writeUInt32BE(REFCOUNT_ORDER, 96);
+  header.writeUInt32BE(HEADER_BYTES, 100);
+  const extensions = Buffer.concat([
+    ...(name.length === 0 ? [] : [extension(BACKING_FORMAT, Buffer.from("qcow2"))]),
+    extension(0, Buffer.alloc(0)),
+  ]);
+  if (name.length > 0) {
+    header.writeBigUInt64BE(BigInt(HEADER_BYTES + extensions.length), 8);
+    header.writeUInt32BE(name.length, 16);
+  }
+  const refcountTable = Buffer.alloc(8);
+  refcountTable.writeBigUInt64BE(BigInt(REFCOUNT_BLOCK));
+  const clusters = TABLE / BLOCK_SIZE + tableClusters;
+  const refcounts = Buffer.alloc(clusters * 2);
+  for (let cluster = 0; cluster < clusters; cluster++) refcounts.writeUInt16BE(1, cluster * 2);
+  return {
+    pieces: [
+      { offset: 0, bytes: Buffer.concat([header, extensions, name]) },
+      { offset: REFCOUNT_TABLE, bytes: refcountTable },
+      { offset: REFCOUNT_BLOCK, bytes: refcounts },
+    ],
+    fileBytes: clusters * BLOCK_SIZE,
+  };
+}
+
+/** Padded to 8 bytes. */
+function extension(type: number, data: Buffer): Buffer {
+  const bytes = Buffer.alloc(8 + Math.ceil(data.length / 8) * 8);
+  bytes.writeUInt32BE(type, 0);
+  bytes.writeUInt32BE(data.length, 4);
+  data.copy(bytes, 8);
+  return bytes;
+}
