@@ -37,6 +37,8 @@ const { outputFiles } = await build({
   logLevel: "warning",
 });
 const source = outputFiles.map(({ text }) => text).join("");
+if (/[^\0-\x7f]/.test(source))
+  throw new Error("Expected a bundle of ASCII alone: start-bundle.mjs reads it as such");
 // All functions, not those alone that run while the bundle is loaded.
 setFlagsFromString("--no-lazy");
 const script = new Script(source, { filename });

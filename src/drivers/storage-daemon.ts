@@ -222,7 +222,8 @@ async function connectWhenReady(
       return await connectQmp({ socketPath, signal, connectTimeoutMs: START_TIMEOUT_MS });
     } catch (error) {
       signal?.throwIfAborted();
-      const expected = isQmpError(error, "QMP_SOCKET_ABSENT", "QMP_REFUSED");
+      // A daemon that is just starting to listen may hang up, under load; one that has ended says why below.
+      const expected = isQmpError(error, "QMP_SOCKET_ABSENT", "QMP_REFUSED", "QMP_DISCONNECTED");
       if (!expected || performance.now() > deadline) {
         // A daemon that ended while it was connected to says more than its closed socket.
         if (!expected) await Promise.race([process.ended, delay(OBITUARY_MS)]);

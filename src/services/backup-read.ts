@@ -175,7 +175,7 @@ async function checkDisk(
     requests(reader, signal),
     READS_IN_FLIGHT,
     async (run, stop) => {
-      const memory = run.kind === "zero" ? undefined : buffers.take();
+      const memory = run.kind === "zero" ? undefined : buffers.take(run.length);
       const into = memory?.subarray(0, run.length);
       const data = into === undefined ? undefined : await readStored(reader, run, into, stop);
       await compare(expected, run, data, target);

@@ -4,7 +4,7 @@ import { BLOCK_SIZE, blockRuns, pieces } from "../model/extents.js";
 import type { BlockReader } from "../ports/block-io.js";
 import type { DiskSink } from "../ports/repository.js";
 import { forEachLimited } from "../shared/async.js";
-import { GIB, MIB } from "../shared/units.js";
+import { GIB, KIB, MIB } from "../shared/units.js";
 
 /** The largest request of the NBD client: each costs the same work here, whatever its length. */
 export const READ_BYTES = 2 * MIB;
@@ -13,18 +13,22 @@ export const READS_IN_FLIGHT = 8;
 /** A range of zeroes costs the same whatever its length; the limit is that of a 32-bit request. */
 const ZERO_BYTES = GIB;
 
+/** Much memory makes V8 collect garbage, which takes longer than to read the scattered blocks of a small incremental. */
+const SMALL_READ_BYTES = 128 * KIB;
+
 /** Memory to read into, used again and again: the kernel takes longer to find fresh memory than to fill it. */
 export class ReadBuffers {
-  readonly #free: Uint8Array[] = [];
+  readonly #free = { small: new Array<Uint8Array>(), large: new Array<Uint8Array>() };
 
-  /** Of `READ_BYTES`. There are as many as are taken at once. */
-  take(): Uint8Array {
-    return this.#free.pop() ?? Buffer.allocUnsafeSlow(READ_BYTES);
+  /** Of at least `length` bytes, which are at most `READ_BYTES`. There are as many as are taken at once. */
+  take(length: number): Uint8Array {
+    if (length > SMALL_READ_BYTES) return this.#free.large.pop() ?? Buffer.allocUnsafeSlow(READ_BYTES);
+    return this.#free.small.pop() ?? Buffer.allocUnsafeSlow(SMALL_READ_BYTES);
   }
 
   /** Not after an error: a late reply may still arrive in it. */
   give(memory: Uint8Array): void {
-    this.#free.push(memory);
+    this.#free[memory.length > SMALL_READ_BYTES ? "large" : "small"].push(memory);
   }
 }
 
@@ -62,7 +66,7 @@ export async function pull({ reader, sink, mode, signal, onProgress }: PullOptio
       if (kind === "zero") {
         await sink.writeZeroes(offset, length, stop);
       } else {
-        const memory = buffers.take();
+        const memory = buffers.take(length);
         const data = await reader.read(offset, length, stop, memory.subarray(0, length));
         await Promise.all([sink.write(offset, data, stop), reader.release(offset, length, stop)]);
         buffers.give(memory);

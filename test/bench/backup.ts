@@ -3,6 +3,7 @@ import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { parseArgs } from "node:util";
 import { domainConfig, writeConfig } from "../support/config-file.js";
+import { startFleece } from "../support/fleece.js";
 import { TemporaryDirectory } from "../support/temporary-directory.js";
 import { formatNodeName, type TestDisk } from "../support/vm-arguments.js";
 import { TestVm } from "../support/vm.js";
@@ -12,7 +13,7 @@ import { format, median } from "./support/figures.js";
 
 /**
  * `npm run bench:backup -- [--mib 2048] [--rounds 3] [--directory DIR]`: the whole command, from its start to its end, on
- * a running domain, and in turn with it nbdcopy from an export of the same QEMU process into a qcow2 behind qemu-nbd.
+ * a running domain, by itself and as the client of an agent that has taken backups before, and in turn with it nbdcopy from an export of the same QEMU process into a qcow2 behind qemu-nbd.
  * It needs a build. nbdcopy neither makes a snapshot nor can it copy only what changed.
  */
 const { values } = parseArgs({
@@ -40,8 +41,12 @@ async function changeOnePercent(vm: TestVm, pattern: number): Promise<void> {
   }
 }
 
-async function backup(configPath: string, level: "full" | "incremental"): Promise<number> {
-  const command = [mainPath, "--config", configPath, "--embedded", "backup", "run", "vm", `--${level}`];
+async function backup(
+  configPath: string,
+  level: "full" | "incremental",
+  ...flags: string[]
+): Promise<number> {
+  const command = [mainPath, "--config", configPath, ...flags, "backup", "run", "vm", `--${level}`];
   return (await measureProcess(sizeBytes, process.execPath, ...command)).seconds;
 }
 
@@ -65,8 +70,9 @@ async function nbdcopy(vm: TestVm, ...flags: string[]): Promise<number> {
   }
 }
 
-const seconds: Record<"full" | "incremental" | "nbdcopy" | "flushed", number[]> = {
+const seconds: Record<"full" | "incremental" | "throughAgent" | "nbdcopy" | "flushed", number[]> = {
   flushed: [],
+  throughAgent: [],
   full: [],
   incremental: [],
   nbdcopy: [],
@@ -81,13 +87,18 @@ try {
     domains: [domainConfig("vm", vm)],
     more: { runtimeDir: sockets.file("run") },
   });
+  await using agent = await startFleece(["serve"], { configPath });
+  await agent.waitForOutput(/The agent answers on/, { timeoutMs: 60_000 });
+  await backup(configPath, "full");
   for (let round = 0; round < Number(values.rounds); round += 1) {
     seconds.nbdcopy.push(await nbdcopy(vm));
     // A backup is on stable storage when it is reported; so is this copy.
     seconds.flushed.push(await nbdcopy(vm, "--flush"));
-    seconds.full.push(await backup(configPath, "full"));
-    await changeOnePercent(vm, round + 1);
-    seconds.incremental.push(await backup(configPath, "incremental"));
+    seconds.full.push(await backup(configPath, "full", "--embedded"));
+    await changeOnePercent(vm, 2 * round + 1);
+    seconds.incremental.push(await backup(configPath, "incremental", "--embedded"));
+    await changeOnePercent(vm, 2 * round + 2);
+    seconds.throughAgent.push(await backup(configPath, "incremental"));
   }
 } finally {
   await rm(work, { recursive: true, force: true });
@@ -96,10 +107,11 @@ try {
 const names = {
   full: "fleece backup run, full",
   incremental: "fleece backup run, incremental",
+  throughAgent: "the same through an agent",
   nbdcopy: "nbdcopy of everything",
   flushed: "nbdcopy --flush of everything",
 } as const;
-const rows = (["full", "incremental", "nbdcopy", "flushed"] as const).map((name) => [
+const rows = (["full", "incremental", "throughAgent", "nbdcopy", "flushed"] as const).map((name) => [
   names[name],
   median(seconds[name]).toFixed(2),
   median(seconds[name].map((each, round) => each / (seconds.nbdcopy[round] ?? NaN))).toFixed(2),

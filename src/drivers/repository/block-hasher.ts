@@ -17,8 +17,8 @@ const MIN_SHARED_BYTES = 2 * BLOCK_SIZE;
  * threads and makes do without the worker if that fails.
  */
 export class BlockHasher implements AsyncDisposable {
-  readonly #content = Buffer.from(new SharedArrayBuffer(SLOTS * SLOT_BYTES));
-  readonly #digests = Buffer.from(new SharedArrayBuffer(SLOTS * DIGESTS_BYTES));
+  /** With the worker: the scattered blocks of a small incremental need neither. */
+  #shared: SharedMemory | undefined;
   readonly #free = Array.from({ length: SLOTS }, (_, slot) => slot);
   readonly #pending = new Map<number, (done: boolean) => void>();
   #worker: Worker | undefined;
@@ -45,30 +45,18 @@ export class BlockHasher implements AsyncDisposable {
   async #piece(data: Uint8Array): Promise<Buffer> {
     const slot = this.#usable && data.length >= MIN_SHARED_BYTES ? this.#free.pop() : undefined;
     if (slot === undefined) return digestBlocks(data);
-    this.#content.set(data, slot * SLOT_BYTES);
-    const done = await this.#hash(slot, data.length);
-    const content = this.#content.subarray(slot * SLOT_BYTES, slot * SLOT_BYTES + data.length);
-    const digests = done ? this.#collect(slot, content) : digestBlocks(content);
+    const shared = (this.#shared ??= shareMemory());
+    shared.content.set(data, slot * SLOT_BYTES);
+    const done = await this.#hash(shared, slot, data.length);
+    const content = shared.content.subarray(slot * SLOT_BYTES, slot * SLOT_BYTES + data.length);
+    const digests = done ? collect(shared, slot, content) : digestBlocks(content);
     this.#free.push(slot);
     return digests;
   }
 
-  #collect(slot: number, content: Uint8Array): Buffer {
-    const start = slot * DIGESTS_BYTES;
-    const digests = Buffer.from(
-      this.#digests.subarray(start, start + blocksOf(content.length) * DIGEST_BYTES),
-    );
-    let at = 0;
-    for (const block of blocksIn(content)) {
-      if (isZero(block)) digests.fill(0, at, at + DIGEST_BYTES);
-      at += DIGEST_BYTES;
-    }
-    return digests;
-  }
-
   /** False if the worker cannot do it. */
-  #hash(slot: number, length: number): Promise<boolean> {
-    this.#worker ??= this.#start();
+  #hash(shared: SharedMemory, slot: number, length: number): Promise<boolean> {
+    this.#worker ??= this.#start(shared);
     const worker = this.#worker;
     return new Promise((resolve) => {
       this.#pending.set(slot, resolve);
@@ -76,10 +64,10 @@ export class BlockHasher implements AsyncDisposable {
     });
   }
 
-  #start(): Worker {
+  #start({ content, digests }: SharedMemory): Worker {
     const workerData = {
-      content: this.#content.buffer,
-      digests: this.#digests.buffer,
+      content: content.buffer,
+      digests: digests.buffer,
       ...{ SLOT_BYTES, DIGESTS_BYTES, BLOCK_SIZE, DIGEST_BYTES },
     };
     const worker = new Worker(WORKER_SOURCE, { eval: true, workerData, env: {}, execArgv: [] });
@@ -101,6 +89,32 @@ export class BlockHasher implements AsyncDisposable {
     this.#usable = false;
     for (const slot of [...this.#pending.keys()]) this.#settle(slot, false);
   }
+}
+
+interface SharedMemory {
+  readonly content: Buffer;
+  readonly digests: Buffer;
+}
+
+function shareMemory(): SharedMemory {
+  return {
+    content: Buffer.from(new SharedArrayBuffer(SLOTS * SLOT_BYTES)),
+    digests: Buffer.from(new SharedArrayBuffer(SLOTS * DIGESTS_BYTES)),
+  };
+}
+
+/** What the worker has made of a slot. */
+function collect(shared: SharedMemory, slot: number, content: Uint8Array): Buffer {
+  const start = slot * DIGESTS_BYTES;
+  const digests = Buffer.from(
+    shared.digests.subarray(start, start + blocksOf(content.length) * DIGEST_BYTES),
+  );
+  let at = 0;
+  for (const block of blocksIn(content)) {
+    if (isZero(block)) digests.fill(0, at, at + DIGEST_BYTES);
+    at += DIGEST_BYTES;
+  }
+  return digests;
 }
 
 function digestBlocks(data: Uint8Array): Buffer {

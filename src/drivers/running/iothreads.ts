@@ -10,11 +10,9 @@ export function clientsAbort({ version }: QmpSession, iothread: string | undefin
 
 /** The name of the iothread that a disk runs in, if any. */
 export async function iothreadOf(qmp: QmpSession, qomPath: string): Promise<string | undefined> {
-  for (const path of await deviceAndControllers(qmp, qomPath)) {
-    const iothread = await property(qmp, path, "iothread");
-    if (iothread !== undefined && iothread !== "") return iothread.replace(/^\/objects\//, "");
-  }
-  return undefined;
+  const paths = await deviceAndControllers(qmp, qomPath);
+  const found = await Promise.all(paths.map((path) => property(qmp, path, "iothread")));
+  return found.find((iothread) => iothread !== undefined && iothread !== "")?.replace(/^\/objects\//, "");
 }
 
 /** A SCSI disk has no iothread of its own: its controller has, somewhere on the path of the bus it sits on. */

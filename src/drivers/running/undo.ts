@@ -34,8 +34,8 @@ export function frozenEntries({ target, nodes, scratchPath, scratchFile }: Plann
 }
 
 /**
- * Undoes one entry inside QEMU, after asking it what exists: the entry may have been written for something that was never
- * made, was undone before, or went with an earlier QEMU process. Only names of ours are ever touched.
+ * Undoes one entry inside QEMU and asks it what exists, before or after a refusal: the entry may have been written for
+ * something that was never made, was undone before, or went with an earlier QEMU process. Only names of ours are ever touched.
  */
 export async function undoInQemu(qmp: QmpSession, entry: UndoEntry, clock: Clock): Promise<void> {
   switch (entry.kind) {
@@ -71,7 +71,11 @@ export async function nodeExists(qmp: QmpSession, node: string): Promise<boolean
 }
 
 async function removeNode(qmp: QmpSession, node: string): Promise<void> {
-  if (await nodeExists(qmp, node)) await qmp.execute("blockdev-del", { "node-name": node });
+  try {
+    await qmp.execute("blockdev-del", { "node-name": node });
+  } catch (error) {
+    if (!isQmpError(error, "QMP_COMMAND_FAILED") || (await nodeExists(qmp, node))) throw error;
+  }
 }
 
 /** Gives whatever uses the filter the disk below it. The disk's node name is asked for, not remembered. */
