@@ -88,8 +88,14 @@ export function isIntact(entry: BackupEntry): entry is IntactEntry {
   return entry.damage === undefined;
 }
 
-export function byTime(a: IntactEntry, b: IntactEntry): number {
-  return a.manifest.time.localeCompare(b.manifest.time) || a.id.localeCompare(b.id);
+/** The frozen moment, in Unix milliseconds. Nobody knows that of a damaged backup: it goes before all others. */
+export function momentMs(entry: BackupEntry): number {
+  return isIntact(entry) ? Date.parse(entry.manifest.time) : 0;
+}
+
+/** Oldest first, of the same moment by id. */
+export function byTime(a: BackupEntry, b: BackupEntry): number {
+  return momentMs(a) - momentMs(b) || (a.id < b.id ? -1 : 1);
 }
 
 export type Chain =
