@@ -1,5 +1,5 @@
 import type { BackupEntry, IntactEntry, ManifestDisk } from "../model/backup.js";
-import { isIntact } from "../model/backup.js";
+import { isIntact, momentMs } from "../model/backup.js";
 import { deleteBackup, findBackup, listBackups } from "../services/backup-catalog.js";
 import type { BackupProgress } from "../services/backup-run.js";
 import { runBackup } from "../services/backup-run.js";
@@ -61,7 +61,12 @@ export async function listBackupsHandler(
   });
   const scope = ["backups", domain ?? null, repository ?? null];
   const repositories = [...context.repositories.keys()];
-  const keyOf = (entry: BackupEntry) => [repositories.indexOf(entry.repository), entry.domain, entry.id];
+  const keyOf = (entry: BackupEntry) => [
+    repositories.indexOf(entry.repository),
+    entry.domain,
+    momentMs(entry),
+    entry.id,
+  ];
   const { items, nextPageToken } = page(entries, paging, scope, keyOf);
   return { backups: items.map(backupMessage), nextPageToken };
 }

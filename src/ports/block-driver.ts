@@ -53,7 +53,7 @@ export interface BlockDriver extends AsyncDisposable {
 
   /**
    * Lets the running domain's QEMU copy a frozen disk to where its content is to stay, and then lets go of the disk: the
-   * guest's writes to it cost nothing any more, and `checkIntact` does not ask for it. For disks that must be staged; other
+   * guest's writes to it cost nothing any more (see `onCopied`). For disks that must be staged; other
    * disks of the snapshot may be pushed at the same time. Fails with SNAPSHOT_BROKEN when content was lost, NO_SPACE or
    * QEMU_FAILED when it cannot be written. The copy has ended when it rejects, also by the signal; what hangs below it is waited
    * for 30 s at most then.
@@ -82,6 +82,8 @@ export interface PushOptions {
   readonly abandonTarget?: () => Promise<void>;
   /** Bytes of what has to be copied, zeroes included. */
   readonly onProgress?: (copiedBytes: number, totalBytes: number) => void;
+  /** All is copied, and was intact until now: from here on `checkIntact` must not be asked for this disk. */
+  readonly onCopied?: () => void;
 }
 
 /** Finds out how a domain can be reached now. Fails with DOMAIN_UNREACHABLE when in no way. */

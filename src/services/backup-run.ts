@@ -28,7 +28,7 @@ import { Operation } from "./operation.js";
 import { keepCheckpointIfPublished } from "./published.js";
 import { checkMomentAnew, explainFailedRead } from "./moment.js";
 import { pull } from "./pull.js";
-import { pushDisk } from "./push.js";
+import { pushDisk, type PushedDisk } from "./push.js";
 import type { ScratchUse } from "./scratch-watch.js";
 import { withScratchWatch } from "./scratch-watch.js";
 import { logMoment, planQuiesce } from "./quiesce.js";
@@ -235,7 +235,15 @@ class Attempt {
       logMoment(this.#context, session.domain, frozen);
       const offered = this.#staged ? [] : await this.#export(plan, plan.disks, operation, signal);
       const onUse = (use: ScratchUse): void => this.#request.onProgress?.({ step: "scratch", ...use });
-      const moment = { plan, fingerprints: frozen.fingerprints, mode: driver.mode };
+      // What has been copied out needs the moment no more, also if the monitor is lost and QEMU is asked by a new one.
+      const copied = new Set<string>();
+      const moment = {
+        get plan() {
+          return { ...plan, disks: plan.disks.filter(({ target }) => !copied.has(target)) };
+        },
+        fingerprints: frozen.fingerprints,
+        mode: driver.mode,
+      };
       const scratchPeakBytes = await withScratchWatch(
         this.#context,
         { session, moment, signal, onUse },
@@ -244,10 +252,14 @@ class Attempt {
             plan.disks,
             this.#context.parallelDisks,
             async (disk, stop) => {
-              if (this.#isPushed(disk.target)) return this.#pushDisk(plan, disk, draft, operation, stop);
+              const { target } = disk;
+              if (this.#isPushed(target)) {
+                const onCopied = () => void copied.add(target);
+                return this.#pushDisk(target, { plan, draft, undo: operation, signal: stop, onCopied });
+              }
               // Staging takes as long as reading, so the disks of a staged snapshot are offered one by one, under watch.
               const addresses = this.#staged ? await this.#export(plan, [disk], operation, stop) : offered;
-              for (const address of addresses.filter(({ target }) => target === disk.target)) {
+              for (const address of addresses.filter((address) => address.target === target)) {
                 await this.#pullDisk(address, draft, stop);
               }
             },
@@ -338,17 +350,15 @@ class Attempt {
   }
 
   async #pushDisk(
-    plan: SnapshotPlan,
-    { target }: PlannedDisk,
-    draft: BackupDraft,
-    undo: Operation,
-    signal: AbortSignal,
+    target: string,
+    parts: Pick<PushedDisk, "plan" | "draft" | "undo" | "signal" | "onCopied">,
   ): Promise<void> {
+    const { draft } = parts;
     const { clock } = this.#context;
     const start = clock.monotonicMs();
     const sink = draft.disk(target);
     const readBytes = await pushDisk(this.#context, {
-      ...{ driver: this.#parts.driver, plan, draft, undo, sink, signal },
+      ...{ ...parts, driver: this.#parts.driver, sink },
       planned: { target, into: draft.image(target), ...this.#changes(target) },
       mode: this.#decision(target).mode,
       onProgress: this.#progressOf(target, sink),

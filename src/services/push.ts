@@ -16,6 +16,8 @@ export interface PushedDisk {
   readonly signal: AbortSignal;
   /** As of a pull. The copy is the first half of the way through the disk, reading it back the second. */
   readonly onProgress: (positionBytes: number, readBytes: number) => void;
+  /** As of `BlockDriver.push`. */
+  readonly onCopied: () => void;
 }
 
 /**
@@ -23,7 +25,7 @@ export interface PushedDisk {
  * is read back comes from the repository. Resolves with the bytes of data.
  */
 export async function pushDisk(context: ServiceContext, disk: PushedDisk): Promise<number> {
-  const { driver, plan, planned, mode, draft, sink, undo, signal, onProgress } = disk;
+  const { driver, plan, planned, mode, draft, sink, undo, signal, onProgress, onCopied } = disk;
   const { target, into } = planned;
   const half = into.sizeBytes / 2;
   context.log.info({ operation: plan.id, domain: plan.domain, target }, "Copying a frozen disk");
@@ -32,6 +34,7 @@ export async function pushDisk(context: ServiceContext, disk: PushedDisk): Promi
     await driver.push(plan, planned, undo, {
       signal,
       abandonTarget: () => draft.abandon(),
+      onCopied,
       onProgress: (copiedBytes, totalBytes) => {
         read = copiedBytes;
         onProgress(Math.floor(totalBytes === 0 ? 0 : (half * copiedBytes) / totalBytes), read);

@@ -4,6 +4,7 @@ import { setTimeout as delay } from "node:timers/promises";
 import { promisify } from "node:util";
 import { describe, expect, it } from "vitest";
 import { connectNbd } from "nbd-client-ts";
+import { changedBlocks as changedBlocksOf } from "../support/changed-blocks.js";
 import { expectRefusal } from "../support/expect-refusal.js";
 import type { FleeceProcess } from "../support/fleece.js";
 import { copyToRaw, fileDigest, imageInfo } from "../support/image-tool.js";
@@ -92,16 +93,7 @@ async function startWorkplace(options?: SiteOptions) {
   };
 }
 
-/** Numbers of the 64 KiB blocks that any NBD client is told to have changed. */
-async function changedBlocks({ uri, changesContext }: ExportMessage): Promise<number[]> {
-  const { stdout } = await exec("nbdinfo", ["--json", `--map=${changesContext ?? ""}`, uri]);
-  const extents = JSON.parse(stdout) as { offset: number; length: number; type: number }[];
-  return extents
-    .filter(({ type }) => (type & 1) === 1)
-    .flatMap(({ offset, length }) =>
-      Array.from({ length: length / BLOCK }, (_, index) => offset / BLOCK + index),
-    );
-}
+const changedBlocks = ({ uri, changesContext }: ExportMessage) => changedBlocksOf(uri, changesContext ?? "");
 
 describe("block-snapshot and export of a running domain", () => {
   it("offer the frozen moment and exactly the blocks that changed, while the guest writes and discards", async () => {

@@ -5,6 +5,7 @@ import { promisify } from "node:util";
 import { connectNbd, type NbdConnection } from "nbd-client-ts";
 import { describe, expect, it, vi } from "vitest";
 import { parseDomainXml } from "../../src/api/xml/domain-xml.js";
+import { changedBlocks, changesSince } from "../support/changed-blocks.js";
 import { domainConfig, writeConfig } from "../support/config-file.js";
 import { runFleece, startFleece, type FleeceProcess, type FleeceResult } from "../support/fleece.js";
 import { copyToRaw, createImage, fileDigest, fillImage } from "../support/image-tool.js";
@@ -105,17 +106,6 @@ async function copied(at: Remote, message: ExportMessage): Promise<string> {
   return fileDigest(raw);
 }
 
-async function changedBlocks(uri: string, checkpoint: string): Promise<number[]> {
-  const map = `--map=qemu:dirty-bitmap:since-${checkpoint}`;
-  const { stdout } = await exec("nbdinfo", ["--json", map, uri]);
-  const extents = JSON.parse(stdout) as { offset: number; length: number; type: number }[];
-  return extents
-    .filter(({ type }) => (type & 1) === 1)
-    .flatMap(({ offset, length }) =>
-      Array.from({ length: length / BLOCK }, (_, index) => offset / BLOCK + index),
-    );
-}
-
 /** A reader amid its work. */
 async function startReader(at: Remote, message: ExportMessage): Promise<NbdConnection> {
   const reader = untilTestEnds(await connectNbd(as(message, at.certificates)));
@@ -157,7 +147,7 @@ describe("an export at the agent's TCP address", () => {
     );
     const [vda, vdb] = exports as readonly [ExportMessage, ExportMessage];
     expect([await copied(at, vda), await copied(at, vdb)]).toEqual(moments);
-    expect(await changedBlocks(as(vda, at.certificates), "cp0")).toEqual([5]);
+    expect(await changedBlocks(as(vda, at.certificates), changesSince("cp0"))).toEqual([5]);
     expect(await at.json("export", "list", "vm")).toEqual({ exports });
     expect(await offer(at, "--since", "cp0")).toEqual(exports);
 

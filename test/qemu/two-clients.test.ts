@@ -1,6 +1,7 @@
 import { execFile } from "node:child_process";
 import { promisify } from "node:util";
 import { describe, expect, it } from "vitest";
+import { changedBlocks as changedBlocksOf } from "../support/changed-blocks.js";
 import { startAgent, VendorClient, type Fields } from "../support/agent.js";
 import { copyToRaw, fileDigest } from "../support/image-tool.js";
 import { startSite } from "../support/site.js";
@@ -8,16 +9,8 @@ import { startSite } from "../support/site.js";
 const exec = promisify(execFile);
 const BLOCK = 65_536;
 
-/** Numbers of the 64 KiB blocks that any NBD client is told to have changed. */
-async function changedBlocks({ uri, changesContext }: Fields): Promise<number[]> {
-  const { stdout } = await exec("nbdinfo", ["--json", `--map=${String(changesContext)}`, String(uri)]);
-  const extents = JSON.parse(stdout) as { offset: number; length: number; type: number }[];
-  return extents
-    .filter(({ type }) => (type & 1) === 1)
-    .flatMap(({ offset, length }) =>
-      Array.from({ length: length / BLOCK }, (_, index) => offset / BLOCK + index),
-    );
-}
+const changedBlocks = ({ uri, changesContext }: Fields) =>
+  changedBlocksOf(String(uri), String(changesContext));
 
 /** A site with an agent, and what its guest and its clients do. */
 async function workplace() {

@@ -4,6 +4,7 @@ import { promisify } from "node:util";
 import { describe, expect, it } from "vitest";
 import { parseBlockSnapshotXml } from "../../src/api/xml/block-snapshot-xml.js";
 import { parseDomainXml } from "../../src/api/xml/domain-xml.js";
+import { changedBlocks, changesSince } from "../support/changed-blocks.js";
 import { expectRefusal } from "../support/expect-refusal.js";
 import { copyToRaw, fileDigest } from "../support/image-tool.js";
 import { startSite, type SiteOptions } from "../support/site.js";
@@ -86,17 +87,6 @@ async function startWorkplace(options: SiteOptions = {}) {
   };
 }
 
-async function changedBlocks({ uri }: ExportMessage, checkpoint: string): Promise<number[]> {
-  const map = `--map=qemu:dirty-bitmap:since-${checkpoint}`;
-  const { stdout } = await exec("nbdinfo", ["--json", map, uri]);
-  const extents = JSON.parse(stdout) as { offset: number; length: number; type: number }[];
-  return extents
-    .filter(({ type }) => (type & 1) === 1)
-    .flatMap(({ offset, length }) =>
-      Array.from({ length: length / BLOCK }, (_, index) => offset / BLOCK + index),
-    );
-}
-
 describe("the RFC's documents, on a running domain", () => {
   it("freeze, offer and show what the guest goes on changing, with the old content in the named files", async () => {
     const at = await startWorkplace();
@@ -127,9 +117,9 @@ describe("the RFC's documents, on a running domain", () => {
     );
     expect(exports).toMatchObject([{ exportName: `vda-${NIGHT}` }, { exportName: `vdb-${NIGHT}` }]);
     expect([await at.read(exports[0]), await at.read(exports[1])]).toEqual(moments);
-    expect(await changedBlocks(exports[0], CP0)).toContain(5);
-    expect(await changedBlocks(exports[1], CP0)).toContain(20);
-    expect(await changedBlocks(exports[1], CP0)).not.toContain(40);
+    expect(await changedBlocks(exports[0].uri, changesSince(CP0))).toContain(5);
+    expect(await changedBlocks(exports[1].uri, changesSince(CP0))).toContain(20);
+    expect(await changedBlocks(exports[1].uri, changesSince(CP0))).not.toContain(40);
 
     const dumped = await at.text("block-snapshot", "dumpxml", "vm", NIGHT);
     expect(dumped).toContain("<scratch file='");

@@ -38,8 +38,6 @@ export class FakeDomain implements DriverFactory {
   readonly served: FakeExport[] = [];
   /** What QEMU can push disks into, and readers read back. */
   readonly images = new Set<FakeImage>();
-  /** Access nodes of disks that were pushed: their filters are gone for that reason. */
-  readonly copied = new Set<string>();
   gate: Gate = () => undefined;
   qemu: FakeQemu | undefined;
   /** How long a pause is; by default one never ends by itself, so that nothing happens behind a test's back. */

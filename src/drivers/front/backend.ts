@@ -1,19 +1,16 @@
 import { connect, type Socket } from "node:net";
+import { HANDSHAKE_FLAG, OPTION, OPTION_REPLY, uint32 } from "nbd-client-ts/protocol";
 import { errorMessage, FleeceError } from "../../shared/errors.js";
 import { Inbox } from "./inbox.js";
 import {
-  FLAG,
   GREETING_BYTES,
   isError,
   LIMIT,
   namedData,
-  OPTION,
   optionRequest,
   parseGreeting,
   parseReplyHeader,
-  REPLY,
   REPLY_HEADER_BYTES,
-  uint32,
   type Reply,
 } from "./wire.js";
 
@@ -70,10 +67,10 @@ export class Backend {
     backend.#socket.once("close", () => signal.removeEventListener("abort", destroy));
     try {
       const flags = parseGreeting(await backend.#inbox.take(GREETING_BYTES));
-      if (flags === undefined || (flags & FLAG.FIXED_NEWSTYLE) === 0) {
+      if (flags === undefined || (flags & HANDSHAKE_FLAG.FIXED_NEWSTYLE) === 0) {
         throw failure("expected a fixed newstyle NBD server");
       }
-      backend.#socket.write(uint32(flags & (FLAG.FIXED_NEWSTYLE | FLAG.NO_ZEROES)));
+      backend.#socket.write(uint32(flags & (HANDSHAKE_FLAG.FIXED_NEWSTYLE | HANDSHAKE_FLAG.NO_ZEROES)));
       return backend;
     } catch (error) {
       backend.destroy();
@@ -85,7 +82,7 @@ export class Backend {
   async negotiateStructuredReplies(): Promise<void> {
     if (this.structuredReplies) return;
     const replies = await this.#ask(OPTION.STRUCTURED_REPLY, Buffer.alloc(0));
-    if (replies.at(-1)?.type !== REPLY.ACK) throw failure("it lacks structured replies");
+    if (replies.at(-1)?.type !== OPTION_REPLY.ACK) throw failure("it lacks structured replies");
     this.structuredReplies = true;
   }
 
@@ -164,7 +161,7 @@ export class Backend {
       }
       const reply = { type: header.type, payload: await this.#inbox.take(header.length) };
       replies.push(reply);
-      if (reply.type === REPLY.ACK || isError(reply)) return replies;
+      if (reply.type === OPTION_REPLY.ACK || isError(reply)) return replies;
       bytes += REPLY_HEADER_BYTES + header.length;
     }
     throw failure(`it answers option ${option} without end`);

@@ -1,3 +1,12 @@
+import {
+  HANDSHAKE_FLAG,
+  INFO,
+  lengthPrefixed,
+  OPTION,
+  OPTION_REPLY,
+  TRANSMISSION_FLAG,
+  uint16,
+} from "nbd-client-ts/protocol";
 import { errorMessage } from "../../shared/errors.js";
 import { Backend } from "./backend.js";
 import type { ClientStream } from "./client-stream.js";
@@ -5,20 +14,13 @@ import type { Grant } from "./grants.js";
 import { Refusal } from "./refusal.js";
 import {
   decode,
-  FLAG,
   greeting,
-  INFO,
   isError,
-  lengthPrefixed,
   LIMIT,
-  OPTION,
   OPTION_HEADER_BYTES,
   optionReply,
   parseNamed,
   parseOptionHeader,
-  REPLY,
-  TRANSMISSION_READ_ONLY,
-  uint16,
   type Option,
   type Reply,
 } from "./wire.js";
@@ -28,11 +30,11 @@ const NOTHING = Buffer.alloc(0);
 const PADDING_BYTES = 124;
 /** Neither the list of info requests nor a malformed option gets more than these words: they tell nothing of the backend. */
 const WORDS: Readonly<Record<number, string>> = {
-  [REPLY.ERR_TLS_REQD]: "TLS is required",
-  [REPLY.ERR_UNKNOWN]: "No such export",
-  [REPLY.ERR_SHUTDOWN]: "The export cannot be read now",
-  [REPLY.ERR_INVALID]: "The option is malformed or out of place",
-  [REPLY.ERR_POLICY]: "Not allowed",
+  [OPTION_REPLY.ERR_TLS_REQD]: "TLS is required",
+  [OPTION_REPLY.ERR_UNKNOWN]: "No such export",
+  [OPTION_REPLY.ERR_SHUTDOWN]: "The export cannot be read now",
+  [OPTION_REPLY.ERR_INVALID]: "The option is malformed or out of place",
+  [OPTION_REPLY.ERR_POLICY]: "Not allowed",
 };
 
 /** The exports as one client may see them. */
@@ -54,10 +56,13 @@ export interface Chosen {
 export async function greet(client: ClientStream): Promise<{ readonly padded: boolean }> {
   await client.send(greeting());
   const flags = (await client.take(4)).readUInt32BE(0);
-  if ((flags & FLAG.FIXED_NEWSTYLE) === 0 || flags > (FLAG.FIXED_NEWSTYLE | FLAG.NO_ZEROES)) {
+  if (
+    (flags & HANDSHAKE_FLAG.FIXED_NEWSTYLE) === 0 ||
+    flags > (HANDSHAKE_FLAG.FIXED_NEWSTYLE | HANDSHAKE_FLAG.NO_ZEROES)
+  ) {
     throw new Refusal(`it does not speak the fixed newstyle handshake: flags ${flags}`);
   }
-  return { padded: (flags & FLAG.NO_ZEROES) === 0 };
+  return { padded: (flags & HANDSHAKE_FLAG.NO_ZEROES) === 0 };
 }
 
 /** Options before TLS. Returns true when TLS must begin, false when the client said goodbye. */
@@ -68,7 +73,9 @@ export async function awaitStartTls(client: ClientStream): Promise<boolean> {
     if (option === OPTION.ABORT) return await goodbye(client);
     // It has no error reply.
     if (option === OPTION.EXPORT_NAME) throw new Refusal("it asks for an export without TLS");
-    await client.send(failed(option, option === OPTION.STARTTLS ? REPLY.ERR_INVALID : REPLY.ERR_TLS_REQD));
+    await client.send(
+      failed(option, option === OPTION.STARTTLS ? OPTION_REPLY.ERR_INVALID : OPTION_REPLY.ERR_TLS_REQD),
+    );
   }
   throw new Refusal("it does not begin TLS");
 }
@@ -128,7 +135,7 @@ export class Negotiation {
         return false;
       default:
         await this.#client.send(
-          failed(option, option === OPTION.STARTTLS ? REPLY.ERR_INVALID : REPLY.ERR_UNSUP),
+          failed(option, option === OPTION.STARTTLS ? OPTION_REPLY.ERR_INVALID : OPTION_REPLY.ERR_UNSUP),
         );
         return false;
     }
@@ -138,17 +145,17 @@ export class Negotiation {
     const isValid = data.length === 0 && !this.#structuredReplies;
     if (isValid) this.#structuredReplies = true;
     const option = OPTION.STRUCTURED_REPLY;
-    await this.#client.send(isValid ? acknowledge(option) : failed(option, REPLY.ERR_INVALID));
+    await this.#client.send(isValid ? acknowledge(option) : failed(option, OPTION_REPLY.ERR_INVALID));
   }
 
   async #list(data: Buffer): Promise<void> {
     if (data.length > 0) {
-      await this.#client.send(failed(OPTION.LIST, REPLY.ERR_INVALID));
+      await this.#client.send(failed(OPTION.LIST, OPTION_REPLY.ERR_INVALID));
       return;
     }
     const servers = this.#visible
       .list()
-      .map(({ terms }) => ({ type: REPLY.SERVER, payload: lengthPrefixed(terms.exportName) }));
+      .map(({ terms }) => ({ type: OPTION_REPLY.SERVER, payload: lengthPrefixed(terms.exportName) }));
     const replies = servers.map((reply) => optionReply(OPTION.LIST, reply));
     await this.#client.send(...replies, acknowledge(OPTION.LIST));
   }
@@ -156,13 +163,13 @@ export class Negotiation {
   async #askBackend(option: number, data: Buffer): Promise<boolean> {
     const named = parseNamed(option, data);
     if (named === undefined) {
-      await this.#client.send(failed(option, REPLY.ERR_INVALID));
+      await this.#client.send(failed(option, OPTION_REPLY.ERR_INVALID));
       return false;
     }
     const replies = await this.#replies(named.exportName, option, named.rest);
     const last = replies.at(-1)?.type;
-    if (last !== REPLY.ACK) {
-      await this.#client.send(failed(option, last ?? REPLY.ERR_SHUTDOWN));
+    if (last !== OPTION_REPLY.ACK) {
+      await this.#client.send(failed(option, last ?? OPTION_REPLY.ERR_SHUTDOWN));
       return false;
     }
     await this.#client.send(...replies.map((reply) => optionReply(option, reply)));
@@ -175,7 +182,7 @@ export class Negotiation {
     if (exportName === undefined) throw new Refusal("it asks for an export by a name that is none");
     const replies = await this.#replies(exportName, OPTION.GO, uint16(0));
     const info = replies.find(isExportInfo)?.payload;
-    if (replies.at(-1)?.type !== REPLY.ACK || info === undefined) {
+    if (replies.at(-1)?.type !== OPTION_REPLY.ACK || info === undefined) {
       throw new Refusal("it asks for an export that it cannot have, in a way that has no error reply");
     }
     const padding = Buffer.alloc(this.#padded ? PADDING_BYTES : 0);
@@ -188,7 +195,7 @@ export class Negotiation {
     const grant = this.#visible.find(exportName);
     if (grant === undefined) {
       this.#visible.denied(exportName, "the export is not granted to it");
-      return [{ type: REPLY.ERR_UNKNOWN, payload: NOTHING }];
+      return [{ type: OPTION_REPLY.ERR_UNKNOWN, payload: NOTHING }];
     }
     try {
       const backend = await this.#backendOf(grant);
@@ -197,14 +204,14 @@ export class Negotiation {
         // The backend has entered the transmission phase, so it is of no more use.
         this.#leave();
         this.#visible.denied(exportName, "the export is writable");
-        return [{ type: REPLY.ERR_POLICY, payload: NOTHING }];
+        return [{ type: OPTION_REPLY.ERR_POLICY, payload: NOTHING }];
       }
       return replies.map((reply) => withName(reply, exportName));
     } catch (error) {
       this.#signal.throwIfAborted();
       this.#leave();
       this.#visible.denied(exportName, errorMessage(error));
-      return [{ type: REPLY.ERR_SHUTDOWN, payload: NOTHING }];
+      return [{ type: OPTION_REPLY.ERR_SHUTDOWN, payload: NOTHING }];
     }
   }
 
@@ -241,7 +248,7 @@ async function goodbye(client: ClientStream): Promise<false> {
 }
 
 function acknowledge(option: number): Buffer {
-  return optionReply(option, { type: REPLY.ACK, payload: NOTHING });
+  return optionReply(option, { type: OPTION_REPLY.ACK, payload: NOTHING });
 }
 
 function failed(option: number, type: number): Buffer {
@@ -249,7 +256,9 @@ function failed(option: number, type: number): Buffer {
 }
 
 function isInfo(reply: Reply, kind: number): boolean {
-  return reply.type === REPLY.INFO && reply.payload.length >= 2 && reply.payload.readUInt16BE(0) === kind;
+  return (
+    reply.type === OPTION_REPLY.INFO && reply.payload.length >= 2 && reply.payload.readUInt16BE(0) === kind
+  );
 }
 
 function isExportInfo(reply: Reply): boolean {
@@ -259,7 +268,7 @@ function isExportInfo(reply: Reply): boolean {
 /** Anything but the info about a writable export. */
 function isReadOnly(reply: Reply): boolean {
   if (!isInfo(reply, INFO.EXPORT)) return true;
-  return isExportInfo(reply) && (reply.payload.readUInt16BE(10) & TRANSMISSION_READ_ONLY) !== 0;
+  return isExportInfo(reply) && (reply.payload.readUInt16BE(10) & TRANSMISSION_FLAG.READ_ONLY) !== 0;
 }
 
 function withName(reply: Reply, exportName: string): Reply {

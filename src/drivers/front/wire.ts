@@ -1,35 +1,18 @@
 /** The server's side of the NBD handshake (NetworkBlockDevice/nbd, doc/proto.md, "Fixed newstyle negotiation"). */
 
-export const OPTION = {
-  EXPORT_NAME: 1,
-  ABORT: 2,
-  LIST: 3,
-  STARTTLS: 5,
-  INFO: 6,
-  GO: 7,
-  STRUCTURED_REPLY: 8,
-  LIST_META_CONTEXT: 9,
-  SET_META_CONTEXT: 10,
-} as const;
-
-const ERROR_BIT = 0x80000000;
-export const REPLY = {
-  ACK: 1,
-  SERVER: 2,
-  INFO: 3,
-  META_CONTEXT: 4,
-  ERR_UNSUP: ERROR_BIT + 1,
-  ERR_POLICY: ERROR_BIT + 2,
-  ERR_INVALID: ERROR_BIT + 3,
-  ERR_TLS_REQD: ERROR_BIT + 5,
-  ERR_UNKNOWN: ERROR_BIT + 6,
-  ERR_SHUTDOWN: ERROR_BIT + 7,
-} as const;
-
-export const INFO = { EXPORT: 0, NAME: 1 } as const;
-/** Handshake flags of the server and flags of the client share their low two bits. */
-export const FLAG = { FIXED_NEWSTYLE: 1, NO_ZEROES: 2 } as const;
-export const TRANSMISSION_READ_ONLY = 2;
+import {
+  HANDSHAKE_FLAG,
+  hasMagic,
+  lengthPrefixed,
+  type Magic,
+  NBD_MAGIC,
+  OPTION,
+  OPTION_MAGIC,
+  OPTION_REPLY_ERROR_BIT,
+  OPTION_REPLY_MAGIC,
+  uint16,
+  uint32,
+} from "nbd-client-ts/protocol";
 
 export const LIMIT = {
   /** Strings of the protocol ("Conventions"). */
@@ -49,9 +32,6 @@ export const LIMIT = {
 
 export const OPTION_HEADER_BYTES = 16;
 export const REPLY_HEADER_BYTES = 20;
-const NBD_MAGIC = Buffer.from("NBDMAGIC");
-const OPTION_MAGIC = Buffer.from("IHAVEOPT");
-const REPLY_MAGIC = Buffer.from("0003e889045565a9", "hex");
 export const GREETING_BYTES = 18;
 
 export interface Option {
@@ -65,36 +45,38 @@ export interface Reply {
 }
 
 export function isError(reply: Reply): boolean {
-  return reply.type >= ERROR_BIT;
+  return reply.type >= OPTION_REPLY_ERROR_BIT;
 }
 
 export function greeting(): Buffer {
-  return Buffer.concat([NBD_MAGIC, OPTION_MAGIC, uint16(FLAG.FIXED_NEWSTYLE | FLAG.NO_ZEROES)]);
+  const flags = uint16(HANDSHAKE_FLAG.FIXED_NEWSTYLE | HANDSHAKE_FLAG.NO_ZEROES);
+  return Buffer.concat([magic(NBD_MAGIC), magic(OPTION_MAGIC), flags]);
 }
 
 /** The handshake flags of a server's greeting, or undefined if it is none. */
 export function parseGreeting(bytes: Buffer): number | undefined {
-  const isGreeting = bytes.subarray(0, 8).equals(NBD_MAGIC) && bytes.subarray(8, 16).equals(OPTION_MAGIC);
+  const isGreeting = hasMagic(bytes, NBD_MAGIC) && hasMagic(bytes, OPTION_MAGIC, 8);
   return isGreeting ? bytes.readUInt16BE(16) : undefined;
 }
 
 export function optionRequest(option: number, data: Buffer): Buffer {
-  return Buffer.concat([OPTION_MAGIC, uint32(option), uint32(data.length), data]);
+  return Buffer.concat([magic(OPTION_MAGIC), uint32(option), uint32(data.length), data]);
 }
 
 export function parseOptionHeader(header: Buffer): { option: number; length: number } | undefined {
-  if (!header.subarray(0, 8).equals(OPTION_MAGIC)) return undefined;
+  if (!hasMagic(header, OPTION_MAGIC)) return undefined;
   return { option: header.readUInt32BE(8), length: header.readUInt32BE(12) };
 }
 
 export function optionReply(option: number, { type, payload }: Reply): Buffer {
-  return Buffer.concat([REPLY_MAGIC, uint32(option), uint32(type), uint32(payload.length), payload]);
+  const head = [magic(OPTION_REPLY_MAGIC), uint32(option), uint32(type), uint32(payload.length)];
+  return Buffer.concat([...head, payload]);
 }
 
 export function parseReplyHeader(
   header: Buffer,
 ): { option: number; type: number; length: number } | undefined {
-  if (!header.subarray(0, 8).equals(REPLY_MAGIC)) return undefined;
+  if (!hasMagic(header, OPTION_REPLY_MAGIC)) return undefined;
   return {
     option: header.readUInt32BE(8),
     type: header.readUInt32BE(12),
@@ -134,21 +116,8 @@ export function namedData(exportName: string, rest: Buffer): Buffer {
   return Buffer.concat([lengthPrefixed(exportName), rest]);
 }
 
-export function lengthPrefixed(text: string): Buffer {
-  const bytes = Buffer.from(text, "utf8");
-  return Buffer.concat([uint32(bytes.length), bytes]);
-}
-
-export function uint16(value: number): Buffer {
-  const bytes = Buffer.alloc(2);
-  bytes.writeUInt16BE(value);
-  return bytes;
-}
-
-export function uint32(value: number): Buffer {
-  const bytes = Buffer.alloc(4);
-  bytes.writeUInt32BE(value);
-  return bytes;
+function magic({ high, low }: Magic): Buffer {
+  return Buffer.concat([uint32(high), uint32(low)]);
 }
 
 function stringAt(data: Buffer, at: number): Buffer | undefined {

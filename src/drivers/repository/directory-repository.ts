@@ -1,6 +1,6 @@
 import { access, constants, mkdir, readdir, rename, rm, stat } from "node:fs/promises";
 import { join, resolve } from "node:path";
-import { byTime, chainOf, isIntact, type BackupEntry, type IntactEntry } from "../../model/backup.js";
+import { byTime, chainOf, type BackupEntry, type IntactEntry } from "../../model/backup.js";
 import type { UndoLog } from "../../ports/block-driver.js";
 import type { ImageFactory } from "../../ports/image-writer.js";
 import type {
@@ -155,8 +155,7 @@ export class DirectoryRepository implements BackupRepository {
       const entry = await readBackup({ repository: this.name, domain, id, directory });
       if (entry !== undefined) entries.push(entry);
     }
-    const damaged = entries.filter((entry) => !isIntact(entry)).toSorted((a, b) => (a.id < b.id ? -1 : 1));
-    return [...damaged, ...entries.filter(isIntact).toSorted(byTime)];
+    return entries.toSorted(byTime);
   }
 
   async #chain({ domain, id }: IntactEntry): Promise<readonly IntactEntry[]> {

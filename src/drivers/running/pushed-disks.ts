@@ -1,12 +1,10 @@
-import type { ExportAddress, PlannedDisk } from "../../model/snapshot-plan.js";
+import type { ExportAddress } from "../../model/snapshot-plan.js";
 import type { PushOptions, UndoLog } from "../../ports/block-driver.js";
 import { copyEntries, type DiskToCopy, type FrozenCopies } from "./frozen-copies.js";
 
 /** Frozen disks that QEMU copies straight to where their content is to stay: see `BlockDriver.push`. */
 export class PushedDisks {
   readonly #copies: FrozenCopies;
-  /** Access nodes of the disks that are copied, and so were not broken until then. */
-  readonly #complete = new Set<string>();
 
   constructor(copies: FrozenCopies) {
     this.#copies = copies;
@@ -16,7 +14,7 @@ export class PushedDisks {
     each: DiskToCopy,
     into: ExportAddress,
     undo: UndoLog,
-    { signal, abandonTarget, onProgress }: PushOptions,
+    { signal, abandonTarget, onProgress, onCopied }: PushOptions,
   ): Promise<void> {
     const { disk, planned } = each;
     await undo.register(...copyEntries(each));
@@ -30,11 +28,7 @@ export class PushedDisks {
     if (planned.changes === undefined) await this.#copies.copyAll(each, options);
     else await this.#copies.copyChanges(each, planned.changes, options);
     // Before the filter goes: nobody may take its absence for a loss.
-    this.#complete.add(disk.nodes.access);
+    onCopied?.();
     await this.#copies.letGo(each, undo);
-  }
-
-  isComplete({ nodes }: PlannedDisk): boolean {
-    return this.#complete.has(nodes.access);
   }
 }

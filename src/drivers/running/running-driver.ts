@@ -267,8 +267,7 @@ export class RunningDriver implements BlockDriver {
     const names = new Set(graph.nodes.map(({ name }) => name));
     for (const disk of plan.disks) {
       const { filter, access } = disk.nodes;
-      const isCopied = this.#pushed.isComplete(disk) || (await this.#staged.holds(disk, signal));
-      if (!names.has(filter) && !isCopied) {
+      if (!names.has(filter) && !(await this.#staged.holds(disk, signal))) {
         const why = "it was started anew, or another program has removed it";
         throw new FleeceError(
           "SNAPSHOT_BROKEN",

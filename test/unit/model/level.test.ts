@@ -123,14 +123,16 @@ describe("childrenOf", () => {
 });
 
 describe("byTime", () => {
-  it("sorts by the frozen moment, then by id", () => {
+  it("sorts by the frozen moment, then by id, damaged backups first", () => {
     const same = { time: "2026-01-05T00:00:00.000Z" };
     const sorted = [
       backup("b3", same),
       backup("b2", same),
       backup("b9", { time: "2025-01-01T00:00:00.000Z" }),
+      damaged("b5"),
+      damaged("b4"),
     ];
-    expect(sorted.toSorted(byTime).map(({ id }) => id)).toEqual(["b9", "b2", "b3"]);
+    expect(sorted.toSorted(byTime).map(({ id }) => id)).toEqual(["b4", "b5", "b9", "b2", "b3"]);
   });
 });
 
