@@ -65,6 +65,8 @@ export interface ImageInfo {
   readonly dataFile: string | undefined;
   /** Persistent bitmaps of a qcow2 image. */
   readonly bitmaps: readonly ImageBitmap[];
+  /** Names of snapshots inside the image. */
+  readonly internalSnapshots: readonly string[];
 }
 
 export interface ImageBitmap {
@@ -81,6 +83,7 @@ const infoSchema = z.object({
   "actual-size": z.int().nonnegative().optional(),
   "backing-filename": z.string().optional(),
   "backing-filename-format": z.string().optional(),
+  snapshots: z.array(z.object({ name: z.string() })).optional(),
   "format-specific": z
     .object({
       data: z
@@ -123,6 +126,7 @@ export async function imageInfo(
       recording: flags.includes("auto"),
       inUse: flags.includes("in-use"),
     })),
+    internalSnapshots: (info.snapshots ?? []).map(({ name }) => name),
   };
 }
 
@@ -146,8 +150,10 @@ export interface CreateImageOptions extends ToolOptions {
   readonly path: string;
   readonly format: DiskFormat;
   readonly sizeBytes: number;
-  /** Written into the qcow2 header as it is, without being opened; always qcow2. */
+  /** Written into the qcow2 header as it is, without being opened. */
   readonly backing?: string | undefined;
+  /** QEMU's name for it. Default: `qcow2`. */
+  readonly backingFormat?: string;
 }
 
 /** Creates an image with mode 0600. Fails with ALREADY_EXISTS; after any error no file of ours is left. */
@@ -156,7 +162,10 @@ export async function createImage(options: CreateImageOptions): Promise<void> {
   // qemu-img would follow a link and take the mode from the umask; the file that we make first, it keeps.
   await (await createPrivate(checkAbsolute(path))).close();
   const layout = format === "qcow2" ? ["-o", `cluster_size=${BLOCK_SIZE}`] : [];
-  const backing = options.backing === undefined ? [] : ["-u", "-F", "qcow2", "-b", options.backing];
+  const backing =
+    options.backing === undefined
+      ? []
+      : ["-u", "-F", options.backingFormat ?? "qcow2", "-b", options.backing];
   const args = ["create", "-q", "-f", format, ...layout, ...backing, "--", path, String(sizeBytes)];
   try {
     await runTool("qemu-img", args, options);
