@@ -12,6 +12,7 @@ import { QemuDriverFactory } from "./drivers/driver-factory.js";
 import { NbdFronts } from "./drivers/front/front-opener.js";
 import { QemuHostCleaner } from "./drivers/host-cleaner.js";
 import { StorageDaemonImages } from "./drivers/images.js";
+import { QemuTakers } from "./drivers/machine/takers.js";
 import { NbdReaderFactory } from "./drivers/nbd-io.js";
 import { outputDirectories } from "./drivers/output-directory.js";
 import { DirectoryRepository } from "./drivers/repository/directory-repository.js";
@@ -141,6 +142,7 @@ export async function startAgent(
   const context: ServiceContext = {
     store,
     domainSnapshots: new DomainSnapshotDirectory(config.stateDir),
+    takers: new QemuTakers({ domains: config.domains, clock, runtimeRoot }),
     host: new QemuHostCleaner(),
     clock,
     log,

@@ -1,5 +1,5 @@
 import type { BigIntStats } from "node:fs";
-import { lstat, rm, unlink } from "node:fs/promises";
+import { lstat, rm, rmdir, unlink } from "node:fs/promises";
 import type { UndoEntry } from "../model/undo.js";
 import type { HostCleaner } from "../ports/state-store.js";
 import { errnoOf, fileError } from "../shared/errors.js";
@@ -18,12 +18,15 @@ export class QemuHostCleaner implements HostCleaner {
         return removeLinkedFile(entry.path, entry.link);
       case "directory":
         return rm(entry.path, { recursive: true, force: true });
+      case "empty-directory":
+        return removeEmptyDirectory(entry.path);
       case "daemon":
         return endDaemon(entry.directory);
       case "daemon-export":
         return endDaemonExport(entry.directory, entry.id);
       case "checkpoint":
       case "vm-held":
+      case "vm-saving":
       case "vm-frozen":
       case "vm-node":
       case "vm-filter":
@@ -41,6 +44,16 @@ async function removeFile(path: string): Promise<void> {
     await unlink(path);
   } catch (error) {
     if (errnoOf(error) !== "ENOENT") throw fileError(error, "remove", path);
+  }
+}
+
+async function removeEmptyDirectory(path: string): Promise<void> {
+  try {
+    await rmdir(path);
+  } catch (error) {
+    if (!["ENOENT", "ENOTEMPTY", "ENOTDIR"].includes(errnoOf(error) ?? "")) {
+      throw fileError(error, "remove the directory", path);
+    }
   }
 }
 

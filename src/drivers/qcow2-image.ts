@@ -32,8 +32,8 @@ const REFCOUNT_TABLE = BLOCK_SIZE;
 const REFCOUNT_BLOCK = 2 * BLOCK_SIZE;
 const TABLE = 3 * BLOCK_SIZE;
 
-/** `backing` is the name of a qcow2 image, written as it is. Fails with UNSUPPORTED if the size is more than the format holds. */
-export function emptyQcow2(sizeBytes: number, backing = ""): EmptyImage {
+/** `backing` is the name of an image, written as it is, and `backingFormat` QEMU's name for its format. Fails with UNSUPPORTED if the size is more than the format holds. */
+export function emptyQcow2(sizeBytes: number, backing = "", backingFormat = "qcow2"): EmptyImage {
   const entries = Math.ceil(sizeBytes / BYTES_PER_ENTRY);
   const name = Buffer.from(backing);
   if (entries * 8 > MAX_TABLE_BYTES || name.length > MAX_NAME_BYTES) {
@@ -55,7 +55,7 @@ export function emptyQcow2(sizeBytes: number, backing = ""): EmptyImage {
   header.writeUInt32BE(REFCOUNT_ORDER, 96);
   header.writeUInt32BE(HEADER_BYTES, 100);
   const extensions = Buffer.concat([
-    ...(name.length === 0 ? [] : [extension(BACKING_FORMAT, Buffer.from("qcow2"))]),
+    ...(name.length === 0 ? [] : [extension(BACKING_FORMAT, Buffer.from(backingFormat))]),
     extension(0, Buffer.alloc(0)),
   ]);
   if (name.length > 0) {

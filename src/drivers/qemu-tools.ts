@@ -65,6 +65,8 @@ export interface ImageInfo {
   readonly dataFile: string | undefined;
   /** Persistent bitmaps of a qcow2 image. */
   readonly bitmaps: readonly ImageBitmap[];
+  /** Names of snapshots inside the image. */
+  readonly internalSnapshots: readonly string[];
 }
 
 export interface ImageBitmap {
@@ -81,6 +83,7 @@ const infoSchema = z.object({
   "actual-size": z.int().nonnegative().optional(),
   "backing-filename": z.string().optional(),
   "backing-filename-format": z.string().optional(),
+  snapshots: z.array(z.object({ name: z.string() })).optional(),
   "format-specific": z
     .object({
       data: z
@@ -123,6 +126,7 @@ export async function imageInfo(
       recording: flags.includes("auto"),
       inUse: flags.includes("in-use"),
     })),
+    internalSnapshots: (info.snapshots ?? []).map(({ name }) => name),
   };
 }
 
@@ -147,8 +151,10 @@ export interface CreateImageOptions {
   readonly path: string;
   readonly format: DiskFormat;
   readonly sizeBytes: number;
-  /** Written into the qcow2 header as it is, without being opened; always qcow2. */
+  /** Written into the qcow2 header as it is, without being opened. */
   readonly backing?: string | undefined;
+  /** QEMU's name for it. Default: `qcow2`. */
+  readonly backingFormat?: string;
 }
 
 /**
@@ -156,8 +162,9 @@ export interface CreateImageOptions {
  * PERMISSION_DENIED, PATH_NOT_FOUND, or UNSUPPORTED for a size; after any error no file of ours is left.
  */
 export async function createImage(options: CreateImageOptions): Promise<void> {
-  const { path, format, sizeBytes, backing } = options;
-  const empty = format === "raw" ? { pieces: [], fileBytes: sizeBytes } : emptyQcow2(sizeBytes, backing);
+  const { path, format, sizeBytes, backing, backingFormat } = options;
+  const empty =
+    format === "raw" ? { pieces: [], fileBytes: sizeBytes } : emptyQcow2(sizeBytes, backing, backingFormat);
   options.signal?.throwIfAborted();
   const file = await createPrivate(checkAbsolute(path));
   try {

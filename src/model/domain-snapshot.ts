@@ -92,9 +92,9 @@ export interface SnapshotMachine {
   readonly memoryBytes: number;
   readonly cpus: number;
   readonly qemuVersion: string;
-  /** Argument list of the QEMU process, its own path first. */
+  /** Argument list of the QEMU process, its own path first; empty where it could not be read. */
   readonly arguments: readonly string[];
-  /** Every device with its address: `virtio-blk-pci 0000:00:02.0 d0`. Sorted. */
+  /** Every device that was added, with its bus, address and id: `virtio-blk-pci pcie.0 02.0 d0`. Sorted. */
   readonly devices: readonly string[];
 }
 

@@ -13,6 +13,7 @@ export type FoundOperation = {
   | { readonly kind: "backup"; readonly backupId: string; readonly published: boolean }
   | { readonly kind: "restore"; readonly backupId: string }
   | { readonly kind: "unfinished-snapshot"; readonly name: string }
+  | { readonly kind: "unfinished-domain-snapshot"; readonly name: string }
   | { readonly kind: "expired-snapshot"; readonly name: string; readonly leaseUntilMs: number }
   | { readonly kind: "broken-snapshot"; readonly name: string; readonly why: string }
   | {
@@ -64,6 +65,12 @@ function oneOperation(domain: string, operation: FoundOperation): readonly Findi
           advice: "The next command removes what is left of it",
         },
       ];
+    }
+    case "unfinished-domain-snapshot": {
+      const found = `Taking domain snapshot ${operation.name} was interrupted; it has waited ${since}`;
+      const advice =
+        "The next command removes what is left of it, or completes it if the guest already uses it";
+      return [{ code: "UNFINISHED_OPERATION", subject, found, advice }];
     }
     case "expired-snapshot": {
       const found = `The lease of block snapshot ${operation.name} ended at ${timeText(operation.leaseUntilMs)}`;

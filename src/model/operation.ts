@@ -1,4 +1,5 @@
 import type { ErrorCode } from "../shared/errors.js";
+import type { CreationPlan } from "./domain-snapshot-plan.js";
 import type { FrontOffer } from "./front-offer.js";
 import type { Lease } from "./lease.js";
 import type { QuiesceOutcome } from "./quiesce.js";
@@ -63,6 +64,27 @@ export interface OpenExport extends ExportAddress {
   readonly since?: string;
   /** How it is offered through the front, too: the agent does that again when it has been restarted. */
   readonly front?: FrontOffer;
+}
+
+/** A domain snapshot that is being taken. */
+export interface DomainSnapshotJournal {
+  readonly kind: "domain-snapshot-create";
+  /**
+   * `preparing`: the disks are as they were. `switching`, written just before they change: QEMU knows whether they have.
+   * `switched`: they have, and the guest writes to the overlays; an inactive domain never comes to these two.
+   */
+  readonly phase: "preparing" | "switching" | "switched";
+  readonly plan: CreationPlan;
+  /** Of the moment; set from `switching` on, as are the next two. */
+  readonly timeMs?: number;
+  /** Of the memory file, which is complete. */
+  readonly memoryBytes?: number;
+  /** The start of the host: see `HostTime`. */
+  readonly host?: string;
+  /** Set with `switched`, if the guest was asked to freeze its file systems. */
+  readonly quiesce?: QuiesceOutcome;
+  /** Set with `switched`. */
+  readonly pausedMs?: number;
 }
 
 /** Files that a restore is still writing. Others may work on the domain meanwhile, so the process is named. */

@@ -10,6 +10,8 @@ export type UndoEntry =
   | { readonly kind: "checkpoint"; readonly checkpoint: CheckpointId; readonly targets: readonly string[] }
   /** The guest is stopped by us: continue it. */
   | { readonly kind: "vm-held" }
+  /** The guest's memory is being saved by us: end that, and continue the guest if it ran; otherwise it is paused again. */
+  | { readonly kind: "vm-saving"; readonly wasRunning: boolean }
   /** The guest's file systems are frozen by us, through the guest agent on this socket: thaw them. */
   | { readonly kind: "vm-frozen"; readonly socketPath: string }
   /** A node in the domain's QEMU: delete it. */
@@ -28,6 +30,8 @@ export type UndoEntry =
   | { readonly kind: "linked-file"; readonly path: string; readonly link: string }
   /** A directory of ours: remove it with what is in it. */
   | { readonly kind: "directory"; readonly path: string }
+  /** A directory of ours that users named: remove it if nothing is in it. */
+  | { readonly kind: "empty-directory"; readonly path: string }
   /** A process whose command line names this directory, which is its own: end it, then remove the directory. */
   | { readonly kind: "daemon"; readonly directory: string }
   /** An export of such a process. */

@@ -11,6 +11,7 @@ import type { OutputDirectories } from "../ports/output-directory.js";
 import type { Logger } from "../ports/logger.js";
 import type { BackupRepository } from "../ports/repository.js";
 import type { ScratchSpace } from "../ports/scratch-space.js";
+import type { SnapshotTakers } from "../ports/snapshot-taker.js";
 import type { HostCleaner, StateStore } from "../ports/state-store.js";
 import { FleeceError } from "../shared/errors.js";
 import type { ExportFronts } from "./export-fronts.js";
@@ -21,6 +22,7 @@ import { recoverDomain } from "./recovery.js";
 export interface ServiceContext {
   readonly store: StateStore;
   readonly domainSnapshots: DomainSnapshotStore;
+  readonly takers: SnapshotTakers;
   readonly host: HostCleaner;
   readonly clock: Clock;
   readonly log: Logger;

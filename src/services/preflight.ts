@@ -154,6 +154,8 @@ async function unfinished(
       const published = await hasBackup(repositories.get(subject.repository), domain, backupId);
       return { id, startedAtMs, kind: "backup", backupId, published };
     }
+    case "domain-snapshot-create":
+      return { id, startedAtMs, kind: "unfinished-domain-snapshot", name: subject.plan.name };
     case "restore":
       return { id, startedAtMs, kind: "restore", backupId: subject.backupId };
     case "block-snapshot": {

@@ -3,10 +3,13 @@ import type { SnapshotJournal } from "../model/operation.js";
 import type { Logger } from "../ports/logger.js";
 import type { DriverFactory } from "../ports/block-driver.js";
 import type { BackupRepository } from "../ports/repository.js";
+import type { DomainSnapshotStore } from "../ports/domain-snapshot-store.js";
+import type { SnapshotTakers } from "../ports/snapshot-taker.js";
 import type { HostCleaner, OperationRecord, StateStore } from "../ports/state-store.js";
 import type { Clock } from "../ports/clock.js";
 import { errorMessage, isFleeceError } from "../shared/errors.js";
 import { rememberEnd } from "./ended-snapshots.js";
+import { recoverCreation } from "./domain-snapshots/finish-creation.js";
 import { DomainSession } from "./domain-session.js";
 import { Operation } from "./operation.js";
 import { keepCheckpointIfPublished } from "./published.js";
@@ -14,6 +17,8 @@ import { unwind } from "./unwind.js";
 
 export interface RecoveryParts {
   readonly store: StateStore;
+  readonly domainSnapshots: DomainSnapshotStore;
+  readonly takers: SnapshotTakers;
   readonly host: HostCleaner;
   readonly clock: Clock;
   readonly log: Logger;
@@ -49,6 +54,7 @@ async function recoverOperation(
   if (subject.kind === "block-snapshot" && !(await beginEnd(parts, operation, subject))) return;
   if (subject.kind === "backup") await keepCheckpointIfPublished(parts.repositories, operation, subject);
   parts.log.info({ operation: id, kind: subject.kind, domain }, "Undoing an unfinished operation");
+  if (subject.kind === "domain-snapshot-create") return recoverCreation(parts, session, operation);
   await unwind(operation, session, parts.host);
 }
 
@@ -109,6 +115,7 @@ export function isOver(
 ): boolean {
   switch (subject.kind) {
     case "backup":
+    case "domain-snapshot-create":
       return true;
     case "restore":
       return !parts.store.isAlive(owner);

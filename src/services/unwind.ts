@@ -66,10 +66,12 @@ export async function undoEntry(entry: UndoEntry, session: DomainSession, host: 
     case "file":
     case "linked-file":
     case "directory":
+    case "empty-directory":
     case "daemon":
     case "daemon-export":
       return host.undo(entry);
     case "vm-held":
+    case "vm-saving":
     case "vm-frozen":
     case "vm-node":
     case "vm-filter":

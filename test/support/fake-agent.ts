@@ -1,6 +1,8 @@
 import { mkdirSync } from "node:fs";
 import { outputDirectories } from "../../src/drivers/output-directory.js";
 import { LOCAL_CLIENT } from "../../src/model/access.js";
+import { QemuTakers } from "../../src/drivers/machine/takers.js";
+import { systemClock } from "../../src/drivers/system-clock.js";
 import { DomainSnapshotDirectory } from "../../src/drivers/domain-snapshot-directory.js";
 import { StateDirectory } from "../../src/drivers/state-directory.js";
 import { noMeter } from "../../src/ports/meter.js";
@@ -66,6 +68,7 @@ export class FakeProcess {
     this.context = {
       store: gated<StateStore>(this.#store, "store", gate),
       domainSnapshots: new DomainSnapshotDirectory(world.stateDir),
+      takers: new QemuTakers({ domains: [], clock: systemClock, runtimeRoot: world.stateDir }),
       host: gated(domain.host, "host", gate),
       clock: {
         now: () => domain.now(),

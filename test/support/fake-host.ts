@@ -29,6 +29,7 @@ export class FakeHost implements HostCleaner {
         this.files.delete(entry.link);
         return;
       case "directory":
+      case "empty-directory":
         this.directories.delete(entry.path);
         await rm(entry.path, { recursive: true, force: true });
         return;
@@ -40,6 +41,7 @@ export class FakeHost implements HostCleaner {
         return;
       case "checkpoint":
       case "vm-held":
+      case "vm-saving":
       case "vm-frozen":
       case "vm-node":
       case "vm-filter":

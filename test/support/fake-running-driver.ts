@@ -180,6 +180,9 @@ export class FakeRunningDriver implements BlockDriver {
         case "vm-held":
           this.#qemu.status = "running";
           return;
+        case "vm-saving":
+          if (entry.wasRunning) this.#qemu.status = "running";
+          return;
         case "vm-frozen":
           this.#qemu.frozen = false;
           return;
@@ -207,6 +210,7 @@ export class FakeRunningDriver implements BlockDriver {
         case "file":
         case "linked-file":
         case "directory":
+        case "empty-directory":
         case "daemon":
         case "daemon-export":
           throw new Error(`Undo of a ${entry.kind} is not a matter of QEMU`);

@@ -235,7 +235,7 @@ async function describe(disk: DiskConfig, signal?: AbortSignal): Promise<DiskSta
   };
 }
 
-async function fingerprint(disk: DiskConfig): Promise<FileFingerprint> {
+export async function fingerprint(disk: Pick<DiskConfig, "target" | "file">): Promise<FileFingerprint> {
   try {
     const { dev, ino, size, mtimeNs } = await stat(disk.file, { bigint: true });
     return {

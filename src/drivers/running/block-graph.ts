@@ -149,7 +149,7 @@ export function devicePath(qdev: string): string {
   return qdev.replace(/\/virtio-backend$/, "");
 }
 
-function deviceId(device: BlockDevice): string {
+export function deviceId(device: BlockDevice): string {
   const path = devicePath(device.qdev ?? "");
   const peripheral = /^\/machine\/peripheral\/([^/]+)$/.exec(path)?.[1];
   if (peripheral !== undefined) return peripheral;

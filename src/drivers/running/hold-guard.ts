@@ -1,8 +1,11 @@
 import { type ChildProcess, spawn } from "node:child_process";
 import { errorMessage, FleeceError } from "../../shared/errors.js";
 
-/** What the guard undoes when we die: `stop` over QMP, or a freeze through the guest agent. */
-export type GuardedState = "held" | "frozen";
+/**
+ * What the guard undoes when we die: `stop` over QMP, a freeze through the guest agent, or the stop after its memory has been
+ * saved, which QEMU does by itself.
+ */
+export type GuardedState = "held" | "frozen" | "saving";
 
 export interface GuardOptions {
   readonly qmpSocketPath: string;
@@ -119,7 +122,8 @@ const GUARD_SOURCE = `
 
   async function act() {
     const tasks = [];
-    if (states.has("held")) tasks.push(insist(continueGuest));
+    if (states.has("held")) tasks.push(insist(() => continueGuest(["paused"])));
+    if (states.has("saving")) tasks.push(insist(() => continueGuest(["paused", "postmigrate"], true)));
     // An agent answers only when its guest runs; the two do not wait for each other, since each may be stuck.
     if (states.has("frozen")) tasks.push(insist(thawGuest));
     await Promise.all(tasks);
@@ -139,7 +143,8 @@ const GUARD_SOURCE = `
     }
   }
 
-  async function continueGuest() {
+  // A saving ends by itself when nobody reads what is saved; only then is it known where the guest stands.
+  async function continueGuest(stopped, afterSaving = false) {
     const peer = dial(qmpSocketPath);
     const prefix = "guard-" + randomInt(2 ** 47) + "-";
     let count = 0;
@@ -153,7 +158,11 @@ const GUARD_SOURCE = `
     try {
       await peer.next((message) => message.QMP !== undefined);
       await call("qmp_capabilities");
-      if ((await call("query-status")).status === "paused") await call("cont");
+      const { status: migration = "none" } = afterSaving ? await call("query-migrate") : {};
+      if (!["none", "completed", "failed", "cancelled"].includes(migration)) throw new Error(migration);
+      const { status } = await call("query-status");
+      if (afterSaving && status === "finish-migrate") throw new Error(status);
+      if (stopped.includes(status)) await call("cont");
     } finally {
       peer.close();
     }

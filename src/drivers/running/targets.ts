@@ -49,7 +49,7 @@ export async function assignTargets(
 }
 
 /** Device and inode, so that links and relative names do not matter; the path itself where it cannot be looked at. */
-async function fileIdentity(file: string): Promise<string> {
+export async function fileIdentity(file: string): Promise<string> {
   try {
     const { dev, ino } = await stat(file, { bigint: true });
     return `${dev.toString()}:${ino.toString()}`;

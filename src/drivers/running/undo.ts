@@ -7,6 +7,7 @@ import { thawLeftover } from "../guest-agent/guest-freezer.js";
 import { removeBitmap, removeExport } from "../node-exports.js";
 import { filteredNode, locateDisks, overlaysOf } from "./block-graph.js";
 import { stopNbdServer } from "./nbd-server.js";
+import { settleGuest } from "../machine/settle-guest.js";
 import { guardNode } from "./resize-guard.js";
 
 /** What one frozen disk takes inside QEMU and beside it, in the order in which a freeze acquires it. */
@@ -53,12 +54,15 @@ export async function undoInQemu(qmp: QmpSession, entry: UndoEntry, clock: Clock
       return endJob(qmp, entry.id);
     case "vm-held":
       return continueGuest(qmp);
+    case "vm-saving":
+      return settleGuest(qmp, clock, entry.wasRunning);
     case "vm-frozen":
       return thawLeftover({ socketPath: entry.socketPath, clock });
     case "checkpoint":
     case "file":
     case "linked-file":
     case "directory":
+    case "empty-directory":
     case "daemon":
     case "daemon-export":
       throw new Error(`Undo of a ${entry.kind} is not a matter of QEMU`);

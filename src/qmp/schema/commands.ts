@@ -3,9 +3,12 @@ import type { BlockBackendInfo, BlockGraph, BlockNodeInfo, BlockStats } from "./
 import type { BlockExportAdd, BlockExportDel, BlockExportInfo, NbdServerStart } from "./exports.js";
 import type { BlockdevBackup, BlockdevCreate, BlockJobInfo, BlockStream, JobInfo } from "./jobs.js";
 import type {
+  CpuInfo,
   IothreadInfo,
   JsonValue,
   MachineStatus,
+  MemorySize,
+  MigrationCapability,
   MigrationInfo,
   QomMember,
   QomProperty,
@@ -43,7 +46,20 @@ export interface QmpCommands {
   "query-name": Command<undefined, { name?: string }>;
   "query-uuid": Command<undefined, { UUID: string }>;
   "query-migrate": Command<undefined, MigrationInfo>;
+  "query-migrate-capabilities": Command<undefined, { capability: string; state: boolean }[]>;
+  "query-migrate-parameters": Command<undefined, { "max-bandwidth"?: number }>;
+  "migrate-set-capabilities": Command<
+    { capabilities: { capability: MigrationCapability; state: boolean }[] },
+    Nothing
+  >;
+  /** Bytes per second. */
+  "migrate-set-parameters": Command<{ "max-bandwidth"?: number }, Nothing>;
+  /** Returns when it has begun. */
+  migrate: Command<{ uri: string }, Nothing>;
+  migrate_cancel: Command<undefined, Nothing>;
   "query-iothreads": Command<undefined, IothreadInfo[]>;
+  "query-cpus-fast": Command<undefined, CpuInfo[]>;
+  "query-memory-size-summary": Command<undefined, MemorySize>;
   stop: Command<undefined, Nothing>;
   cont: Command<undefined, Nothing>;
   system_powerdown: Command<undefined, Nothing>;

@@ -37,6 +37,8 @@ export interface QmpEvents {
   DEVICE_DELETED: { device?: string; path: string };
   SHUTDOWN: { guest: boolean; reason: string };
   RESET: { guest: boolean; reason: string };
+  /** Only with the capability `events`. */
+  MIGRATION: { status: string };
   STOP: Readonly<Record<string, never>>;
   RESUME: Readonly<Record<string, never>>;
 }

@@ -33,6 +33,35 @@ export interface MigrationInfo {
   "blocked-reasons"?: string[];
 }
 
+/** Those that somebody here sets; QEMU has more. */
+export type MigrationCapability =
+  | "events"
+  | "xbzrle"
+  | "rdma-pin-all"
+  | "compress"
+  | "postcopy-ram"
+  | "x-colo"
+  | "release-ram"
+  | "block"
+  | "return-path"
+  | "pause-before-switchover"
+  | "multifd"
+  | "dirty-bitmaps"
+  | "x-ignore-shared"
+  | "background-snapshot";
+
+export interface CpuInfo {
+  "cpu-index": number;
+  "qom-path": string;
+  "thread-id": number;
+}
+
+/** Bytes. */
+export interface MemorySize {
+  "base-memory": number;
+  "plugged-memory"?: number;
+}
+
 export interface IothreadInfo {
   id: string;
   "thread-id": number;

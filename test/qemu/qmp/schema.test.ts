@@ -29,6 +29,8 @@ const events = interfaceIn("events.ts", "QmpEvents");
 /** What the table marks as known to machines only. */
 const machineOnly = [
   "yank",
+  ...["query-migrate-capabilities", "query-migrate-parameters", "migrate-set-capabilities"],
+  ...["migrate-set-parameters", "migrate", "migrate_cancel", "query-cpus-fast", "query-memory-size-summary"],
   ...["query-status", "query-name", "query-uuid", "query-migrate", "query-iothreads"],
   ...["stop", "cont", "system_powerdown", "human-monitor-command"],
 ];

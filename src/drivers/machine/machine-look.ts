@@ -1,0 +1,189 @@
+import type { DomainConfig } from "../../model/config.js";
+import { sortOutBitmaps } from "../../model/checkpoint.js";
+import type { DiskLayers, SnapshotMachine } from "../../model/domain-snapshot.js";
+import type { DiskFacts, DomainFacts, LayerBitmap } from "../../model/domain-snapshot-plan.js";
+import type { QmpSession } from "../../qmp/index.js";
+import { type BlockFacts, deviceId, layersOf } from "../running/block-graph.js";
+import { fileIdentity } from "../running/targets.js";
+import { lookForUsers } from "../running/users.js";
+import { findQemu } from "./qemu-process.js";
+
+/** A disk of a running domain, with what is needed to put an overlay on it. */
+export interface SeenDisk {
+  readonly facts: DiskFacts;
+  /** The top layer's node. */
+  readonly node: string;
+  readonly cache: { readonly direct: boolean; readonly "no-flush": boolean };
+  readonly detectZeroes: "off" | "on" | "unmap";
+}
+
+export interface SeenDomain {
+  readonly facts: DomainFacts;
+  readonly disks: readonly SeenDisk[];
+}
+
+export interface LookParts {
+  readonly qmp: QmpSession;
+  readonly config: DomainConfig;
+  readonly qmpSocketPath: string;
+  readonly layers: readonly DiskLayers[];
+}
+
+const MIGRATION_AT_REST: ReadonlySet<string> = new Set(["none", "completed", "failed", "cancelled"]);
+
+export async function lookAtMachine(parts: LookParts): Promise<SeenDomain> {
+  const { qmp } = parts;
+  const { status: runState } = await qmp.execute("query-status");
+  const { status: migration, "blocked-reasons": memoryBlockers = [] } = await qmp.execute("query-migrate");
+  const jobs = await qmp.execute("query-jobs");
+  const { foreignExports } = await lookForUsers(qmp);
+  const disks = await lookAtDisks(parts);
+  const isAtRest = migration === undefined || MIGRATION_AT_REST.has(migration);
+  const facts: DomainFacts = {
+    state: runState === "running" ? "running" : "paused",
+    runState,
+    ...(isAtRest ? {} : { migration }),
+    memoryBlockers,
+    jobs: jobs.map(({ id, type }) => `a ${type} job (${id})`),
+    foreignExports,
+    disks: disks.map((disk) => disk.facts),
+    machine: await describeMachine(parts),
+  };
+  return { facts, disks };
+}
+
+export async function lookAtDisks({ qmp, config, layers }: LookParts): Promise<readonly SeenDisk[]> {
+  const block: BlockFacts = {
+    devices: await qmp.execute("query-block"),
+    nodes: await qmp.execute("query-named-block-nodes", { flat: true }),
+    graph: await qmp.execute("x-debug-query-block-graph"),
+  };
+  const names = await TargetNames.of(config, layers);
+  const disks: SeenDisk[] = [];
+  for (const device of block.devices) {
+    const rootNode = device.inserted?.["node-name"];
+    if (device.inserted === undefined || rootNode === undefined || device.qdev === undefined) continue;
+    const chain = layersOf(block, rootNode);
+    const top = chain[0];
+    const node = block.nodes.find((each) => each["node-name"] === top?.node);
+    if (top === undefined || node === undefined) continue;
+    const { target, file } = await names.nameFor(deviceId(device), top.file);
+    disks.push({
+      node: top.node,
+      cache: { direct: node.cache.direct, "no-flush": node.cache["no-flush"] },
+      detectZeroes: node.detect_zeroes,
+      facts: {
+        target,
+        file,
+        formats: chain.map(({ driver }) => driver),
+        sizeBytes: top.sizeBytes,
+        readOnly: device.inserted.ro,
+        removable: device.removable,
+        ...(top.node === rootNode ? {} : { filter: rootNode }),
+        bitmaps: checkpointBitmaps(top.bitmaps),
+        internalSnapshots: (node.image.snapshots ?? []).map(({ name }) => name),
+      },
+    });
+  }
+  return disks;
+}
+
+type NodeBitmaps = ReturnType<typeof layersOf>[number]["bitmaps"];
+
+function checkpointBitmaps(bitmaps: NodeBitmaps): readonly LayerBitmap[] {
+  const reported = bitmaps.flatMap(
+    ({ name, recording, busy, persistent, inconsistent = false, granularity }) =>
+      name === undefined
+        ? []
+        : [{ bitmap: name, recording, busy, persistent, inconsistent, granularityBytes: granularity }],
+  );
+  return sortOutBitmaps(reported).checkpoints.map(layerBitmap);
+}
+
+export function layerBitmap({ bitmap, granularityBytes, recording, inconsistent }: LayerBitmap): LayerBitmap {
+  return { bitmap, granularityBytes, recording, inconsistent };
+}
+
+interface KnownFile {
+  readonly target: string;
+  readonly file: string;
+  readonly identity: string;
+}
+
+/** What disks are called: by the file that they are in after their snapshots, by that in the configuration, or by their device. */
+class TargetNames {
+  readonly #known: readonly KnownFile[];
+  readonly #taken = new Set<string>();
+
+  private constructor(known: readonly KnownFile[]) {
+    this.#known = known;
+  }
+
+  static async of(config: DomainConfig, layers: readonly DiskLayers[]): Promise<TargetNames> {
+    const files = [
+      ...layers.map(({ target, active }) => ({ target, file: active })),
+      ...(config.disks ?? []).map(({ target, file }) => ({ target, file })),
+    ];
+    const known: KnownFile[] = [];
+    for (const each of files) known.push({ ...each, identity: await fileIdentity(each.file) });
+    return new TargetNames(known);
+  }
+
+  async nameFor(id: string, file: string): Promise<{ readonly target: string; readonly file: string }> {
+    const identity = await fileIdentity(file);
+    const found = this.#known.find((each) => each.identity === identity);
+    const wanted = found?.target ?? id;
+    const target = this.#taken.has(wanted) ? `${wanted}-${this.#taken.size}` : wanted;
+    this.#taken.add(target);
+    return { target, file: found?.file ?? file };
+  }
+}
+
+export async function describeMachine({
+  qmp,
+  qmpSocketPath,
+}: Pick<LookParts, "qmp" | "qmpSocketPath">): Promise<SnapshotMachine> {
+  const type = String(await qmp.execute("qom-get", { path: "/machine", property: "type" }));
+  const cpus = await qmp.execute("query-cpus-fast");
+  const cpuPath = cpus[0]?.["qom-path"];
+  const cpu =
+    cpuPath === undefined ? "" : String(await qmp.execute("qom-get", { path: cpuPath, property: "type" }));
+  const memory = await qmp.execute("query-memory-size-summary");
+  const { major, minor, micro } = qmp.version;
+  const process = await findQemu(qmpSocketPath);
+  return {
+    type: type.replace(/-machine$/, ""),
+    cpu: cpu.replace(/-[a-z0-9_]+-cpu$/, ""),
+    memoryBytes: memory["base-memory"] + (memory["plugged-memory"] ?? 0),
+    cpus: cpus.length,
+    qemuVersion: `${major}.${minor}.${micro}`,
+    arguments: process?.arguments ?? [],
+    devices: await describeDevices(qmp),
+  };
+}
+
+/** Those that were added to the machine; it has its own ones by its type. */
+async function describeDevices(qmp: QmpSession): Promise<readonly string[]> {
+  const devices: string[] = [];
+  for (const parent of ["/machine/peripheral", "/machine/peripheral-anon"]) {
+    for (const { name, type } of await qmp.execute("qom-list", { path: parent })) {
+      const [, kind] = /^child<(.+)>$/.exec(type) ?? [];
+      if (kind === undefined) continue;
+      const path = `${parent}/${name}`;
+      const members = new Set((await qmp.execute("qom-list", { path })).map((member) => member.name));
+      const read = async (property: string): Promise<unknown> =>
+        members.has(property) ? qmp.execute("qom-get", { path, property }) : undefined;
+      const bus = await read("parent_bus");
+      const address = addressText(await read("addr"));
+      const place = typeof bus === "string" ? bus.replace(/^.*\//, "") : "";
+      devices.push([kind, place, address, name].filter((word) => word !== "").join(" "));
+    }
+  }
+  return devices.toSorted();
+}
+
+/** QEMU gives a PCI address as one number: five bits of slot, three of function. */
+function addressText(address: unknown): string {
+  if (typeof address !== "number") return "";
+  return `${(address >> 3).toString(16).padStart(2, "0")}.${address & 7}`;
+}

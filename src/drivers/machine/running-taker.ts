@@ -1,0 +1,204 @@
+import type { DomainConfig } from "../../model/config.js";
+import type { DiskLayers } from "../../model/domain-snapshot.js";
+import type { CreationPlan, DomainFacts, NewFile } from "../../model/domain-snapshot-plan.js";
+import type { UndoEntry } from "../../model/undo.js";
+import type { UndoLog } from "../../ports/block-driver.js";
+import type { Clock } from "../../ports/clock.js";
+import type { SnapshotTaker, TakenMoment, TakeOptions } from "../../ports/snapshot-taker.js";
+import { isEvent, isQmpError, type QmpSession } from "../../qmp/index.js";
+import { FleeceError } from "../../shared/errors.js";
+import { withQmpErrors } from "../qmp-errors.js";
+import { HoldGuard } from "../running/hold-guard.js";
+import { quietMoment } from "../running/quiet-moment.js";
+import { fileIdentity } from "../running/targets.js";
+import { lookAtDisks, lookAtMachine, type SeenDisk } from "./machine-look.js";
+import { MemoryFile } from "./memory-file.js";
+import { forFile, saveMemory } from "./memory-saver.js";
+import { addOverlayNode, createOverlay } from "./overlays.js";
+import { settleGuest } from "./settle-guest.js";
+
+export interface RunningTakerOptions {
+  readonly qmp: QmpSession;
+  readonly config: DomainConfig;
+  readonly clock: Clock;
+  readonly qmpSocketPath: string;
+  readonly runtimeRoot: string;
+  /** See `SaveParts`. */
+  readonly convergeWithinMs: number;
+}
+
+/**
+ * Snapshots of a running or paused QEMU. Memory first, disks second, also of a live guest: QEMU has stopped it by then, and both
+ * are of one moment. So there is nothing to undo on the disks when the memory cannot be saved.
+ */
+export class RunningTaker implements SnapshotTaker {
+  readonly mode = "running";
+  readonly #options: RunningTakerOptions;
+  readonly #qmp: QmpSession;
+  #seen: readonly SeenDisk[] = [];
+
+  constructor(options: RunningTakerOptions) {
+    this.#options = options;
+    this.#qmp = options.qmp;
+  }
+
+  look(layers: readonly DiskLayers[], signal?: AbortSignal): Promise<DomainFacts> {
+    return this.#guarded(async () => {
+      signal?.throwIfAborted();
+      const { facts, disks } = await lookAtMachine({ ...this.#options, layers });
+      this.#seen = disks;
+      return facts;
+    });
+  }
+
+  activeFiles(plan: CreationPlan): Promise<ReadonlyMap<string, string>> {
+    return this.#guarded(async () => {
+      const seen = await lookAtDisks({ ...this.#options, layers: [] });
+      const identities = new Set<string>();
+      for (const { facts } of seen) identities.add(await fileIdentity(facts.file));
+      const active = new Map<string, string>();
+      for (const { target, file, overlay } of plan.disks) {
+        for (const path of [file, overlay.path]) {
+          if (identities.has(await fileIdentity(path))) active.set(target, path);
+        }
+      }
+      return active;
+    });
+  }
+
+  addOverlays(plan: CreationPlan, undo: UndoLog, signal?: AbortSignal): Promise<void> {
+    return this.#guarded(async () => {
+      for (const layer of plan.disks) {
+        await createOverlay(layer, undo, signal);
+        await addOverlayNode(this.#qmp, layer, this.#disk(layer.target), undo);
+      }
+    });
+  }
+
+  take(plan: CreationPlan, options: TakeOptions): Promise<TakenMoment> {
+    const { memory } = plan;
+    return this.#guarded(() =>
+      memory === undefined ? this.#takeDisks(plan, options) : this.#takeAll(plan, memory, options),
+    );
+  }
+
+  close(): Promise<void> {
+    return this.#qmp.close();
+  }
+
+  [Symbol.asyncDispose](): Promise<void> {
+    return this.close();
+  }
+
+  /** The transaction is one moment by itself: the guest's requests wait while it lasts. */
+  async #takeDisks(plan: CreationPlan, options: TakeOptions): Promise<TakenMoment> {
+    const { clock, config, qmpSocketPath } = this.#options;
+    const { undo, beforeDisks, signal } = options;
+    const { guestAgent } = config;
+    const quiesce =
+      plan.quiesce === undefined || guestAgent === undefined
+        ? undefined
+        : { ...plan.quiesce, agentSocketPath: guestAgent };
+    const { value: timeMs, ...quiet } = await quietMoment(
+      { qmp: this.#qmp, clock, domain: plan.domain, qmpSocketPath, hold: false, quiesce, undo, signal },
+      async () => {
+        const moment = { timeMs: clock.now() };
+        await beforeDisks(moment);
+        await this.#switchDisks(plan);
+        return moment.timeMs;
+      },
+    );
+    const outcome = quiet.quiesce === undefined ? {} : { quiesce: quiet.quiesce };
+    return { timeMs, pausedMs: 0, ...outcome };
+  }
+
+  async #takeAll(plan: CreationPlan, memory: NewFile, options: TakeOptions): Promise<TakenMoment> {
+    const { clock, qmpSocketPath, runtimeRoot } = this.#options;
+    const { undo, signal } = options;
+    const wasRunning = plan.state === "running";
+    const saving: UndoEntry = { kind: "vm-saving", wasRunning };
+    await undo.register({ kind: "linked-file", path: memory.firstName, link: memory.path }, saving);
+    await using file = await MemoryFile.create(memory, runtimeRoot);
+    await using _asBefore = await forFile(this.#qmp);
+    // A paused guest waits for nobody: the journal alone knows of it.
+    await using guard = wasRunning ? await HoldGuard.start({ qmpSocketPath, signal }) : undefined;
+    const pause = new Stopwatch(this.#qmp, clock);
+    guard?.begin("saving");
+    try {
+      const moment = await this.#saveAndSwitch(plan, file, options);
+      await this.#settle(wasRunning, guard);
+      await undo.settle(saving);
+      return { ...moment, pausedMs: wasRunning ? pause.elapsedMs() : 0 };
+    } catch (error) {
+      // The guard is served only once we are gone.
+      if (isQmpError(error, "QMP_TIMEOUT")) await this.#qmp.close();
+      else if (!isQmpError(error, "QMP_DISCONNECTED")) await this.#settle(wasRunning, guard);
+      throw error;
+    } finally {
+      pause.stop();
+    }
+  }
+
+  async #saveAndSwitch(
+    plan: CreationPlan,
+    into: MemoryFile,
+    { beforeDisks, onMemory, signal }: TakeOptions,
+  ): Promise<{ readonly timeMs: number; readonly memoryBytes: number }> {
+    const { clock, convergeWithinMs } = this.#options;
+    if (plan.state === "running" && !plan.live) await this.#qmp.execute("stop");
+    const save = { qmp: this.#qmp, clock, domain: plan.domain, into, convergeWithinMs, signal };
+    await saveMemory({ ...save, live: plan.live, onProgress: onMemory });
+    const moment = { timeMs: clock.now(), memoryBytes: into.sizeBytes };
+    await beforeDisks(moment);
+    await this.#switchDisks(plan);
+    return moment;
+  }
+
+  async #settle(wasRunning: boolean, guard: HoldGuard | undefined): Promise<void> {
+    await settleGuest(this.#qmp, this.#options.clock, wasRunning);
+    guard?.end("saving");
+  }
+
+  /** All of them or none. */
+  async #switchDisks(plan: CreationPlan): Promise<void> {
+    await this.#qmp.execute("transaction", {
+      actions: plan.disks.map(({ target, node }) => ({
+        type: "blockdev-snapshot",
+        data: { node: this.#disk(target).node, overlay: node },
+      })),
+    });
+  }
+
+  #disk(target: string): SeenDisk {
+    const disk = this.#seen.find(({ facts }) => facts.target === target);
+    if (disk !== undefined) return disk;
+    const { name } = this.#options.config;
+    throw new FleeceError("DISK_NOT_FOUND", `Domain ${name} has no disk ${target}`, {
+      facts: { domain: name, target },
+    });
+  }
+
+  #guarded<T>(action: () => Promise<T>): Promise<T> {
+    return withQmpErrors(`QEMU of domain ${this.#options.config.name}`, action);
+  }
+}
+
+/** For how long the guest does not run, by QEMU's own word. */
+class Stopwatch {
+  readonly stop: () => void;
+  #stoppedAtMs: number | undefined;
+  #elapsedMs = 0;
+
+  constructor(qmp: QmpSession, clock: Clock) {
+    this.stop = qmp.onEvent((event) => {
+      if (isEvent(event, "STOP")) this.#stoppedAtMs = clock.monotonicMs();
+      if (!isEvent(event, "RESUME") || this.#stoppedAtMs === undefined) return;
+      this.#elapsedMs += clock.monotonicMs() - this.#stoppedAtMs;
+      this.#stoppedAtMs = undefined;
+    });
+  }
+
+  elapsedMs(): number {
+    return Math.round(this.#elapsedMs);
+  }
+}
