@@ -12,6 +12,7 @@ import { QemuDriverFactory } from "./drivers/driver-factory.js";
 import { NbdFronts } from "./drivers/front/front-opener.js";
 import { QemuHostCleaner } from "./drivers/host-cleaner.js";
 import { StorageDaemonImages } from "./drivers/images.js";
+import { QemuMachines } from "./drivers/machine/qemu-machines.js";
 import { NbdReaderFactory } from "./drivers/nbd-io.js";
 import { outputDirectories } from "./drivers/output-directory.js";
 import { DirectoryRepository } from "./drivers/repository/directory-repository.js";
@@ -146,6 +147,7 @@ export async function startAgent(
   const context: ServiceContext = {
     store,
     domainSnapshots: new DomainSnapshotDirectory(config.stateDir),
+    machines: new QemuMachines({ domains: config.domains, stateDir: config.stateDir }),
     host: new QemuHostCleaner(),
     clock,
     log,

@@ -12,6 +12,23 @@ export interface MachineEnds {
   readonly inherited: readonly string[];
 }
 
+/** A path that an ending QEMU and its successor both claim. */
+export interface MovedPath {
+  readonly path: string;
+  /** Beside it: the old one's socket, as long as both live. */
+  readonly aside: string;
+  /** Beside it: the new one's, while the old one ends, which removes whatever has its path then. */
+  readonly keep: string;
+}
+
+/** Short names, for they are sockets'. */
+export function movedPaths(paths: readonly string[], operation: string): readonly MovedPath[] {
+  return paths.map((path, index) => {
+    const beside = resolve(path, "..", `.${operation}-${index}`);
+    return { path, aside: `${beside}o`, keep: `${beside}n` };
+  });
+}
+
 export function machineEnds(list: readonly string[], cwd: string): MachineEnds {
   const ends = { paths: new Set<string>(), exclusive: new Set<string>(), inherited: new Set<string>() };
   for (const option of parseMachineArguments(list).options) {

@@ -156,6 +156,10 @@ async function unfinished(
     }
     case "restore":
       return { id, startedAtMs, kind: "restore", backupId: subject.backupId };
+    case "domain-snapshot-revert": {
+      const { name, phase } = subject;
+      return { id, startedAtMs, kind: "unfinished-revert", name, switched: phase === "switched" };
+    }
     case "block-snapshot": {
       const { name, phase, leaseUntilMs } = subject;
       return phase === "open"

@@ -2,12 +2,15 @@ import { leaseLeftMs } from "../model/lease.js";
 import type { SnapshotJournal } from "../model/operation.js";
 import type { Logger } from "../ports/logger.js";
 import type { DriverFactory } from "../ports/block-driver.js";
+import type { DomainSnapshotStore } from "../ports/domain-snapshot-store.js";
+import type { Machines } from "../ports/machines.js";
 import type { BackupRepository } from "../ports/repository.js";
 import type { HostCleaner, OperationRecord, StateStore } from "../ports/state-store.js";
 import type { Clock } from "../ports/clock.js";
 import { errorMessage, isFleeceError } from "../shared/errors.js";
 import { rememberEnd } from "./ended-snapshots.js";
 import { DomainSession } from "./domain-session.js";
+import { finishRevert } from "./domain-snapshots/finish-revert.js";
 import { Operation } from "./operation.js";
 import { keepCheckpointIfPublished } from "./published.js";
 import { unwind } from "./unwind.js";
@@ -18,6 +21,8 @@ export interface RecoveryParts {
   readonly clock: Clock;
   readonly log: Logger;
   readonly repositories: ReadonlyMap<string, BackupRepository>;
+  readonly domainSnapshots: DomainSnapshotStore;
+  readonly machines: Machines;
 }
 
 /**
@@ -47,6 +52,11 @@ async function recoverOperation(
   const operation = new Operation(parts.store, record);
   const { subject, domain, id } = record;
   if (subject.kind === "block-snapshot" && !(await beginEnd(parts, operation, subject))) return;
+  if (subject.kind === "domain-snapshot-revert" && subject.phase === "switched") {
+    parts.log.info({ operation: id, domain }, "Finishing an unfinished revert");
+    await finishRevert(parts, operation, subject);
+    return;
+  }
   if (subject.kind === "backup") await keepCheckpointIfPublished(parts.repositories, operation, subject);
   parts.log.info({ operation: id, kind: subject.kind, domain }, "Undoing an unfinished operation");
   await unwind(operation, session, parts.host);
@@ -109,6 +119,7 @@ export function isOver(
 ): boolean {
   switch (subject.kind) {
     case "backup":
+    case "domain-snapshot-revert":
       return true;
     case "restore":
       return !parts.store.isAlive(owner);

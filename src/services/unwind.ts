@@ -68,6 +68,7 @@ export async function undoEntry(entry: UndoEntry, session: DomainSession, host: 
     case "directory":
     case "daemon":
     case "daemon-export":
+    case "machine":
       return host.undo(entry);
     case "vm-held":
     case "vm-frozen":

@@ -9,6 +9,7 @@ import type { ServiceContext } from "../../src/services/context.js";
 import type { FakeDiskSpec, Gate } from "./fake-domain.js";
 import { FakeDomain } from "./fake-domain.js";
 import { gated } from "./fake-faults.js";
+import { fakeMachines } from "./fake-machines.js";
 import { fakeImages } from "./fake-images.js";
 import { FakeRepository } from "./fake-repository.js";
 
@@ -66,6 +67,7 @@ export class FakeProcess {
     this.context = {
       store: gated<StateStore>(this.#store, "store", gate),
       domainSnapshots: new DomainSnapshotDirectory(world.stateDir),
+      machines: fakeMachines,
       host: gated(domain.host, "host", gate),
       clock: {
         now: () => domain.now(),

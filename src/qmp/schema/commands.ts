@@ -3,6 +3,7 @@ import type { BlockBackendInfo, BlockGraph, BlockNodeInfo, BlockStats } from "./
 import type { BlockExportAdd, BlockExportDel, BlockExportInfo, NbdServerStart } from "./exports.js";
 import type { BlockdevBackup, BlockdevCreate, BlockJobInfo, BlockStream, JobInfo } from "./jobs.js";
 import type {
+  CpuInfo,
   IothreadInfo,
   JsonValue,
   MachineStatus,
@@ -44,6 +45,10 @@ export interface QmpCommands {
   "query-uuid": Command<undefined, { UUID: string }>;
   "query-migrate": Command<undefined, MigrationInfo>;
   "query-iothreads": Command<undefined, IothreadInfo[]>;
+  "query-memory-size-summary": Command<undefined, { "base-memory": number; "plugged-memory"?: number }>;
+  "query-cpus-fast": Command<undefined, CpuInfo[]>;
+  /** Loads a memory image; QEMU ends if it cannot. */
+  "migrate-incoming": Command<{ uri: string }, Nothing>;
   stop: Command<undefined, Nothing>;
   cont: Command<undefined, Nothing>;
   system_powerdown: Command<undefined, Nothing>;

@@ -33,6 +33,12 @@ export interface MigrationInfo {
   "blocked-reasons"?: string[];
 }
 
+export interface CpuInfo {
+  "cpu-index": number;
+  "qom-path": string;
+  "thread-id": number;
+}
+
 export interface IothreadInfo {
   id: string;
   "thread-id": number;

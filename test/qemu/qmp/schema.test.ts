@@ -30,6 +30,7 @@ const events = interfaceIn("events.ts", "QmpEvents");
 const machineOnly = [
   "yank",
   ...["query-status", "query-name", "query-uuid", "query-migrate", "query-iothreads"],
+  ...["query-memory-size-summary", "query-cpus-fast", "migrate-incoming"],
   ...["stop", "cont", "system_powerdown", "human-monitor-command"],
 ];
 
