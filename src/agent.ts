@@ -13,6 +13,7 @@ import { NbdFronts } from "./drivers/front/front-opener.js";
 import { QemuHostCleaner } from "./drivers/host-cleaner.js";
 import { StorageDaemonImages } from "./drivers/images.js";
 import { QemuTakers } from "./drivers/machine/takers.js";
+import { QemuMachines } from "./drivers/machine/qemu-machines.js";
 import { NbdReaderFactory } from "./drivers/nbd-io.js";
 import { outputDirectories } from "./drivers/output-directory.js";
 import { DirectoryRepository } from "./drivers/repository/directory-repository.js";
@@ -143,6 +144,7 @@ export async function startAgent(
     store,
     domainSnapshots: new DomainSnapshotDirectory(config.stateDir),
     takers: new QemuTakers({ domains: config.domains, clock, runtimeRoot }),
+    machines: new QemuMachines({ domains: config.domains, stateDir: config.stateDir }),
     host: new QemuHostCleaner(),
     clock,
     log,

@@ -63,15 +63,17 @@ export async function endDaemon(directory: string, how: EndProcessOptions = {}):
 export interface EndProcessOptions {
   /** Nothing that it holds is wanted any more, so it gets no time to end by itself. */
   readonly atOnce?: boolean;
+  /** How long it may write back what it holds, in milliseconds. Default: 5000. */
+  readonly termTimeoutMs?: number;
 }
 
 /** SIGTERM, then SIGKILL after a while; resolves when the process is gone. */
 export async function endProcess(
   owner: ProcessOwner,
-  { atOnce = false }: EndProcessOptions = {},
+  { atOnce = false, termTimeoutMs = TERM_TIMEOUT_MS }: EndProcessOptions = {},
 ): Promise<void> {
   for (const [signal, timeoutMs] of [
-    ...(atOnce ? [] : [["SIGTERM", TERM_TIMEOUT_MS] as const]),
+    ...(atOnce ? [] : [["SIGTERM", termTimeoutMs] as const]),
     ["SIGKILL", KILL_TIMEOUT_MS] as const,
   ]) {
     signalOwner(owner, signal);

@@ -4,6 +4,7 @@ import type { UndoEntry } from "../model/undo.js";
 import type { HostCleaner } from "../ports/state-store.js";
 import { errnoOf, fileError } from "../shared/errors.js";
 import { endDaemon } from "./end-daemon.js";
+import { undoStart } from "./machine/launcher.js";
 import { removeExport } from "./node-exports.js";
 import { withQmpErrors } from "./qmp-errors.js";
 import { StorageDaemon } from "./storage-daemon.js";
@@ -24,6 +25,8 @@ export class QemuHostCleaner implements HostCleaner {
         return endDaemon(entry.directory);
       case "daemon-export":
         return endDaemonExport(entry.directory, entry.id);
+      case "machine":
+        return undoStart(entry);
       case "checkpoint":
       case "vm-held":
       case "vm-saving":

@@ -77,6 +77,10 @@ const domain = z
     scratch: z.strictObject({ limit: scratchLimit }).optional(),
     guestAgent: filePath.optional(),
     quiesce: quiesce.optional(),
+    launch: z
+      .array(z.string().refine((value) => !value.includes("\0")))
+      .min(1)
+      .optional(),
     /** Left out: `auto`. */
     exports: z.enum(["auto", "staged"]).optional(),
   })
@@ -90,6 +94,10 @@ const domain = z
   .refine((value) => value.quiesce === undefined || value.guestAgent !== undefined, {
     message: "Expected `guestAgent` (the agent's socket) beside `quiesce`",
     path: ["quiesce"],
+  })
+  .refine((value) => value.launch === undefined || value.qmp !== undefined, {
+    message: "Expected `qmp` beside `launch`: a QEMU that is started must be reached",
+    path: ["launch"],
   });
 
 const hostPort = z.string().transform((value, context) => {

@@ -12,6 +12,7 @@ export type FoundOperation = {
 } & (
   | { readonly kind: "backup"; readonly backupId: string; readonly published: boolean }
   | { readonly kind: "restore"; readonly backupId: string }
+  | { readonly kind: "unfinished-revert"; readonly name: string; readonly switched: boolean }
   | { readonly kind: "unfinished-snapshot"; readonly name: string }
   | { readonly kind: "unfinished-domain-snapshot"; readonly name: string }
   | { readonly kind: "expired-snapshot"; readonly name: string; readonly leaseUntilMs: number }
@@ -54,6 +55,13 @@ function oneOperation(domain: string, operation: FoundOperation): readonly Findi
           advice: "The next command removes its unfinished files",
         },
       ];
+    }
+    case "unfinished-revert": {
+      const found = `A revert to domain snapshot ${operation.name} was interrupted; it has waited ${since}`;
+      const advice = operation.switched
+        ? "The next command finishes it"
+        : "The next command undoes it, and the domain goes on as before";
+      return [{ code: "UNFINISHED_OPERATION", subject, found, advice }];
     }
     case "unfinished-snapshot": {
       const found = `Making or ending block snapshot ${operation.name} was interrupted; it has waited ${since}`;

@@ -1,7 +1,9 @@
 import type { ErrorCode } from "../shared/errors.js";
 import type { CreationPlan } from "./domain-snapshot-plan.js";
+import type { DomainSnapshots, SnapshotState } from "./domain-snapshot.js";
 import type { FrontOffer } from "./front-offer.js";
 import type { Lease } from "./lease.js";
+import type { MovedPath } from "./machine-ends.js";
 import type { QuiesceOutcome } from "./quiesce.js";
 import type { ExportAddress, FileFingerprint, SnapshotPlan } from "./snapshot-plan.js";
 
@@ -91,4 +93,22 @@ export interface DomainSnapshotJournal {
 export interface RestoreJournal {
   readonly kind: "restore";
   readonly backupId: string;
+}
+
+/** A domain on its way back to a domain snapshot. */
+export interface RevertJournal {
+  readonly kind: "domain-snapshot-revert";
+  readonly name: string;
+  /** Killed in `preparing`, it is undone: the old QEMU goes on. From `switched` on it is finished: the new one does. */
+  readonly phase: "preparing" | "switched";
+  /** What is true of the domain afterwards. */
+  readonly document: DomainSnapshots;
+  readonly to: SnapshotState;
+  /** The QEMU that ran before, if one did. */
+  readonly old?: { readonly pid: number; readonly startTicks: number };
+  /** Of the new QEMU, if one is started. */
+  readonly arguments?: readonly string[];
+  readonly moved: readonly MovedPath[];
+  /** Overlays that nobody needs afterwards. */
+  readonly obsolete: readonly string[];
 }

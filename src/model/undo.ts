@@ -1,4 +1,5 @@
 import type { CheckpointId } from "./checkpoint.js";
+import type { MovedPath } from "./machine-ends.js";
 
 /**
  * What an operation acquires, written to its journal before it exists. Undoing an entry is idempotent, and fine when the
@@ -35,6 +36,8 @@ export type UndoEntry =
   /** A process whose command line names this directory, which is its own: end it, then remove the directory. */
   | { readonly kind: "daemon"; readonly directory: string }
   /** An export of such a process. */
-  | { readonly kind: "daemon-export"; readonly directory: string; readonly id: string };
+  | { readonly kind: "daemon-export"; readonly directory: string; readonly id: string }
+  /** A QEMU with exactly these arguments, which has not run yet: end it, and give the paths back to the one that had them. */
+  | { readonly kind: "machine"; readonly arguments: readonly string[]; readonly moved: readonly MovedPath[] };
 
 export type UndoKind = UndoEntry["kind"];

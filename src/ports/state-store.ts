@@ -2,12 +2,14 @@ import type {
   BackupJournal,
   DomainSnapshotJournal,
   RestoreJournal,
+  RevertJournal,
   SnapshotJournal,
 } from "../model/operation.js";
 import type { Lease } from "../model/lease.js";
 import type { UndoEntry } from "../model/undo.js";
 
-export type OperationSubject = BackupJournal | SnapshotJournal | RestoreJournal | DomainSnapshotJournal;
+export type OperationSubject =
+  BackupJournal | SnapshotJournal | RestoreJournal | DomainSnapshotJournal | RevertJournal;
 
 /** A process, told apart from a later one with the same pid by its start time in clock ticks since boot. */
 export interface OperationOwner {

@@ -8,6 +8,7 @@ import type { Clock } from "../ports/clock.js";
 import type { ImageFactory } from "../ports/image-writer.js";
 import type { Meter } from "../ports/meter.js";
 import type { OutputDirectories } from "../ports/output-directory.js";
+import type { Machines } from "../ports/machines.js";
 import type { Logger } from "../ports/logger.js";
 import type { BackupRepository } from "../ports/repository.js";
 import type { ScratchSpace } from "../ports/scratch-space.js";
@@ -23,6 +24,7 @@ export interface ServiceContext {
   readonly store: StateStore;
   readonly domainSnapshots: DomainSnapshotStore;
   readonly takers: SnapshotTakers;
+  readonly machines: Machines;
   readonly host: HostCleaner;
   readonly clock: Clock;
   readonly log: Logger;

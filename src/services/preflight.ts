@@ -158,6 +158,10 @@ async function unfinished(
       return { id, startedAtMs, kind: "unfinished-domain-snapshot", name: subject.plan.name };
     case "restore":
       return { id, startedAtMs, kind: "restore", backupId: subject.backupId };
+    case "domain-snapshot-revert": {
+      const { name, phase } = subject;
+      return { id, startedAtMs, kind: "unfinished-revert", name, switched: phase === "switched" };
+    }
     case "block-snapshot": {
       const { name, phase, leaseUntilMs } = subject;
       return phase === "open"

@@ -2,8 +2,9 @@ import { leaseLeftMs } from "../model/lease.js";
 import type { SnapshotJournal } from "../model/operation.js";
 import type { Logger } from "../ports/logger.js";
 import type { DriverFactory } from "../ports/block-driver.js";
-import type { BackupRepository } from "../ports/repository.js";
 import type { DomainSnapshotStore } from "../ports/domain-snapshot-store.js";
+import type { Machines } from "../ports/machines.js";
+import type { BackupRepository } from "../ports/repository.js";
 import type { SnapshotTakers } from "../ports/snapshot-taker.js";
 import type { HostCleaner, OperationRecord, StateStore } from "../ports/state-store.js";
 import type { Clock } from "../ports/clock.js";
@@ -11,6 +12,7 @@ import { errorMessage, isFleeceError } from "../shared/errors.js";
 import { rememberEnd } from "./ended-snapshots.js";
 import { recoverCreation } from "./domain-snapshots/finish-creation.js";
 import { DomainSession } from "./domain-session.js";
+import { finishRevert } from "./domain-snapshots/finish-revert.js";
 import { Operation } from "./operation.js";
 import { keepCheckpointIfPublished } from "./published.js";
 import { unwind } from "./unwind.js";
@@ -23,6 +25,7 @@ export interface RecoveryParts {
   readonly clock: Clock;
   readonly log: Logger;
   readonly repositories: ReadonlyMap<string, BackupRepository>;
+  readonly machines: Machines;
 }
 
 /**
@@ -52,6 +55,11 @@ async function recoverOperation(
   const operation = new Operation(parts.store, record);
   const { subject, domain, id } = record;
   if (subject.kind === "block-snapshot" && !(await beginEnd(parts, operation, subject))) return;
+  if (subject.kind === "domain-snapshot-revert" && subject.phase === "switched") {
+    parts.log.info({ operation: id, domain }, "Finishing an unfinished revert");
+    await finishRevert(parts, operation, subject);
+    return;
+  }
   if (subject.kind === "backup") await keepCheckpointIfPublished(parts.repositories, operation, subject);
   parts.log.info({ operation: id, kind: subject.kind, domain }, "Undoing an unfinished operation");
   if (subject.kind === "domain-snapshot-create") return recoverCreation(parts, session, operation);
@@ -116,6 +124,7 @@ export function isOver(
   switch (subject.kind) {
     case "backup":
     case "domain-snapshot-create":
+    case "domain-snapshot-revert":
       return true;
     case "restore":
       return !parts.store.isAlive(owner);

@@ -69,6 +69,7 @@ export async function undoEntry(entry: UndoEntry, session: DomainSession, host: 
     case "empty-directory":
     case "daemon":
     case "daemon-export":
+    case "machine":
       return host.undo(entry);
     case "vm-held":
     case "vm-saving":

@@ -11,6 +11,7 @@ import type { ServiceContext } from "../../src/services/context.js";
 import type { FakeDiskSpec, Gate } from "./fake-domain.js";
 import { FakeDomain } from "./fake-domain.js";
 import { gated } from "./fake-faults.js";
+import { fakeMachines } from "./fake-machines.js";
 import { fakeImages } from "./fake-images.js";
 import { FakeRepository } from "./fake-repository.js";
 
@@ -69,6 +70,7 @@ export class FakeProcess {
       store: gated<StateStore>(this.#store, "store", gate),
       domainSnapshots: new DomainSnapshotDirectory(world.stateDir),
       takers: new QemuTakers({ domains: [], clock: systemClock, runtimeRoot: world.stateDir }),
+      machines: fakeMachines,
       host: gated(domain.host, "host", gate),
       clock: {
         now: () => domain.now(),

@@ -65,6 +65,7 @@ export async function undoInQemu(qmp: QmpSession, entry: UndoEntry, clock: Clock
     case "empty-directory":
     case "daemon":
     case "daemon-export":
+    case "machine":
       throw new Error(`Undo of a ${entry.kind} is not a matter of QEMU`);
   }
 }

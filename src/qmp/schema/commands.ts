@@ -60,6 +60,8 @@ export interface QmpCommands {
   "query-iothreads": Command<undefined, IothreadInfo[]>;
   "query-cpus-fast": Command<undefined, CpuInfo[]>;
   "query-memory-size-summary": Command<undefined, MemorySize>;
+  /** Loads a memory image; QEMU ends if it cannot. */
+  "migrate-incoming": Command<{ uri: string }, Nothing>;
   stop: Command<undefined, Nothing>;
   cont: Command<undefined, Nothing>;
   system_powerdown: Command<undefined, Nothing>;

@@ -1,0 +1,100 @@
+import type { BaseFormat, SnapshotMachine, SnapshotMemory } from "../model/domain-snapshot.js";
+import type { MovedPath } from "../model/machine-ends.js";
+
+/** What must be the same for a memory image to fit. */
+export type MachineFacts = Omit<SnapshotMachine, "arguments">;
+
+/** A QEMU as a process of the host; a later one with the same pid has another start time, in clock ticks since boot. */
+export interface MachineProcess {
+  readonly pid: number;
+  readonly startTicks: number;
+  readonly arguments: readonly string[];
+  /** The file that it runs. */
+  readonly program: string;
+  readonly cwd: string;
+  readonly uid: number;
+  readonly gid: number;
+  readonly groups: readonly number[];
+  /** `NAME=value`; empty if this user may not read it. */
+  readonly environment: readonly string[];
+}
+
+/** A QEMU with its monitor. The monitor serves one client at a time, so let go of other drivers first. */
+export interface Machine extends AsyncDisposable {
+  readonly process: MachineProcess;
+  /** Its CPUs may run. `other`: it cannot be continued (it panicked, or its storage failed). */
+  status(): Promise<"running" | "paused" | "other">;
+  facts(): Promise<MachineFacts>;
+  /**
+   * Stops the CPUs. If we die before `release` or `keepHeld`, a guard continues them, over the monitor's socket at `guardPath`.
+   * Does nothing to a guest that does not run.
+   */
+  hold(guardPath: string, signal?: AbortSignal): Promise<void>;
+  /** Continues a guest that `hold` has stopped. */
+  release(): Promise<void>;
+  /** The guard is not needed any more: the guest stays as it is. */
+  keepHeld(): void;
+  /** Of a QEMU that waits for it. Fails with MEMORY_LOAD_FAILED and QEMU's words; it has ended then. */
+  load(signal?: AbortSignal): Promise<void>;
+  continue(): Promise<void>;
+  /** Lets go of the monitor; QEMU goes on. */
+  close(): Promise<void>;
+}
+
+/** How a QEMU is started: beside its arguments what it has from the one that it takes the place of, if there is one. */
+export interface MachineStart {
+  readonly domain: string;
+  /** Without CPUs that run: see `rewriteArguments`. */
+  readonly arguments: readonly string[];
+  readonly like?: MachineProcess | undefined;
+  /** Path of the image to load. */
+  readonly memory?: string | undefined;
+}
+
+/** The QEMU processes of domains, and the files of a revert. Errors are FleeceErrors. */
+export interface Machines {
+  /** `launch` of the domain, if the configuration has it, and the socket that it must listen on. */
+  settings(domain: string): { readonly launch?: readonly string[]; readonly monitor?: string };
+  /** The QEMU of a running domain. Undefined if nobody listens on its monitor; UNSUPPORTED if its process cannot be looked at. */
+  open(domain: string, signal?: AbortSignal): Promise<Machine | undefined>;
+  /** A QEMU that was started with these arguments, if it lives. */
+  find(domain: string, args: readonly string[]): Promise<Machine | undefined>;
+  /** Starts a QEMU that outlives us. Fails with QEMU_FAILED and its words; then it has ended. */
+  start(start: MachineStart, signal?: AbortSignal): Promise<Machine>;
+  /** Takes the old QEMU's sockets out of the new one's way, before that starts; connections and listening go on. */
+  setAside(moved: readonly MovedPath[]): Promise<void>;
+  /** Ends a QEMU as if by `quit`, and puts the paths in the hands of its successor. Idempotent. */
+  end(process: Pick<MachineProcess, "pid" | "startTicks">, moved: readonly MovedPath[]): Promise<void>;
+
+  /** Fails with DAMAGED if a file of the chain is missing or is not what it was. */
+  checkImage(image: ImageToCheck, signal?: AbortSignal): Promise<void>;
+  /** Reads all of it. Fails with DAMAGED. */
+  checkMemory(
+    memory: SnapshotMemory & { readonly kind: "external" },
+    options: {
+      readonly signal?: AbortSignal | undefined;
+      readonly onProgress?: (doneBytes: number) => void;
+    },
+  ): Promise<void>;
+  exists(path: string): Promise<boolean>;
+  /** Makes a qcow2 image over another one, durably. Fails with ALREADY_EXISTS. */
+  createOverlay(overlay: OverlayToMake, signal?: AbortSignal): Promise<void>;
+  /** Idempotent. */
+  removeFile(path: string): Promise<void>;
+}
+
+export interface ImageToCheck {
+  readonly target: string;
+  readonly file: string;
+  readonly format: BaseFormat;
+  readonly sizeBytes: number;
+}
+
+export interface OverlayToMake {
+  readonly path: string;
+  readonly base: ImageToCheck;
+  /** Recorded from the start: of a checkpoint whose changes go on here. */
+  readonly bitmap?: string | undefined;
+  /** Whose QEMU will open it. */
+  readonly owner?: Pick<MachineProcess, "uid" | "gid"> | undefined;
+}

@@ -1,0 +1,44 @@
+import type { RevertJournal } from "../../model/operation.js";
+import type { DomainSnapshotStore } from "../../ports/domain-snapshot-store.js";
+import type { Logger } from "../../ports/logger.js";
+import type { Machine, Machines } from "../../ports/machines.js";
+import type { Operation } from "../operation.js";
+
+export interface FinishParts {
+  readonly domainSnapshots: DomainSnapshotStore;
+  readonly machines: Machines;
+  readonly log: Logger;
+}
+
+/**
+ * What is left of a revert once it is decided, also by a process that has died since: idempotent. The new QEMU runs only when the old
+ * one has ended: their disks are two, but their network addresses are one.
+ */
+export async function finishRevert(
+  parts: FinishParts,
+  operation: Operation,
+  subject: RevertJournal,
+  started?: Machine,
+): Promise<void> {
+  const { machines, domainSnapshots } = parts;
+  const { domain } = operation.record;
+  await domainSnapshots.write(subject.document);
+  if (subject.old !== undefined) await machines.end(subject.old, subject.moved);
+  if (subject.arguments !== undefined) {
+    const machine = started ?? (await machines.find(domain, subject.arguments));
+    if (machine === undefined) {
+      parts.log.warn(
+        { domain, snapshot: subject.name },
+        "The QEMU that a revert had started has ended; the domain is inactive, with its disks reverted",
+      );
+    } else {
+      try {
+        if (subject.to === "running" && (await machine.status()) === "paused") await machine.continue();
+      } finally {
+        await machine.close();
+      }
+    }
+  }
+  for (const file of subject.obsolete) await machines.removeFile(file);
+  await operation.end();
+}

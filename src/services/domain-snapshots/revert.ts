@@ -1,0 +1,401 @@
+import { join, resolve } from "node:path";
+import {
+  type DomainSnapshot,
+  type DomainSnapshotOptions,
+  findSnapshot,
+  type RevertCost,
+  type RevertDomainSnapshotRequest,
+  type RevertOutcome,
+  type SnapshotState,
+} from "../../model/domain-snapshot.js";
+import { machineEnds, type MovedPath, movedPaths } from "../../model/machine-ends.js";
+import { rewriteArguments } from "../../model/machine-arguments.js";
+import { checkName } from "../../model/names.js";
+import type { RevertJournal } from "../../model/operation.js";
+import {
+  bitmapToCarry,
+  costOfRevert,
+  documentAfterRevert,
+  filesOfDisk,
+  machineDifferences,
+  type RevertedDisk,
+  type RevertFacts,
+} from "../../model/revert-plan.js";
+import type { DomainState } from "../../model/snapshot-plan.js";
+import type { UndoEntry } from "../../model/undo.js";
+import type { Machine, MachineStart } from "../../ports/machines.js";
+import { errorMessage, FleeceError, isFleeceError } from "../../shared/errors.js";
+import { randomId } from "../../shared/ids.js";
+import { requireDomain, type ServiceContext, withDomain } from "../context.js";
+import type { DomainSession } from "../domain-session.js";
+import { isOver } from "../recovery.js";
+import { Operation } from "../operation.js";
+import { unwind } from "../unwind.js";
+import { finishRevert } from "./finish-revert.js";
+
+/** What a revert would cost now. Changes nothing. Fails with DOMAIN_SNAPSHOT_NOT_FOUND. */
+export async function revertCost(
+  context: ServiceContext,
+  request: RevertDomainSnapshotRequest,
+  options: DomainSnapshotOptions = {},
+): Promise<RevertCost> {
+  const domain = requireDomain(context, request.domain);
+  return withDomain(context, domain, "the cost of a revert", async (session) => {
+    await using scene = await lookAt(context, session, request, options.signal);
+    const cost = costOfRevert(scene.facts);
+    return cost;
+  });
+}
+
+/**
+ * Takes a domain back to one of its snapshots. Nothing is stopped before all that a revert needs is known to be whole; the present
+ * QEMU is kept until the new one has loaded everything, and goes on if that fails. Fails with DAMAGED, FORCE_NEEDED, UNSUPPORTED or
+ * MEMORY_LOAD_FAILED, and the domain is as before.
+ */
+export async function revertDomainSnapshot(
+  context: ServiceContext,
+  request: RevertDomainSnapshotRequest,
+  options: DomainSnapshotOptions = {},
+): Promise<RevertOutcome> {
+  const domain = requireDomain(context, request.domain);
+  const purpose = `revert to domain snapshot ${request.name}`;
+  return withDomain(context, domain, purpose, async (session) => {
+    await refuseWhileInUse(context, domain);
+    await using scene = await lookAt(context, session, request, options.signal);
+    await checkFiles(context, scene.facts.snapshot, options);
+    const cost = costOfRevert(scene.facts);
+    if (cost.risks.length > 0 && request.force !== true) throw forceNeeded(scene.facts.snapshot, cost.risks);
+    return await new Revert(context, session, scene, { cost, request, options }).run();
+  });
+}
+
+interface Scene extends AsyncDisposable {
+  readonly facts: RevertFacts;
+  readonly old: Machine | undefined;
+  readonly oldStatus: "running" | "paused" | "other" | undefined;
+}
+
+/** The monitor serves one client at a time: what the driver knows comes first, and then it is ours. */
+async function lookAt(
+  context: ServiceContext,
+  session: DomainSession,
+  request: RevertDomainSnapshotRequest,
+  signal: AbortSignal | undefined,
+): Promise<Scene> {
+  const { domain } = session;
+  const all = await context.domainSnapshots.read(domain);
+  const snapshot = findSnapshot(all, checkName("domain snapshot", request.name));
+  if (snapshot === undefined) {
+    const known = all.snapshots.map(({ name }) => name).join(", ") || "none";
+    throw new FleeceError(
+      "DOMAIN_SNAPSHOT_NOT_FOUND",
+      `Domain ${domain} has no domain snapshot ${request.name}; it has ${known}`,
+      { facts: { domain, snapshot: request.name } },
+    );
+  }
+  if (snapshot.kind === "internal") {
+    throw new FleeceError(
+      "UNSUPPORTED",
+      `Domain snapshot ${request.name} is inside the images of its disks`,
+      {
+        facts: { domain, snapshot: request.name },
+      },
+    );
+  }
+  const present = await inspect(session, signal);
+  const old = await context.machines.open(domain, signal);
+  try {
+    const facts = {
+      ...{ all, snapshot, present, force: request.force === true, nowMs: context.clock.now() },
+      machine: await old?.facts(),
+    };
+    const oldStatus = await old?.status();
+    return { facts, old, oldStatus, [Symbol.asyncDispose]: async () => old?.close() };
+  } catch (error) {
+    await old?.close();
+    throw error;
+  }
+}
+
+async function inspect(
+  session: DomainSession,
+  signal: AbortSignal | undefined,
+): Promise<DomainState | undefined> {
+  try {
+    return await (await session.driver(signal)).inspect(signal);
+  } catch (error) {
+    // Inactive, and the configuration lists no disks; if it is more than that, opening its monitor fails, too.
+    if (isFleeceError(error, "DOMAIN_UNREACHABLE")) return undefined;
+    throw error;
+  } finally {
+    await session.close();
+  }
+}
+
+/** What others read from the domain's QEMU would end with it. */
+async function refuseWhileInUse(context: ServiceContext, domain: string): Promise<void> {
+  for (const record of await context.store.operations(domain)) {
+    const { subject } = record;
+    if (subject.kind !== "block-snapshot" || isOver(context, record)) continue;
+    throw new FleeceError(
+      "DOMAIN_BUSY",
+      `Domain ${domain} has the block snapshot ${subject.name}, which a revert would end; delete it first`,
+      { facts: { domain, holder: subject.name } },
+    );
+  }
+}
+
+async function checkFiles(
+  { machines }: ServiceContext,
+  { disks, memory }: DomainSnapshot,
+  { signal, onProgress }: DomainSnapshotOptions,
+): Promise<void> {
+  for (const disk of disks) {
+    onProgress?.({ phase: "checking", target: disk.target });
+    await machines.checkImage(disk, signal);
+  }
+  if (memory?.kind !== "external") return;
+  const totalBytes = memory.sizeBytes;
+  await machines.checkMemory(memory, {
+    signal,
+    onProgress: (doneBytes) => onProgress?.({ phase: "checking", doneBytes, totalBytes }),
+  });
+}
+
+function forceNeeded({ name }: DomainSnapshot, risks: readonly string[]): FleeceError {
+  return new FleeceError(
+    "FORCE_NEEDED",
+    `Reverting to domain snapshot ${name} needs force: ${risks.join("; ")}`,
+    {
+      facts: { snapshot: name, risks },
+    },
+  );
+}
+
+/** One revert, from what is known to its end. */
+class Revert {
+  readonly #context: ServiceContext;
+  readonly #session: DomainSession;
+  readonly #scene: Scene;
+  readonly #cost: RevertCost;
+  readonly #request: RevertDomainSnapshotRequest;
+  readonly #options: DomainSnapshotOptions;
+  readonly #id = randomId(8);
+
+  constructor(
+    context: ServiceContext,
+    session: DomainSession,
+    scene: Scene,
+    parts: {
+      readonly cost: RevertCost;
+      readonly request: RevertDomainSnapshotRequest;
+      readonly options: DomainSnapshotOptions;
+    },
+  ) {
+    this.#context = context;
+    this.#session = session;
+    this.#scene = scene;
+    this.#cost = parts.cost;
+    this.#request = parts.request;
+    this.#options = parts.options;
+  }
+
+  async run(): Promise<RevertOutcome> {
+    const { facts, old } = this.#scene;
+    const { clock, store } = this.#context;
+    const { snapshot } = facts;
+    const disks = await this.#nameOverlays();
+    const launch = this.#planLaunch(disks);
+    const planned = documentAfterRevert(facts, this.#cost, disks);
+    const subject: RevertJournal = {
+      ...{ kind: "domain-snapshot-revert", name: snapshot.name, phase: "preparing", to: launch.to },
+      ...{ ...planned, moved: launch.moved },
+      ...(old === undefined ? {} : { old: { pid: old.process.pid, startTicks: old.process.startTicks } }),
+      ...(launch.start === undefined ? {} : { arguments: launch.start.arguments }),
+    };
+    const header = { id: this.#id, domain: this.#session.domain, startedAtMs: clock.now(), subject };
+    const operation = await Operation.begin(store, header);
+    let machine: Machine | undefined;
+    let stoppedAtMs = clock.monotonicMs();
+    try {
+      await this.#makeOverlays(operation, disks);
+      machine = await this.#start(operation, launch);
+      stoppedAtMs = clock.monotonicMs();
+      await this.#holdOld(launch);
+      if (machine !== undefined && snapshot.memory !== undefined) {
+        this.#options.onProgress?.({ phase: "loading" });
+        await machine.load(this.#options.signal);
+      }
+      this.#options.signal?.throwIfAborted();
+      await operation.setSubject({ ...subject, phase: "switched" });
+      await this.#context.domainSnapshots.write(subject.document);
+    } catch (error) {
+      await this.#goBack(operation, machine);
+      throw error;
+    }
+    this.#options.onProgress?.({ phase: "finishing" });
+    old?.keepHeld();
+    await old?.close();
+    await finishRevert(this.#context, operation, { ...subject, phase: "switched" }, machine);
+    const downtimeMs = old === undefined ? 0 : Math.round(clock.monotonicMs() - stoppedAtMs);
+    const pid = machine === undefined ? {} : { pid: machine.process.pid };
+    return { ...this.#cost, snapshot, state: launch.to, downtimeMs, ...pid };
+  }
+
+  /** `<target>-<name>-r<N>.qcow2`: a snapshot may be reverted to any number of times. */
+  async #nameOverlays(): Promise<RevertedDisk[]> {
+    const { machines, domainSnapshots } = this.#context;
+    const { snapshot } = this.#scene.facts;
+    const directory = await domainSnapshots.directory(this.#session.domain);
+    for (let number = 1; ; number++) {
+      const disks = snapshot.disks.map((disk) => ({
+        disk,
+        overlay: join(directory, `${disk.target}-${snapshot.name}-r${number}.qcow2`),
+      }));
+      const taken = await Promise.all(disks.map(({ overlay }) => machines.exists(overlay)));
+      if (!taken.includes(true)) return disks;
+    }
+  }
+
+  #planLaunch(disks: readonly RevertedDisk[]): Launch {
+    const { facts, old } = this.#scene;
+    const { all, snapshot } = facts;
+    const { domain } = this.#session;
+    const { launch, monitor = "" } = this.#context.machines.settings(domain);
+    const to = this.#request.to ?? snapshot.state;
+    if (to === "inactive") return { to, moved: [] };
+    const recorded = snapshot.machine?.arguments;
+    const given =
+      launch ?? (snapshot.memory === undefined ? undefined : recorded) ?? old?.process.arguments ?? recorded;
+    if (given === undefined) {
+      // Of an inactive domain only the disks go back, unless more was asked for.
+      if (this.#request.to === undefined) return { to: "inactive", moved: [] };
+      throw new FleeceError(
+        "UNSUPPORTED",
+        `Domain ${domain} cannot be started: it does not run, and the configuration has no \`launch\` for it`,
+        { facts: { domain } },
+      );
+    }
+    const cwd = launch === undefined ? (old?.process.cwd ?? "/") : "/";
+    const args = rewriteArguments(given, {
+      disks: disks.map(({ disk: { target }, overlay }) => ({
+        target,
+        files: filesOfDisk(all, target),
+        overlay,
+      })),
+      cwd,
+      machineType: snapshot.machine?.type,
+      incoming: snapshot.memory !== undefined,
+    });
+    const ends = machineEnds(args, cwd);
+    refuseUnstartable(
+      domain,
+      ends.inherited,
+      "stand for files that only the former starter of QEMU had open",
+    );
+    if (!ends.paths.includes(resolve(monitor))) {
+      throw new FleeceError(
+        "UNSUPPORTED",
+        `The arguments for the QEMU of domain ${domain} have no monitor on ${monitor}, so that it could not be reached`,
+        { facts: { domain } },
+      );
+    }
+    if (old !== undefined) {
+      refuseUnstartable(
+        domain,
+        ends.exclusive,
+        "claim what the present QEMU has, so that both could not be kept until the snapshot is loaded",
+      );
+    }
+    const held = old === undefined ? [] : machineEnds(old.process.arguments, old.process.cwd).paths;
+    const moved = movedPaths(
+      ends.paths.filter((path) => held.includes(path)),
+      this.#id,
+    );
+    const like = old?.process;
+    const memory = snapshot.memory?.kind === "external" ? { memory: snapshot.memory.file } : {};
+    return {
+      to,
+      moved,
+      guardPath: moved.find(({ path }) => path === resolve(monitor))?.aside,
+      start: { domain, arguments: args, like: like === undefined ? undefined : { ...like, cwd }, ...memory },
+    };
+  }
+
+  async #makeOverlays(operation: Operation, disks: readonly RevertedDisk[]): Promise<void> {
+    const owner = this.#scene.old?.process;
+    await operation.register(...disks.map(({ overlay }): UndoEntry => ({ kind: "file", path: overlay })));
+    for (const { disk, overlay } of disks) {
+      this.#options.onProgress?.({ phase: "disks", target: disk.target });
+      const bitmap = bitmapToCarry(disk);
+      await this.#context.machines.createOverlay(
+        { path: overlay, base: disk, bitmap, owner },
+        this.#options.signal,
+      );
+    }
+  }
+
+  /** The old QEMU runs on meanwhile. Its entry comes first, so that it is continued only when the new one is gone. */
+  async #start(operation: Operation, { start, moved }: Launch): Promise<Machine | undefined> {
+    const { machines } = this.#context;
+    const { snapshot } = this.#scene.facts;
+    if (this.#scene.oldStatus === "running") await operation.register({ kind: "vm-held" });
+    if (start === undefined) return undefined;
+    this.#options.onProgress?.({ phase: "preparing" });
+    await operation.register({ kind: "machine", arguments: start.arguments, moved });
+    await machines.setAside(moved);
+    const machine = await machines.start(start, this.#options.signal);
+    try {
+      const differences =
+        snapshot.machine === undefined ? [] : machineDifferences(snapshot.machine, await machine.facts());
+      if (differences.length > 0 && this.#request.force !== true) throw forceNeeded(snapshot, differences);
+      return machine;
+    } catch (error) {
+      await machine.close();
+      throw error;
+    }
+  }
+
+  async #holdOld({ guardPath }: Launch): Promise<void> {
+    const { monitor = "" } = this.#context.machines.settings(this.#session.domain);
+    await this.#scene.old?.hold(guardPath ?? monitor, this.#options.signal);
+  }
+
+  /** The guest first; then what was made for the new one. */
+  async #goBack(operation: Operation, machine: Machine | undefined): Promise<void> {
+    const { log, host } = this.#context;
+    const { domain } = this.#session;
+    try {
+      await this.#scene.old?.release();
+    } catch (error) {
+      log.warn({ domain }, `The guest could not be continued at once: ${errorMessage(error)}`);
+    }
+    await machine?.close();
+    await this.#scene.old?.close();
+    try {
+      await unwind(operation, this.#session, host);
+    } catch (error) {
+      log.warn({ domain, operation: operation.record.id }, errorMessage(error));
+    }
+  }
+}
+
+interface Launch {
+  readonly to: SnapshotState;
+  /** Left out if no QEMU is started. */
+  readonly start?: MachineStart;
+  readonly moved: readonly MovedPath[];
+  /** Where the old QEMU's monitor is meanwhile. */
+  readonly guardPath?: string | undefined;
+}
+
+function refuseUnstartable(domain: string, words: readonly string[], why: string): void {
+  if (words.length === 0) return;
+  throw new FleeceError(
+    "UNSUPPORTED",
+    `The QEMU of domain ${domain} cannot be started again: these arguments ${why}: ${words.join("; ")}`,
+    {
+      facts: { domain },
+    },
+  );
+}
