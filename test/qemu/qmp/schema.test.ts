@@ -30,6 +30,7 @@ const events = interfaceIn("events.ts", "QmpEvents");
 const machineOnly = [
   "yank",
   ...["query-status", "query-name", "query-uuid", "query-migrate", "query-iothreads"],
+  ...["snapshot-save", "snapshot-load", "snapshot-delete"],
   ...["stop", "cont", "system_powerdown", "human-monitor-command"],
 ];
 
