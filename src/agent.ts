@@ -12,6 +12,9 @@ import { QemuDriverFactory } from "./drivers/driver-factory.js";
 import { NbdFronts } from "./drivers/front/front-opener.js";
 import { QemuHostCleaner } from "./drivers/host-cleaner.js";
 import { StorageDaemonImages } from "./drivers/images.js";
+import { QemuInternalSnapshots } from "./drivers/machine/internal-snapshots.js";
+import { QemuLayerMergers } from "./drivers/machine/layer-merger.js";
+import { snapshotFiles } from "./drivers/machine/snapshot-files.js";
 import { NbdReaderFactory } from "./drivers/nbd-io.js";
 import { outputDirectories } from "./drivers/output-directory.js";
 import { DirectoryRepository } from "./drivers/repository/directory-repository.js";
@@ -146,6 +149,9 @@ export async function startAgent(
   const context: ServiceContext = {
     store,
     domainSnapshots: new DomainSnapshotDirectory(config.stateDir),
+    layers: new QemuLayerMergers({ domains: config.domains, runtimeRoot }),
+    snapshotFiles,
+    internals: new QemuInternalSnapshots(config.domains),
     host: new QemuHostCleaner(),
     clock,
     log,

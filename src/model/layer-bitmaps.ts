@@ -30,7 +30,7 @@ export function mergedBitmaps(
     readonly expected: readonly string[];
   },
 ): MergedBitmaps {
-  const { lower, upper, expected } = layers;
+  const { lower, upper } = layers;
   const dead = deadOrder(how, layers);
   const isDead = ({ name }: Pick<LayerBitmap, "name">): boolean =>
     (parseBitmapName(name)?.order ?? Infinity) <= dead;

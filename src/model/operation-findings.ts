@@ -13,6 +13,7 @@ export type FoundOperation = {
   | { readonly kind: "backup"; readonly backupId: string; readonly published: boolean }
   | { readonly kind: "restore"; readonly backupId: string }
   | { readonly kind: "unfinished-snapshot"; readonly name: string }
+  | { readonly kind: "unfinished-domain-snapshot"; readonly name: string }
   | { readonly kind: "expired-snapshot"; readonly name: string; readonly leaseUntilMs: number }
   | { readonly kind: "broken-snapshot"; readonly name: string; readonly why: string }
   | {
@@ -63,6 +64,12 @@ function oneOperation(domain: string, operation: FoundOperation): readonly Findi
           found,
           advice: "The next command removes what is left of it",
         },
+      ];
+    }
+    case "unfinished-domain-snapshot": {
+      const found = `Work on domain snapshot ${operation.name} was interrupted; it has waited ${since}`;
+      return [
+        { code: "UNFINISHED_OPERATION", subject, found, advice: "The next command puts its files in order" },
       ];
     }
     case "expired-snapshot": {

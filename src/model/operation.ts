@@ -1,5 +1,6 @@
 import type { ErrorCode } from "../shared/errors.js";
 import type { FrontOffer } from "./front-offer.js";
+import type { LayerMerge } from "./layer-plan.js";
 import type { Lease } from "./lease.js";
 import type { QuiesceOutcome } from "./quiesce.js";
 import type { ExportAddress, FileFingerprint, SnapshotPlan } from "./snapshot-plan.js";
@@ -69,4 +70,32 @@ export interface OpenExport extends ExportAddress {
 export interface RestoreJournal {
   readonly kind: "restore";
   readonly backupId: string;
+}
+
+/** A domain snapshot that is being deleted. */
+export interface DeletionJournal {
+  readonly kind: "domain-snapshot-delete";
+  readonly snapshot: string;
+  /** Under way; the document follows when it has been done. */
+  readonly merge?: LayerMerge;
+  /** `brink`: the running domain may write to `merge.lower` from now on; `merged`: the merge has been done. */
+  readonly phase: "merging" | "brink" | "merged";
+  /** To be removed as far as the document does not name them, in this order. */
+  readonly files: readonly string[];
+  /** Made for the snapshot; removed when it is empty. */
+  readonly directory?: string;
+}
+
+/** A clone that is being made. */
+export interface CloneJournal {
+  readonly kind: "domain-snapshot-clone";
+  readonly snapshot: string;
+  readonly directory: string;
+}
+
+/** Internal snapshots that are being made or removed: without an entry in the document, they are removed. */
+export interface InternalJournal {
+  readonly kind: "domain-snapshot-internal";
+  readonly snapshot: string;
+  readonly files: readonly string[];
 }

@@ -1,8 +1,15 @@
-import type { BackupJournal, RestoreJournal, SnapshotJournal } from "../model/operation.js";
+import type {
+  BackupJournal,
+  CloneJournal,
+  DeletionJournal,
+  InternalJournal,
+  RestoreJournal,
+  SnapshotJournal,
+} from "../model/operation.js";
 import type { Lease } from "../model/lease.js";
 import type { UndoEntry } from "../model/undo.js";
 
-export type OperationSubject = BackupJournal | SnapshotJournal | RestoreJournal;
+export type OperationSubject = BackupJournal | SnapshotJournal | RestoreJournal | DeletionJournal | CloneJournal | InternalJournal;
 
 /** A process, told apart from a later one with the same pid by its start time in clock ticks since boot. */
 export interface OperationOwner {

@@ -156,6 +156,10 @@ async function unfinished(
     }
     case "restore":
       return { id, startedAtMs, kind: "restore", backupId: subject.backupId };
+    case "domain-snapshot-delete":
+    case "domain-snapshot-clone":
+    case "domain-snapshot-internal":
+      return { id, startedAtMs, kind: "unfinished-domain-snapshot", name: subject.snapshot };
     case "block-snapshot": {
       const { name, phase, leaseUntilMs } = subject;
       return phase === "open"

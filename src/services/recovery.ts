@@ -2,10 +2,16 @@ import { leaseLeftMs } from "../model/lease.js";
 import type { SnapshotJournal } from "../model/operation.js";
 import type { Logger } from "../ports/logger.js";
 import type { DriverFactory } from "../ports/block-driver.js";
+import type { DomainSnapshotStore } from "../ports/domain-snapshot-store.js";
+import type { InternalSnapshots } from "../ports/internal-snapshots.js";
+import type { LayerMergers } from "../ports/layer-merger.js";
+import type { SnapshotFiles } from "../ports/snapshot-files.js";
 import type { BackupRepository } from "../ports/repository.js";
 import type { HostCleaner, OperationRecord, StateStore } from "../ports/state-store.js";
 import type { Clock } from "../ports/clock.js";
 import { errorMessage, isFleeceError } from "../shared/errors.js";
+import { settleDeletion } from "./domain-snapshots/settle-deletion.js";
+import { settleInternal } from "./domain-snapshots/settle-internal.js";
 import { rememberEnd } from "./ended-snapshots.js";
 import { DomainSession } from "./domain-session.js";
 import { Operation } from "./operation.js";
@@ -18,6 +24,10 @@ export interface RecoveryParts {
   readonly clock: Clock;
   readonly log: Logger;
   readonly repositories: ReadonlyMap<string, BackupRepository>;
+  readonly domainSnapshots: DomainSnapshotStore;
+  readonly layers: LayerMergers;
+  readonly snapshotFiles: SnapshotFiles;
+  readonly internals: InternalSnapshots;
 }
 
 /**
@@ -49,6 +59,8 @@ async function recoverOperation(
   if (subject.kind === "block-snapshot" && !(await beginEnd(parts, operation, subject))) return;
   if (subject.kind === "backup") await keepCheckpointIfPublished(parts.repositories, operation, subject);
   parts.log.info({ operation: id, kind: subject.kind, domain }, "Undoing an unfinished operation");
+  if (subject.kind === "domain-snapshot-delete") return settleDeletion(parts, session, operation);
+  if (subject.kind === "domain-snapshot-internal") return settleInternal(parts, session, operation);
   await unwind(operation, session, parts.host);
 }
 
@@ -109,6 +121,9 @@ export function isOver(
 ): boolean {
   switch (subject.kind) {
     case "backup":
+    case "domain-snapshot-delete":
+    case "domain-snapshot-clone":
+    case "domain-snapshot-internal":
       return true;
     case "restore":
       return !parts.store.isAlive(owner);

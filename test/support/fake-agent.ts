@@ -2,6 +2,9 @@ import { mkdirSync } from "node:fs";
 import { outputDirectories } from "../../src/drivers/output-directory.js";
 import { LOCAL_CLIENT } from "../../src/model/access.js";
 import { DomainSnapshotDirectory } from "../../src/drivers/domain-snapshot-directory.js";
+import { QemuInternalSnapshots } from "../../src/drivers/machine/internal-snapshots.js";
+import { QemuLayerMergers } from "../../src/drivers/machine/layer-merger.js";
+import { snapshotFiles } from "../../src/drivers/machine/snapshot-files.js";
 import { StateDirectory } from "../../src/drivers/state-directory.js";
 import { noMeter } from "../../src/ports/meter.js";
 import type { DomainLock, OperationOwner, StateStore } from "../../src/ports/state-store.js";
@@ -66,6 +69,9 @@ export class FakeProcess {
     this.context = {
       store: gated<StateStore>(this.#store, "store", gate),
       domainSnapshots: new DomainSnapshotDirectory(world.stateDir),
+      layers: new QemuLayerMergers({ domains: [], runtimeRoot: world.stateDir }),
+      snapshotFiles,
+      internals: new QemuInternalSnapshots([]),
       host: gated(domain.host, "host", gate),
       clock: {
         now: () => domain.now(),
