@@ -26,14 +26,15 @@ const wantedModules = [
 ];
 
 /**
- * The guest's kernel and first root file system. Built once per cache folder and kept until `init.sh` changes;
+ * The guest's kernel and first root file system. Built once per cache folder and kept until its init script changes;
  * delete the folder to get a newer kernel. Several processes may call it at once.
  */
 export async function buildGuest(
   cacheFolder: string = guestCacheFolder,
   log: (line: string) => void = () => undefined,
+  script: "init.sh" | "counter-init.sh" = "init.sh",
 ): Promise<GuestFiles> {
-  const init = await readFile(new URL("init.sh", import.meta.url));
+  const init = await readFile(new URL(script, import.meta.url));
   const recipe = createHash("sha256").update(init).update(wantedModules.join()).digest("hex").slice(0, 12);
   await mkdir(cacheFolder, { recursive: true });
   const cached = (await readdir(cacheFolder)).find((name) => name.endsWith(`_${recipe}`));

@@ -1,10 +1,8 @@
-import { EventEmitter, once } from "node:events";
-import { createServer, type Server, type Socket } from "node:net";
 import { join } from "node:path";
-import { createInterface } from "node:readline";
 import { type TestDisk } from "../support/vm-arguments.js";
 import { TestVm } from "../support/vm.js";
 import type { GuestFiles } from "./build-guest.js";
+import { type CommandAnswer, GuestConsole } from "./guest-console.js";
 
 export interface BootGuestOptions {
   readonly files: GuestFiles;
@@ -26,11 +24,6 @@ export interface BootGuestOptions {
   readonly waitUntilReady?: boolean;
 }
 
-export interface CommandAnswer {
-  readonly exitStatus: number;
-  readonly lines: readonly string[];
-}
-
 /** Ends a boot that hangs. */
 const bootTimeoutMs = 120_000;
 const commandTimeoutMs = 120_000;
@@ -38,20 +31,16 @@ const commandTimeoutMs = 120_000;
 /** A Linux guest that works on its disk like a small server, and obeys commands over its serial port. */
 export class GuestVm implements AsyncDisposable {
   readonly vm: TestVm;
-  /** Everything that the guest has printed, line by line, over all its starts. */
-  readonly lines: string[] = [];
-  readonly #serial: SerialPort;
-  readonly #arrivals = new EventEmitter();
-  #nextId = 1;
+  readonly #console: GuestConsole;
 
-  constructor(vm: TestVm, serial: SerialPort) {
+  constructor(vm: TestVm, console: GuestConsole) {
     this.vm = vm;
-    this.#serial = serial;
-    this.#arrivals.setMaxListeners(0);
-    serial.onLine = (line) => {
-      this.lines.push(line);
-      this.#arrivals.emit("line", line);
-    };
+    this.#console = console;
+  }
+
+  /** Everything that the guest has printed, line by line, over all its starts. */
+  get lines(): readonly string[] {
+    return this.#console.lines;
   }
 
   /** The socket for the agent. */
@@ -61,18 +50,12 @@ export class GuestVm implements AsyncDisposable {
 
   /** Calls `listener` with each line from now on; the result ends that. */
   onLine(listener: (line: string) => void): () => void {
-    this.#arrivals.on("line", listener);
-    return () => this.#arrivals.off("line", listener);
+    return this.#console.onLine(listener);
   }
 
   /** The first line that matches, of those after the first `after` (default 0: all there are). Rejects in time. */
   async waitFor(pattern: RegExp, options: { timeoutMs: number; after?: number }): Promise<RegExpExecArray> {
-    const signal = AbortSignal.timeout(options.timeoutMs);
-    for (let index = options.after ?? 0; ; index++) {
-      while (index >= this.lines.length) await this.#nextLine(pattern, signal);
-      const match = pattern.exec(this.lines[index] ?? "");
-      if (match !== null) return match;
-    }
+    return this.#console.waitFor(pattern, options);
   }
 
   /** Waits until the guest has done `steps` more steps, so that its disk has changed. */
@@ -97,13 +80,7 @@ export class GuestVm implements AsyncDisposable {
     text: string,
     options: { timeoutMs: number } = { timeoutMs: commandTimeoutMs },
   ): Promise<CommandAnswer> {
-    const id = this.#nextId++;
-    const after = this.lines.length;
-    this.#serial.send(`${id} ${text}\n`);
-    const end = await this.waitFor(new RegExp(`^END ${id} (\\d+)$`), { ...options, after });
-    const prefix = `R ${id} `;
-    const lines = this.lines.slice(after).filter((line) => line.startsWith(prefix));
-    return { exitStatus: Number(end[1]), lines: lines.map((line) => line.slice(prefix.length)) };
+    return this.#console.command(text, options);
   }
 
   /** Digests of all files on the guest's disk, by path. The work should be paused. */
@@ -127,25 +104,14 @@ export class GuestVm implements AsyncDisposable {
 
   async [Symbol.asyncDispose](): Promise<void> {
     await this.vm[Symbol.asyncDispose]();
-    this.#serial.close();
-  }
-
-  async #nextLine(pattern: RegExp, signal: AbortSignal): Promise<void> {
-    try {
-      await once(this.#arrivals, "line", { signal });
-    } catch (cause) {
-      const last = this.lines.slice(-20).join("\n");
-      throw new Error(`Expected a line like ${pattern.source} from the guest, the last ones are:\n${last}`, {
-        cause,
-      });
-    }
+    this.#console.close();
   }
 }
 
 export async function bootGuest(options: BootGuestOptions): Promise<GuestVm> {
   const name = options.name ?? "guest";
   const serialPath = join(options.directory, `${name}.serial`);
-  const serial = await SerialPort.listen(serialPath);
+  const console = await GuestConsole.listen(serialPath);
   try {
     const vm = await TestVm.start({
       directory: options.directory,
@@ -158,11 +124,11 @@ export async function bootGuest(options: BootGuestOptions): Promise<GuestVm> {
       extraQmp: options.extraQmp ?? 0,
       extraArguments: options.extraArguments ?? [],
     });
-    const guest = new GuestVm(vm, serial);
+    const guest = new GuestVm(vm, console);
     if (options.waitUntilReady !== false) await waitUntilReady(guest);
     return guest;
   } catch (error) {
-    serial.close();
+    console.close();
     throw error;
   }
 }
@@ -181,37 +147,4 @@ function kernelArguments({ disks, tickSeconds, worksOnDisk = true }: BootGuestOp
   const first = worksOnDisk ? disks[0] : undefined;
   const device = first === undefined ? "none" : (first.bus ?? "virtio-blk") === "virtio-blk" ? "vda" : "sda";
   return `console=ttyS0 quiet panic=-1 data=${device} tick=${tickSeconds ?? 0.1}`;
-}
-
-/** The host's end of the serial line. It listens before QEMU connects, so that no line is lost. */
-class SerialPort {
-  onLine: (line: string) => void = () => undefined;
-  readonly #server: Server;
-  #socket: Socket | undefined;
-
-  private constructor(server: Server) {
-    this.#server = server;
-    server.on("connection", (socket) => {
-      this.#socket = socket;
-      socket.on("error", () => undefined);
-      const lines = createInterface({ input: socket });
-      lines.on("line", (line) => this.onLine(line.trimEnd())).on("error", () => undefined);
-    });
-  }
-
-  static async listen(path: string): Promise<SerialPort> {
-    const server = createServer();
-    server.listen(path);
-    await once(server, "listening");
-    return new SerialPort(server);
-  }
-
-  send(text: string): void {
-    this.#socket?.write(text);
-  }
-
-  close(): void {
-    this.#socket?.destroy();
-    this.#server.close();
-  }
 }
