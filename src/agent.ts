@@ -14,6 +14,9 @@ import { QemuHostCleaner } from "./drivers/host-cleaner.js";
 import { StorageDaemonImages } from "./drivers/images.js";
 import { QemuTakers } from "./drivers/machine/takers.js";
 import { QemuMachines } from "./drivers/machine/qemu-machines.js";
+import { QemuInternalSnapshots } from "./drivers/machine/internal-snapshots.js";
+import { QemuLayerMergers } from "./drivers/machine/layer-merger.js";
+import { snapshotFiles } from "./drivers/machine/snapshot-files.js";
 import { NbdReaderFactory } from "./drivers/nbd-io.js";
 import { outputDirectories } from "./drivers/output-directory.js";
 import { DirectoryRepository } from "./drivers/repository/directory-repository.js";
@@ -145,6 +148,9 @@ export async function startAgent(
     domainSnapshots: new DomainSnapshotDirectory(config.stateDir),
     takers: new QemuTakers({ domains: config.domains, clock, runtimeRoot }),
     machines: new QemuMachines({ domains: config.domains, stateDir: config.stateDir }),
+    layers: new QemuLayerMergers({ domains: config.domains, runtimeRoot }),
+    snapshotFiles,
+    internals: new QemuInternalSnapshots(config.domains),
     host: new QemuHostCleaner(),
     clock,
     log,

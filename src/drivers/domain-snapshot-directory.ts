@@ -92,6 +92,7 @@ const snapshot = z.strictObject({
   directory: file.exactOptional(),
   keptByRevert: z.literal(true).exactOptional(),
   clones: z.array(z.strictObject({ directory: file, timeMs: bytes })),
+  deleting: z.literal(true).exactOptional(),
 });
 
 const document: z.ZodType<DomainSnapshots> = z.strictObject({

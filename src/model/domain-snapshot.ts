@@ -58,6 +58,8 @@ export interface DomainSnapshot {
   /** Made by a revert, to keep what the domain was before it. */
   readonly keptByRevert?: true;
   readonly clones: readonly SnapshotClone[];
+  /** Its deletion has begun, and content of it may be lost: it can only be deleted. */
+  readonly deleting?: true;
 }
 
 export type SnapshotMemory =

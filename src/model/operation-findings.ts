@@ -75,9 +75,9 @@ function oneOperation(domain: string, operation: FoundOperation): readonly Findi
       ];
     }
     case "unfinished-domain-snapshot": {
-      const found = `Taking domain snapshot ${operation.name} was interrupted; it has waited ${since}`;
+      const found = `Work on domain snapshot ${operation.name} was interrupted; it has waited ${since}`;
       const advice =
-        "The next command removes what is left of it, or completes it if the guest already uses it";
+        "The next command undoes it, or completes it if the guest already uses what it made";
       return [{ code: "UNFINISHED_OPERATION", subject, found, advice }];
     }
     case "expired-snapshot": {

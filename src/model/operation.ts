@@ -2,6 +2,7 @@ import type { ErrorCode } from "../shared/errors.js";
 import type { CreationPlan } from "./domain-snapshot-plan.js";
 import type { DomainSnapshots, SnapshotState } from "./domain-snapshot.js";
 import type { FrontOffer } from "./front-offer.js";
+import type { LayerMerge } from "./layer-plan.js";
 import type { Lease } from "./lease.js";
 import type { MovedPath } from "./machine-ends.js";
 import type { QuiesceOutcome } from "./quiesce.js";
@@ -111,4 +112,32 @@ export interface RevertJournal {
   readonly moved: readonly MovedPath[];
   /** Overlays that nobody needs afterwards. */
   readonly obsolete: readonly string[];
+}
+
+/** A domain snapshot that is being deleted. */
+export interface DeletionJournal {
+  readonly kind: "domain-snapshot-delete";
+  readonly snapshot: string;
+  /** Under way; the document follows when it has been done. */
+  readonly merge?: LayerMerge;
+  /** `brink`: the running domain may write to `merge.lower` from now on; `merged`: the merge has been done. */
+  readonly phase: "merging" | "brink" | "merged";
+  /** To be removed as far as the document does not name them, in this order. */
+  readonly files: readonly string[];
+  /** Made for the snapshot; removed when it is empty. */
+  readonly directory?: string;
+}
+
+/** A clone that is being made. */
+export interface CloneJournal {
+  readonly kind: "domain-snapshot-clone";
+  readonly snapshot: string;
+  readonly directory: string;
+}
+
+/** Internal snapshots that are being made or removed: without an entry in the document, they are removed. */
+export interface InternalJournal {
+  readonly kind: "domain-snapshot-internal";
+  readonly snapshot: string;
+  readonly files: readonly string[];
 }

@@ -1,6 +1,9 @@
 import type {
   BackupJournal,
+  CloneJournal,
+  DeletionJournal,
   DomainSnapshotJournal,
+  InternalJournal,
   RestoreJournal,
   RevertJournal,
   SnapshotJournal,
@@ -9,7 +12,14 @@ import type { Lease } from "../model/lease.js";
 import type { UndoEntry } from "../model/undo.js";
 
 export type OperationSubject =
-  BackupJournal | SnapshotJournal | RestoreJournal | DomainSnapshotJournal | RevertJournal;
+  | BackupJournal
+  | SnapshotJournal
+  | RestoreJournal
+  | DomainSnapshotJournal
+  | RevertJournal
+  | DeletionJournal
+  | CloneJournal
+  | InternalJournal;
 
 /** A process, told apart from a later one with the same pid by its start time in clock ticks since boot. */
 export interface OperationOwner {

@@ -162,6 +162,10 @@ async function unfinished(
       const { name, phase } = subject;
       return { id, startedAtMs, kind: "unfinished-revert", name, switched: phase === "switched" };
     }
+    case "domain-snapshot-delete":
+    case "domain-snapshot-clone":
+    case "domain-snapshot-internal":
+      return { id, startedAtMs, kind: "unfinished-domain-snapshot", name: subject.snapshot };
     case "block-snapshot": {
       const { name, phase, leaseUntilMs } = subject;
       return phase === "open"

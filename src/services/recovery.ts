@@ -4,11 +4,16 @@ import type { Logger } from "../ports/logger.js";
 import type { DriverFactory } from "../ports/block-driver.js";
 import type { DomainSnapshotStore } from "../ports/domain-snapshot-store.js";
 import type { Machines } from "../ports/machines.js";
+import type { InternalSnapshots } from "../ports/internal-snapshots.js";
+import type { LayerMergers } from "../ports/layer-merger.js";
+import type { SnapshotFiles } from "../ports/snapshot-files.js";
 import type { BackupRepository } from "../ports/repository.js";
 import type { SnapshotTakers } from "../ports/snapshot-taker.js";
 import type { HostCleaner, OperationRecord, StateStore } from "../ports/state-store.js";
 import type { Clock } from "../ports/clock.js";
 import { errorMessage, isFleeceError } from "../shared/errors.js";
+import { settleDeletion } from "./domain-snapshots/settle-deletion.js";
+import { settleInternal } from "./domain-snapshots/settle-internal.js";
 import { rememberEnd } from "./ended-snapshots.js";
 import { recoverCreation } from "./domain-snapshots/finish-creation.js";
 import { DomainSession } from "./domain-session.js";
@@ -26,6 +31,9 @@ export interface RecoveryParts {
   readonly log: Logger;
   readonly repositories: ReadonlyMap<string, BackupRepository>;
   readonly machines: Machines;
+  readonly layers: LayerMergers;
+  readonly snapshotFiles: SnapshotFiles;
+  readonly internals: InternalSnapshots;
 }
 
 /**
@@ -63,6 +71,8 @@ async function recoverOperation(
   if (subject.kind === "backup") await keepCheckpointIfPublished(parts.repositories, operation, subject);
   parts.log.info({ operation: id, kind: subject.kind, domain }, "Undoing an unfinished operation");
   if (subject.kind === "domain-snapshot-create") return recoverCreation(parts, session, operation);
+  if (subject.kind === "domain-snapshot-delete") return settleDeletion(parts, session, operation);
+  if (subject.kind === "domain-snapshot-internal") return settleInternal(parts, session, operation);
   await unwind(operation, session, parts.host);
 }
 
@@ -125,6 +135,9 @@ export function isOver(
     case "backup":
     case "domain-snapshot-create":
     case "domain-snapshot-revert":
+    case "domain-snapshot-delete":
+    case "domain-snapshot-clone":
+    case "domain-snapshot-internal":
       return true;
     case "restore":
       return !parts.store.isAlive(owner);

@@ -4,6 +4,9 @@ import { LOCAL_CLIENT } from "../../src/model/access.js";
 import { QemuTakers } from "../../src/drivers/machine/takers.js";
 import { systemClock } from "../../src/drivers/system-clock.js";
 import { DomainSnapshotDirectory } from "../../src/drivers/domain-snapshot-directory.js";
+import { QemuInternalSnapshots } from "../../src/drivers/machine/internal-snapshots.js";
+import { QemuLayerMergers } from "../../src/drivers/machine/layer-merger.js";
+import { snapshotFiles } from "../../src/drivers/machine/snapshot-files.js";
 import { StateDirectory } from "../../src/drivers/state-directory.js";
 import { noMeter } from "../../src/ports/meter.js";
 import type { DomainLock, OperationOwner, StateStore } from "../../src/ports/state-store.js";
@@ -71,6 +74,9 @@ export class FakeProcess {
       domainSnapshots: new DomainSnapshotDirectory(world.stateDir),
       takers: new QemuTakers({ domains: [], clock: systemClock, runtimeRoot: world.stateDir }),
       machines: fakeMachines,
+      layers: new QemuLayerMergers({ domains: [], runtimeRoot: world.stateDir }),
+      snapshotFiles,
+      internals: new QemuInternalSnapshots([]),
       host: gated(domain.host, "host", gate),
       clock: {
         now: () => domain.now(),

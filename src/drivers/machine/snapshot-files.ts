@@ -1,118 +1,119 @@
 import { createHash } from "node:crypto";
-import { chown, rm, stat } from "node:fs/promises";
-import { dirname } from "node:path";
-import * as z from "zod";
-import { CHECKPOINT_GRANULARITY } from "../../model/checkpoint.js";
-import type { SnapshotMemory } from "../../model/domain-snapshot.js";
-import { BLOCK_SIZE } from "../../model/extents.js";
-import type { ImageToCheck, OverlayToMake } from "../../ports/machines.js";
-import { errnoOf, fileError, FleeceError, isFleeceError } from "../../shared/errors.js";
-import { createPrivate, openExisting, syncDirectory } from "../durable-files.js";
-import { changeImageBitmap, runTool } from "../qemu-tools.js";
+import { createReadStream } from "node:fs";
+import { chmod, constants, copyFile, lstat, mkdir, open, rm, rmdir, unlink } from "node:fs/promises";
+import path from "node:path";
+import { pipeline } from "node:stream/promises";
+import type { SnapshotFiles } from "../../ports/snapshot-files.js";
+import { errnoOf, fileError, FleeceError } from "../../shared/errors.js";
+import { createPrivate, syncDirectory } from "../durable-files.js";
+import { runTool } from "../qemu-tools.js";
 
-const READ_BYTES = 4 * 1024 * 1024;
+const COPY_TIMEOUT_MS = 24 * 3600 * 1000;
 
-const chainSchema = z.array(z.object({ "virtual-size": z.int(), format: z.string() })).min(1);
-
-/** The domain may have the file open as a backing file; nobody writes to it. */
-export async function checkImage(image: ImageToCheck, signal?: AbortSignal): Promise<void> {
-  const { target, file, format, sizeBytes } = image;
-  const args = ["info", "--output=json", "-U", "--backing-chain", "-f", format, "--", file];
-  let output: string;
-  try {
-    output = await runTool("qemu-img", args, { signal, path: file });
-  } catch (error) {
-    if (!isFleeceError(error, "PATH_NOT_FOUND", "QEMU_FAILED")) throw error;
-    throw damaged(
-      `The image of disk ${target} cannot be opened with all its backing files: ${error.message}`,
-      file,
-      error,
-    );
-  }
-  const chain = chainSchema.safeParse(JSON.parse(output));
-  const found = chain.data?.[0]?.["virtual-size"];
-  if (found === sizeBytes) return;
-  throw damaged(
-    `Expected ${sizeBytes} bytes of disk ${target} in ${file}, found ${found ?? "no size"}`,
-    file,
-  );
-}
-
-export async function checkMemory(
-  { file, sizeBytes, sha256 }: SnapshotMemory & { readonly kind: "external" },
-  { signal, onProgress }: { signal?: AbortSignal | undefined; onProgress?: (doneBytes: number) => void },
-): Promise<void> {
-  const handle = await openExisting(file).catch((error: unknown) => {
-    if (errnoOf(error) === "ENOENT") throw damaged(`The memory image ${file} does not exist`, file, error);
-    throw fileError(error, "read", file);
-  });
-  try {
-    const { size } = await handle.stat();
-    if (size !== sizeBytes) {
-      throw damaged(`Expected ${sizeBytes} bytes in the memory image ${file}, found ${size}`, file);
+export const snapshotFiles: SnapshotFiles = {
+  async remove(file) {
+    try {
+      await unlink(file);
+    } catch (error) {
+      if (errnoOf(error) === "ENOENT") return;
+      throw fileError(error, "remove", file);
     }
-    const hash = createHash("sha256");
-    const buffer = Buffer.alloc(Math.min(READ_BYTES, Math.max(1, size)));
-    for (let done = 0; done < size;) {
-      signal?.throwIfAborted();
-      const { bytesRead } = await handle.read(buffer, 0, buffer.length, done);
-      if (bytesRead === 0) throw damaged(`The memory image ${file} became shorter while it was read`, file);
-      hash.update(buffer.subarray(0, bytesRead));
-      done += bytesRead;
-      onProgress?.(done);
-    }
-    const found = hash.digest("hex");
-    if (found === sha256) return;
-    throw damaged(
-      `The memory image ${file} is not what was saved: expected SHA-256 ${sha256}, found ${found}`,
-      file,
-    );
-  } finally {
-    await handle.close();
-  }
-}
+    await syncDirectory(path.dirname(file));
+  },
 
-export async function fileExists(path: string): Promise<boolean> {
-  try {
-    await stat(path);
-    return true;
-  } catch (error) {
-    if (errnoOf(error) === "ENOENT") return false;
-    throw fileError(error, "look at", path);
-  }
-}
-
-export async function createOverlay(
-  { path, base, bitmap, owner }: OverlayToMake,
-  signal?: AbortSignal,
-): Promise<void> {
-  // qemu-img would follow a link and take the mode from the umask; the file that we make first, it keeps.
-  const handle = await createPrivate(path);
-  try {
-    const layout = ["-o", `cluster_size=${BLOCK_SIZE}`, "-u", "-F", base.format, "-b", base.file];
-    const args = ["create", "-q", "-f", "qcow2", ...layout, "--", path, String(base.sizeBytes)];
-    await runTool("qemu-img", args, { signal, path });
-    if (bitmap !== undefined) {
-      const add = {
-        action: "add",
-        bitmap,
-        persistent: true,
-        granularityBytes: CHECKPOINT_GRANULARITY,
-      } as const;
-      await changeImageBitmap(path, add, { signal });
+  async removeDirectory(directory) {
+    try {
+      await rmdir(directory);
+    } catch (error) {
+      const errno = errnoOf(error);
+      if (errno === "ENOENT" || errno === "ENOTEMPTY") return;
+      throw fileError(error, "remove", directory);
     }
-    if (owner !== undefined && owner.uid !== process.geteuid?.()) await chown(path, owner.uid, owner.gid);
+    await syncDirectory(path.dirname(directory));
+  },
+
+  async exists(file) {
+    try {
+      await lstat(file);
+      return true;
+    } catch (error) {
+      if (errnoOf(error) === "ENOENT" || errnoOf(error) === "ENOTDIR") return false;
+      throw fileError(error, "look at", file);
+    }
+  },
+
+  async makeDirectory(directory) {
+    try {
+      await mkdir(directory, { mode: 0o700 });
+    } catch (error) {
+      throw fileError(error, "create the directory", directory);
+    }
+    await syncDirectory(path.dirname(directory));
+  },
+
+  async copy(from, to, { sha256, signal, onProgress }) {
+    signal?.throwIfAborted();
+    try {
+      await copyFile(from, to, constants.COPYFILE_EXCL | constants.COPYFILE_FICLONE);
+      await chmod(to, 0o600);
+      await sync(to);
+      const found = await digest(to, signal, onProgress);
+      if (found !== sha256) {
+        throw new FleeceError("DAMAGED", `Expected SHA-256 ${sha256} of ${from}, found ${found}`, {
+          facts: { path: from },
+        });
+      }
+      await syncDirectory(path.dirname(to));
+    } catch (error) {
+      await rm(to, { force: true });
+      throw fileError(error, "copy", from);
+    }
+  },
+
+  async createOverlay(overlay, base, signal) {
+    // qemu-img would follow a link and take the mode from the umask; the file that we make first, it keeps.
+    await (await createPrivate(overlay)).close();
+    const backing = ["-u", "-F", base.format, "-b", base.path, "-o", "cluster_size=65536"];
+    const args = ["create", "-q", "-f", "qcow2", ...backing, "--", overlay, String(base.sizeBytes)];
+    await runTool("qemu-img", args, { path: overlay, signal });
+    await sync(overlay);
+    await syncDirectory(path.dirname(overlay));
+  },
+
+  async extractSnapshot(image, snapshot, to, signal) {
+    await (await createPrivate(to)).close();
+    // Shared with a running domain: what belongs to an internal snapshot is not written to as long as that is there.
+    const source = ["-U", "-f", "qcow2", "-l", `snapshot.name=${snapshot}`];
+    const args = ["convert", "-q", ...source, "-O", "qcow2", "--", image, to];
+    await runTool("qemu-img", args, { path: image, signal, timeoutMs: COPY_TIMEOUT_MS });
+    await sync(to);
+    await syncDirectory(path.dirname(to));
+  },
+};
+
+async function sync(file: string): Promise<void> {
+  const handle = await open(file, "r+");
+  try {
     await handle.sync();
   } finally {
     await handle.close();
   }
-  await syncDirectory(dirname(path));
 }
 
-export async function removeFile(path: string): Promise<void> {
-  await rm(path, { force: true });
-}
-
-function damaged(message: string, path: string, cause?: unknown): FleeceError {
-  return new FleeceError("DAMAGED", message, { cause, facts: { path } });
+async function digest(
+  file: string,
+  signal: AbortSignal | undefined,
+  onProgress: ((doneBytes: number) => void) | undefined,
+): Promise<string> {
+  const hash = createHash("sha256");
+  let doneBytes = 0;
+  const count = async function* (chunks: AsyncIterable<Buffer>): AsyncGenerator<Buffer> {
+    for await (const chunk of chunks) {
+      doneBytes += chunk.length;
+      onProgress?.(doneBytes);
+      yield chunk;
+    }
+  };
+  await pipeline(createReadStream(file, { highWaterMark: 1 << 20 }), count, hash, { signal });
+  return hash.digest("hex");
 }

@@ -1,7 +1,15 @@
 import type { BitmapAdd, BitmapMerge, BitmapRef } from "./bitmaps.js";
 import type { BlockBackendInfo, BlockGraph, BlockNodeInfo, BlockStats } from "./block-info.js";
 import type { BlockExportAdd, BlockExportDel, BlockExportInfo, NbdServerStart } from "./exports.js";
-import type { BlockdevBackup, BlockdevCreate, BlockJobInfo, BlockStream, JobInfo } from "./jobs.js";
+import type {
+  BlockCommit,
+  BlockdevBackup,
+  BlockdevCreate,
+  BlockJobInfo,
+  BlockStream,
+  JobInfo,
+  SnapshotJob,
+} from "./jobs.js";
 import type {
   CpuInfo,
   IothreadInfo,
@@ -103,9 +111,15 @@ export interface QmpCommands {
   "blockdev-backup": Command<BlockdevBackup, Nothing>;
   "blockdev-create": Command<BlockdevCreate, Nothing>;
   "block-stream": Command<BlockStream, Nothing>;
+  "block-commit": Command<BlockCommit, Nothing>;
   "job-cancel": Command<{ id: string }, Nothing>;
   "job-complete": Command<{ id: string }, Nothing>;
+  "job-finalize": Command<{ id: string }, Nothing>;
   "job-dismiss": Command<{ id: string }, Nothing>;
+  /** Machine only, down to snapshot-delete. They are jobs: whether they succeed, the job tells. */
+  "snapshot-save": Command<SnapshotJob & { vmstate: string }, Nothing>;
+  "snapshot-load": Command<SnapshotJob & { vmstate: string }, Nothing>;
+  "snapshot-delete": Command<SnapshotJob, Nothing>;
   /** Ends the connection of an NBD node: its requests in flight fail. Machine only. */
   yank: Command<{ instances: { type: "block-node"; "node-name": string }[] }, Nothing>;
 }

@@ -82,8 +82,32 @@ export interface BlockStream {
   device: string;
   /** Its new backing file, a node of its chain; without one it has none. */
   "base-node"?: string;
+  /** What the device's header is to name as its backing file. */
+  "backing-file"?: string;
   "auto-finalize"?: boolean;
   "auto-dismiss"?: boolean;
+}
+
+export interface BlockCommit {
+  "job-id"?: string;
+  /** An existing node: the uppermost image of the chain. */
+  device: string;
+  /** Where the content goes. */
+  "base-node"?: string;
+  /** The uppermost image whose content goes there; default: the device, and then the job has to be completed. */
+  "top-node"?: string;
+  /** What the header of the image above `top-node` is to name as its backing file. */
+  "backing-file"?: string;
+  "auto-finalize"?: boolean;
+  "auto-dismiss"?: boolean;
+}
+
+/** Of internal snapshots; dismissing the job is up to whoever started it. */
+export interface SnapshotJob {
+  "job-id": string;
+  tag: string;
+  /** Node names of qcow2 images, of all writable disks. */
+  devices: string[];
 }
 
 type Preallocation = "off" | "metadata" | "falloc" | "full";

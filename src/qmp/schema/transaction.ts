@@ -13,6 +13,7 @@ export type TransactionAction =
     }
   | { type: "block-dirty-bitmap-merge"; data: BitmapMerge }
   | { type: "blockdev-snapshot"; data: BlockdevSnapshot }
+  | { type: "blockdev-snapshot-internal-sync"; data: { device: string; name: string } }
   /** Fails always; of use to try the others. */
   | { type: "abort"; data: Readonly<Record<string, never>> };
 

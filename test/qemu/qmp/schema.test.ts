@@ -33,6 +33,7 @@ const machineOnly = [
   ...["migrate-set-parameters", "migrate", "migrate_cancel", "query-cpus-fast", "query-memory-size-summary"],
   ...["query-status", "query-name", "query-uuid", "query-migrate", "query-iothreads"],
   ...["query-memory-size-summary", "query-cpus-fast", "migrate-incoming"],
+  ...["snapshot-save", "snapshot-load", "snapshot-delete"],
   ...["stop", "cont", "system_powerdown", "human-monitor-command"],
 ];
 

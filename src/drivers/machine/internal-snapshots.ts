@@ -1,0 +1,265 @@
+import * as z from "zod";
+import type { DomainConfig } from "../../model/config.js";
+import type { DiskFormat } from "../../model/snapshot-plan.js";
+import type {
+  InternalDisk,
+  InternalOptions,
+  InternalSnapshots,
+  InternalSnapshotter,
+} from "../../ports/internal-snapshots.js";
+import type { JobInfo, QmpSession, TransactionAction } from "../../qmp/index.js";
+import { isQmpError } from "../../qmp/index.js";
+import { errorMessage, FleeceError } from "../../shared/errors.js";
+import { withQmpErrors } from "../qmp-errors.js";
+import { changeImageBitmap, runTool } from "../qemu-tools.js";
+import { assignTargets } from "../running/targets.js";
+import { type BlockFacts, type LocatedDisk, layersOf, locateDisks } from "../running/block-graph.js";
+import { checkIdle, configOf, connectToDomain, queryFacts } from "./running-qemu.js";
+
+type ActiveFiles = ReadonlyMap<string, { readonly file: string; readonly format: DiskFormat }>;
+
+export class QemuInternalSnapshots implements InternalSnapshots {
+  readonly #domains: readonly DomainConfig[];
+
+  constructor(domains: readonly DomainConfig[]) {
+    this.#domains = domains;
+  }
+
+  async open(domain: string, active: ActiveFiles, signal?: AbortSignal): Promise<InternalSnapshotter> {
+    const config = configOf(this.#domains, domain);
+    const disks = config.disks?.map((disk) => ({ ...disk, ...active.get(disk.target) }));
+    const now: DomainConfig = disks === undefined ? config : { ...config, disks };
+    const qmp = await connectToDomain(config, signal);
+    if (qmp === undefined) return new InactiveSnapshotter(now);
+    const { status } = await withQmpErrors(`QEMU of domain ${domain}`, () => qmp.execute("query-status"));
+    return new RunningSnapshotter(now, qmp, status === "running" ? "running" : "paused");
+  }
+}
+
+/** By the jobs of QEMU, which tell in their end whether they succeeded: the commands themselves always do. */
+class RunningSnapshotter implements InternalSnapshotter {
+  readonly state: "running" | "paused";
+  readonly #config: DomainConfig;
+  readonly #qmp: QmpSession;
+
+  constructor(config: DomainConfig, qmp: QmpSession, state: "running" | "paused") {
+    this.#config = config;
+    this.#qmp = qmp;
+    this.state = state;
+  }
+
+  async checkIdle(): Promise<void> {
+    await this.#guarded(() => checkIdle(this.#qmp, this.#config.name));
+  }
+
+  async disks(): Promise<readonly InternalDisk[]> {
+    return await this.#guarded(async () => {
+      const facts = await queryFacts(this.#qmp);
+      const { located } = await assignTargets(this.#config, locateDisks(facts));
+      return [...located].map(([target, disk]) => describe(facts, target, disk));
+    });
+  }
+
+  async save(name: string, { memory, ...options }: InternalOptions & { memory: boolean }): Promise<void> {
+    await this.#guarded(async () => {
+      const nodes = await this.#nodes();
+      const [vmstate] = nodes;
+      if (vmstate === undefined) throw new FleeceError("UNSUPPORTED", "The domain has no disk");
+      if (memory) {
+        const start = { tag: name, vmstate, devices: nodes };
+        await this.#job(options, "save", (id) => this.#qmp.execute("snapshot-save", { "job-id": id, ...start }));
+        return;
+      }
+      const actions = nodes.map((device): TransactionAction => {
+        return { type: "blockdev-snapshot-internal-sync", data: { device, name } };
+      });
+      await this.#qmp.execute("transaction", { actions });
+    });
+  }
+
+  /** Nothing may be written between the end of the bitmaps and the load, so the guest stops first. */
+  async load(name: string, options: InternalOptions): Promise<void> {
+    await this.#guarded(async () => {
+      const facts = await queryFacts(this.#qmp);
+      const { located } = await assignTargets(this.#config, locateDisks(facts));
+      const disks = [...located.values()];
+      const vmstate = disks.find(({ diskNode }) => memoryOf(facts, diskNode, name) > 0)?.diskNode;
+      if (vmstate === undefined) throw noMemory(name);
+      await options.undo.register({ kind: "vm-held" });
+      await this.#qmp.execute("stop");
+      try {
+        const actions = disks.flatMap(({ diskNode: node, bitmaps }) =>
+          bitmaps.flatMap((bitmap): TransactionAction[] =>
+            bitmap.name === undefined
+              ? []
+              : [{ type: "block-dirty-bitmap-remove", data: { node, name: bitmap.name } }],
+          ),
+        );
+        if (actions.length > 0) await this.#qmp.execute("transaction", { actions });
+        const start = { tag: name, vmstate, devices: disks.map(({ diskNode }) => diskNode) };
+        await this.#job(options, "load", (id) => this.#qmp.execute("snapshot-load", { "job-id": id, ...start }));
+      } catch (error) {
+        if (this.state === "running") await this.resume();
+        throw isQmpError(error, "QMP_JOB_FAILED")
+          ? new FleeceError("MEMORY_LOAD_FAILED", `QEMU could not load ${name}: ${errorMessage(error)}`, { cause: error })
+          : error;
+      } finally {
+        await options.undo.settle({ kind: "vm-held" });
+      }
+    });
+  }
+
+  async remove(name: string, options: InternalOptions): Promise<void> {
+    await this.#guarded(async () => {
+      const devices = await this.#nodes();
+      await this.#job(options, "remove", (id) =>
+        this.#qmp.execute("snapshot-delete", { "job-id": id, tag: name, devices }),
+      );
+    });
+  }
+
+  /** A load that failed leaves `restore-vm`. */
+  async resume(): Promise<void> {
+    await this.#guarded(async () => {
+      const { status } = await this.#qmp.execute("query-status");
+      if (status === "paused" || status === "restore-vm") await this.#qmp.execute("cont");
+    });
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.#qmp.close();
+  }
+
+  async #nodes(): Promise<string[]> {
+    const { located } = await assignTargets(this.#config, locateDisks(await queryFacts(this.#qmp)));
+    return [...located.values()].map(({ diskNode }) => diskNode);
+  }
+
+  async #job(
+    { id, undo }: InternalOptions,
+    verb: "save" | "load" | "remove",
+    start: (job: string) => Promise<unknown>,
+  ): Promise<JobInfo> {
+    const job = `fleece-${id}-${verb}`;
+    await undo.register({ kind: "vm-job", id: job });
+    // QEMU stands still meanwhile, as long as storage takes; it cannot be cancelled.
+    return await this.#qmp.withDeadline(JOB_TIMEOUT_MS, async () => {
+      await start(job);
+      const ended = await this.#qmp.followJob(job);
+      await undo.settle({ kind: "vm-job", id: job });
+      return ended;
+    });
+  }
+
+  #guarded<T>(action: () => Promise<T>): Promise<T> {
+    return withQmpErrors(`QEMU of domain ${this.#config.name}`, action);
+  }
+}
+
+const JOB_TIMEOUT_MS = 600_000;
+
+function describe(facts: BlockFacts, target: string, disk: LocatedDisk): InternalDisk {
+  const node = facts.nodes.find((each) => each["node-name"] === disk.diskNode);
+  return {
+    target,
+    file: disk.file,
+    format: disk.format,
+    sizeBytes: disk.sizeBytes,
+    hasBacking: layersOf(facts, disk.diskNode).length > 1,
+    bitmaps: disk.bitmaps.flatMap(({ name }) => name ?? []),
+    snapshots: (node?.image.snapshots ?? []).map((snapshot) => ({
+      name: snapshot.name,
+      memoryBytes: snapshot["vm-state-size"],
+    })),
+  };
+}
+
+function memoryOf(facts: BlockFacts, diskNode: string, name: string): number {
+  const node = facts.nodes.find((each) => each["node-name"] === diskNode);
+  return node?.image.snapshots?.find((snapshot) => snapshot.name === name)?.["vm-state-size"] ?? 0;
+}
+
+function noMemory(name: string): FleeceError {
+  return new FleeceError(
+    "UNSUPPORTED",
+    `Domain snapshot ${name} has no memory, and its disks cannot be put back under a running guest: stop the domain first`,
+  );
+}
+
+/** By `qemu-img snapshot`, disk after disk. */
+class InactiveSnapshotter implements InternalSnapshotter {
+  readonly state = "inactive";
+  readonly #disks: NonNullable<DomainConfig["disks"]>;
+
+  constructor({ name, disks }: DomainConfig) {
+    if (disks === undefined) {
+      throw new FleeceError(
+        "DOMAIN_UNREACHABLE",
+        `Domain ${name} does not run, and the configuration lists no disks to reach it by`,
+        { facts: { domain: name } },
+      );
+    }
+    this.#disks = disks;
+  }
+
+  checkIdle(): Promise<void> {
+    return Promise.resolve();
+  }
+
+  async disks(signal?: AbortSignal): Promise<readonly InternalDisk[]> {
+    return await Promise.all(
+      this.#disks.map(async ({ target, file, format }) => {
+        const output = await runTool("qemu-img", ["info", "--output=json", "-f", format, "--", file], { path: file, signal });
+        const info = infoSchema.parse(JSON.parse(output));
+        return {
+          ...{ target, file, format },
+          sizeBytes: info["virtual-size"],
+          hasBacking: info["backing-filename"] !== undefined,
+          bitmaps: (info["format-specific"]?.data?.bitmaps ?? []).map(({ name }) => name),
+          snapshots: info.snapshots.map((snapshot) => ({ name: snapshot.name, memoryBytes: snapshot["vm-state-size"] })),
+        };
+      }),
+    );
+  }
+
+  async save(name: string, { signal }: InternalOptions): Promise<void> {
+    for (const { file } of this.#disks) await snapshot(["-c", name], file, signal);
+  }
+
+  /** qemu-img, too, refuses as long as there are bitmaps. */
+  async load(name: string, { signal }: InternalOptions): Promise<void> {
+    for (const { file, bitmaps } of await this.disks(signal)) {
+      for (const bitmap of bitmaps) await changeImageBitmap(file, { action: "remove", bitmap }, { signal });
+      await snapshot(["-a", name], file);
+    }
+  }
+
+  async remove(name: string, { signal }: InternalOptions): Promise<void> {
+    for (const { file, snapshots } of await this.disks(signal)) {
+      if (snapshots.some((each) => each.name === name)) await snapshot(["-d", name], file);
+    }
+  }
+
+  resume(): Promise<void> {
+    return Promise.resolve();
+  }
+
+  [Symbol.asyncDispose](): Promise<void> {
+    return Promise.resolve();
+  }
+}
+
+async function snapshot(verb: readonly string[], file: string, signal?: AbortSignal): Promise<void> {
+  await runTool("qemu-img", ["snapshot", "-q", ...verb, file], { path: file, signal });
+}
+
+const infoSchema = z.object({
+  "virtual-size": z.int().nonnegative(),
+  "backing-filename": z.string().optional(),
+  snapshots: z
+    .array(z.object({ name: z.string(), "vm-state-size": z.number().nonnegative() }))
+    .default([]),
+  "format-specific": z
+    .object({ data: z.object({ bitmaps: z.array(z.object({ name: z.string() })).default([]) }).optional() })
+    .optional(),
+});

@@ -1,0 +1,55 @@
+import type { DiskFormat } from "../model/snapshot-plan.js";
+import type { UndoLog } from "./block-driver.js";
+
+/** Finds out how the internal snapshots of a domain's images can be reached now. Fails with DOMAIN_UNREACHABLE. */
+export interface InternalSnapshots {
+  /** `active` are the files that an inactive domain would write to, by target, where they are not those of the configuration. */
+  open(
+    domain: string,
+    active: ReadonlyMap<string, { readonly file: string; readonly format: DiskFormat }>,
+    signal?: AbortSignal,
+  ): Promise<InternalSnapshotter>;
+}
+
+/** An image of the domain, writable and not removable. */
+export interface InternalDisk {
+  readonly target: string;
+  readonly file: string;
+  readonly format: DiskFormat;
+  readonly sizeBytes: number;
+  /** It is an overlay. */
+  readonly hasBacking: boolean;
+  readonly bitmaps: readonly string[];
+  readonly snapshots: readonly { readonly name: string; readonly memoryBytes: number }[];
+}
+
+/** Snapshots inside the qcow2 images of all of a domain's disks. Errors are FleeceErrors. */
+export interface InternalSnapshotter extends AsyncDisposable {
+  readonly state: "running" | "paused" | "inactive";
+  /** Fails with DOMAIN_BUSY or FOREIGN_FILTER. Reads only. */
+  checkIdle(): Promise<void>;
+  /** Reads only. */
+  disks(signal?: AbortSignal): Promise<readonly InternalDisk[]>;
+  /**
+   * On all disks, with memory into the first one if asked and the domain is not inactive. The guest is then as before, also
+   * after a failure; some images may have the snapshot after one, if the domain is inactive. Fails with MEMORY_SAVE_FAILED, NO_SPACE,
+   * DISK_IN_USE or QEMU_FAILED.
+   */
+  save(name: string, options: InternalOptions & { readonly memory: boolean }): Promise<void>;
+  /**
+   * Puts all disks back, and the memory of a domain that is not inactive. All bitmaps go first. The guest is stopped then. After a
+   * failure the guest runs on as it did. Fails with MEMORY_LOAD_FAILED or QEMU_FAILED.
+   */
+  load(name: string, options: InternalOptions): Promise<void>;
+  /** From all disks that have it. Idempotent. */
+  remove(name: string, options: InternalOptions): Promise<void>;
+  /** Idempotent. */
+  resume(): Promise<void>;
+}
+
+export interface InternalOptions {
+  /** Of the jobs. */
+  readonly id: string;
+  readonly undo: UndoLog;
+  readonly signal?: AbortSignal | undefined;
+}

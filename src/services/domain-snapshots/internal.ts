@@ -1,0 +1,333 @@
+import type {
+  CreateDomainSnapshotRequest,
+  DomainSnapshot,
+  DomainSnapshotOptions,
+  DomainSnapshots,
+  MergedLayer,
+  RevertCost,
+  RevertDomainSnapshotRequest,
+  RevertOutcome,
+} from "../../model/domain-snapshot.js";
+import { findSnapshot } from "../../model/domain-snapshot.js";
+import { parseBitmapName } from "../../model/checkpoint.js";
+import { withoutSnapshot } from "../../model/layer-plan.js";
+import { checkName } from "../../model/names.js";
+import type { InternalDisk, InternalSnapshotter } from "../../ports/internal-snapshots.js";
+import { FleeceError } from "../../shared/errors.js";
+import { randomId } from "../../shared/ids.js";
+import type { ServiceContext } from "../context.js";
+import { requireDomain, withDomain } from "../context.js";
+import type { DomainSession } from "../domain-session.js";
+import { Operation } from "../operation.js";
+import { readSnapshot, refuseOpenSnapshots } from "./read-snapshot.js";
+import { activeFiles, settleInternal } from "./settle-internal.js";
+
+/** Domain snapshots inside the qcow2 images. They stand in no chain, so any of them can be deleted without harm to others. */
+
+/**
+ * A snapshot of all disks, with memory unless told otherwise. The guest stands still as long as memory is written; then it is as
+ * it was. Fails with UNSUPPORTED where a disk cannot hold one, ALREADY_EXISTS, DOMAIN_BUSY, MEMORY_SAVE_FAILED, NO_SPACE.
+ */
+export async function createInternal(
+  context: ServiceContext,
+  request: CreateDomainSnapshotRequest,
+  options: DomainSnapshotOptions = {},
+): Promise<DomainSnapshot> {
+  const { domain } = request;
+  requireDomain(context, domain);
+  const timeMs = context.clock.now();
+  const name = checkName("domain snapshot", request.name ?? String(Math.floor(timeMs / 1000)));
+  refuseUnsupported(request);
+  return withDomain(context, domain, `domain snapshot ${name} of ${domain}`, async (session) => {
+    await session.close();
+    await refuseOpenSnapshots(context, domain);
+    const all = await context.domainSnapshots.read(domain);
+    await using images = await context.internals.open(domain, activeFiles(all), options.signal);
+    await images.checkIdle();
+    const disks = await images.disks(options.signal);
+    refuseDisks(all, disks, name);
+    const memory = images.state !== "inactive" && request.diskOnly !== true;
+    const operation = await begin(context, domain, name, disks);
+    try {
+      options.onProgress?.({ phase: memory ? "memory" : "disks" });
+      await saveNamed(images, name, memory, operation, options.signal);
+      const [snapshot, now] = added(all, {
+        ...{ name, timeMs, memory, disks: await images.disks(), state: images.state },
+        description: request.description ?? "",
+        pausedMs: memory && images.state === "running" ? context.clock.now() - timeMs : 0,
+      });
+      await context.domainSnapshots.write(now);
+      await operation.end();
+      return snapshot;
+    } catch (error) {
+      await images[Symbol.asyncDispose]();
+      await settleInternal(context, session, operation);
+      throw error;
+    }
+  });
+}
+
+/**
+ * What a revert will cost. Memory cannot be loaded while there are bitmaps, so all checkpoints end; those of the moment are not
+ * in the images. The present is kept as an internal snapshot of its own, unless `force` says that it is not wanted.
+ */
+export async function internalRevertCost(
+  context: ServiceContext,
+  request: RevertDomainSnapshotRequest,
+): Promise<RevertCost> {
+  const { all, snapshot } = await readSnapshot(context, request.domain, request.name);
+  await using images = await context.internals.open(request.domain, activeFiles(all));
+  return costOf(context, snapshot, await images.disks(), request);
+}
+
+/**
+ * Puts disks back, and memory, if the snapshot has it, in the QEMU that runs. Fails with FORCE_NEEDED if checkpoints would end,
+ * UNSUPPORTED if the domain's state does not fit, MEMORY_LOAD_FAILED; the guest then runs on, without its checkpoints if loading
+ * had begun.
+ */
+export async function revertInternal(
+  context: ServiceContext,
+  request: RevertDomainSnapshotRequest,
+  options: DomainSnapshotOptions = {},
+): Promise<RevertOutcome> {
+  const { domain, name } = request;
+  requireDomain(context, domain);
+  return withDomain(context, domain, `revert of ${domain} to ${name}`, async (session) => {
+    await session.close();
+    await refuseOpenSnapshots(context, domain);
+    const { all, snapshot } = await readSnapshot(context, domain, name);
+    await using images = await context.internals.open(domain, activeFiles(all), options.signal);
+    await images.checkIdle();
+    const disks = await images.disks(options.signal);
+    checkRevertible(images, snapshot, disks);
+    const cost = costOf(context, snapshot, disks, request);
+    if (cost.risks.length > 0 && request.force !== true) throw forceNeeded(snapshot, cost);
+    let now = all;
+    if (cost.keptAs !== undefined) {
+      now = await keepPresent(context, { session, images, all, name: cost.keptAs, disks });
+    }
+    const startMs = context.clock.now();
+    const operation = await begin(context, domain, name, disks);
+    try {
+      options.onProgress?.({ phase: "loading" });
+      await images.load(name, { id: operation.record.id, undo: operation });
+      const state = images.state === "inactive" ? "inactive" : (request.to ?? stateWith(snapshot));
+      if (state === "running") await images.resume();
+      await context.domainSnapshots.write({ ...now, current: name });
+      await operation.end();
+      return { ...cost, snapshot, state, downtimeMs: context.clock.now() - startMs };
+    } catch (error) {
+      await images[Symbol.asyncDispose]();
+      await settleInternal(context, session, operation);
+      throw error;
+    }
+  });
+}
+
+/** Within the domain's lock; clones have been asked about. */
+export async function deleteInternal(
+  context: ServiceContext,
+  session: DomainSession,
+  all: DomainSnapshots,
+  snapshot: DomainSnapshot,
+  options: DomainSnapshotOptions,
+): Promise<readonly MergedLayer[]> {
+  const { name } = snapshot;
+  const images = await context.internals.open(all.domain, activeFiles(all), options.signal);
+  try {
+    await images.checkIdle();
+    const operation = await begin(context, all.domain, name, snapshot.disks);
+    try {
+      // First: what has begun to be deleted cannot be reverted to any more.
+      await context.domainSnapshots.write(withoutSnapshot(all, name));
+      await images.remove(name, { id: operation.record.id, undo: operation });
+      await operation.end();
+    } catch (error) {
+      await images[Symbol.asyncDispose]();
+      await settleInternal(context, session, operation);
+      throw error;
+    }
+  } finally {
+    await images[Symbol.asyncDispose]();
+  }
+  return snapshot.disks.map(({ target, file }) => ({ target, how: "internal", from: file }));
+}
+
+async function begin(
+  { store, clock }: ServiceContext,
+  domain: string,
+  snapshot: string,
+  disks: readonly { readonly file: string }[],
+): Promise<Operation> {
+  const subject = { kind: "domain-snapshot-internal", snapshot, files: disks.map(({ file }) => file) } as const;
+  return await Operation.begin(store, { id: randomId(8), domain, startedAtMs: clock.now(), subject });
+}
+
+async function saveNamed(
+  images: InternalSnapshotter,
+  name: string,
+  memory: boolean,
+  operation: Operation,
+  signal?: AbortSignal,
+): Promise<void> {
+  await images.save(name, { id: operation.record.id, undo: operation, memory, signal });
+}
+
+async function keepPresent(
+  context: ServiceContext,
+  parts: {
+    readonly session: DomainSession;
+    readonly images: InternalSnapshotter;
+    readonly all: DomainSnapshots;
+    readonly name: string;
+    readonly disks: readonly InternalDisk[];
+  },
+): Promise<DomainSnapshots> {
+  const { session, images, all, name, disks } = parts;
+  const timeMs = context.clock.now();
+  const memory = images.state !== "inactive";
+  const operation = await begin(context, all.domain, name, disks);
+  try {
+    await saveNamed(images, name, memory, operation);
+    const [, now] = added(all, {
+      ...{ name, timeMs, memory, disks: await images.disks(), state: images.state },
+      ...{ description: "", pausedMs: 0, keptByRevert: true },
+    });
+    await context.domainSnapshots.write(now);
+    await operation.end();
+    return now;
+  } catch (error) {
+    await images[Symbol.asyncDispose]();
+    await settleInternal(context, session, operation);
+    throw error;
+  }
+}
+
+/** The snapshot, and the document with it as the current one. */
+function added(
+  all: DomainSnapshots,
+  made: {
+    readonly name: string;
+    readonly description: string;
+    readonly timeMs: number;
+    readonly memory: boolean;
+    readonly state: DomainSnapshot["state"];
+    readonly pausedMs: number;
+    readonly disks: readonly InternalDisk[];
+    readonly keptByRevert?: true | boolean;
+  },
+): [DomainSnapshot, DomainSnapshots] {
+  const { name, description, timeMs, state, pausedMs } = made;
+  const holder = made.disks.find((disk) => memoryIn(disk, name) > 0);
+  const snapshot: DomainSnapshot = {
+    ...{ name, description, timeMs, state, pausedMs, kind: "internal", live: false, clones: [] },
+    ...(all.current === undefined ? {} : { parent: all.current }),
+    ...(holder === undefined
+      ? { consistency: state === "inactive" ? "clean" : "crash" }
+      : { memory: { kind: "internal", target: holder.target, sizeBytes: memoryIn(holder, name) } }),
+    disks: made.disks.map(({ target, file, format, sizeBytes, bitmaps }) => ({
+      ...{ target, file, format, sizeBytes, bitmaps },
+    })),
+    ...(made.keptByRevert === true ? { keptByRevert: true } : {}),
+  };
+  return [snapshot, { ...all, current: name, snapshots: [...all.snapshots, snapshot] }];
+}
+
+function memoryIn({ snapshots }: InternalDisk, name: string): number {
+  return snapshots.find((snapshot) => snapshot.name === name)?.memoryBytes ?? 0;
+}
+
+function refuseUnsupported({ live, quiesce, directory, memoryPath, disks }: CreateDomainSnapshotRequest): void {
+  const asked = [
+    [live === true, "--live: the guest stands still while memory goes into an image"],
+    [quiesce === true, "--quiesce"],
+    [directory !== undefined || memoryPath !== undefined, "a place for its files: all of it is in the images"],
+    [disks !== undefined, "a choice of disks: memory fits only all of them"],
+  ] as const;
+  const refused = asked.find(([is]) => is);
+  if (refused === undefined) return;
+  throw new FleeceError("INVALID_ARGUMENT", `An internal domain snapshot cannot have ${refused[1]}`);
+}
+
+/** An image under an overlay cannot be reached by QEMU any more, and its internal snapshots neither. */
+function refuseDisks(all: DomainSnapshots, disks: readonly InternalDisk[], name: string): void {
+  const unfit = disks.find(({ format }) => format !== "qcow2");
+  if (disks.length === 0 || unfit !== undefined) {
+    const found = unfit === undefined ? "no disk" : `${unfit.format} for disk ${unfit.target}`;
+    throw new FleeceError("UNSUPPORTED", `Internal domain snapshots need qcow2 images for all disks; found ${found}`);
+  }
+  const external = all.snapshots.find(({ kind }) => kind === "external");
+  if (external !== undefined) {
+    throw new FleeceError(
+      "UNSUPPORTED",
+      `Domain ${all.domain} has the external snapshot ${external.name}: internal ones would be out of reach below its overlays`,
+    );
+  }
+  const holder = disks.find(({ snapshots }) => snapshots.some((snapshot) => snapshot.name === name));
+  if (holder === undefined && findSnapshot(all, name) === undefined) return;
+  throw new FleeceError(
+    "ALREADY_EXISTS",
+    holder === undefined
+      ? `Domain ${all.domain} has a domain snapshot ${name} already`
+      : `Disk ${holder.target} (${holder.file}) has an internal snapshot ${name} already`,
+    { facts: { domain: all.domain, snapshot: name } },
+  );
+}
+
+function checkRevertible(
+  images: InternalSnapshotter,
+  snapshot: DomainSnapshot,
+  disks: readonly InternalDisk[],
+): void {
+  const { name } = snapshot;
+  const missing = disks.find(({ snapshots }) => !snapshots.some((each) => each.name === name));
+  if (missing !== undefined || disks.length !== snapshot.disks.length) {
+    throw new FleeceError(
+      "DAMAGED",
+      `Expected all disks of the domain to have the internal snapshot ${name}; ${missing?.target ?? "one"} has not, and without it the others would be of another moment`,
+    );
+  }
+  if (images.state !== "inactive" && snapshot.memory === undefined) {
+    throw new FleeceError(
+      "UNSUPPORTED",
+      `Domain snapshot ${name} has no memory, and its disks cannot be put back under a running guest: stop the domain first`,
+    );
+  }
+  if (images.state === "inactive" && snapshot.memory !== undefined) {
+    throw new FleeceError(
+      "UNSUPPORTED",
+      `Domain snapshot ${name} has memory, which needs a QEMU to be loaded into: start the domain first, paused`,
+    );
+  }
+}
+
+function costOf(
+  { clock }: ServiceContext,
+  { name }: DomainSnapshot,
+  disks: readonly InternalDisk[],
+  { force }: RevertDomainSnapshotRequest,
+): RevertCost {
+  const bitmaps = disks.flatMap((disk) => disk.bitmaps);
+  const endedCheckpoints = [...new Set(bitmaps.flatMap((bitmap) => parseBitmapName(bitmap)?.name ?? []))];
+  const foreign = bitmaps.filter((bitmap) => parseBitmapName(bitmap) === undefined);
+  return {
+    keptAs: force === true ? undefined : `${name}-before-${Math.floor(clock.now() / 1000)}`,
+    endedCheckpoints,
+    risks: [
+      ...(endedCheckpoints.length === 0
+        ? []
+        : [`checkpoints end: ${endedCheckpoints.join(", ")}; the next backup reads and compares all`]),
+      ...(foreign.length === 0 ? [] : [`bitmaps of other programs go: ${foreign.join(", ")}`]),
+    ],
+  };
+}
+
+function forceNeeded({ name }: DomainSnapshot, { risks }: RevertCost): FleeceError {
+  return new FleeceError("FORCE_NEEDED", `The revert to ${name} needs force: ${risks.join("; ")}`, {
+    facts: { snapshot: name, risks },
+  });
+}
+
+function stateWith({ state }: DomainSnapshot): "running" | "paused" {
+  return state === "running" ? "running" : "paused";
+}
