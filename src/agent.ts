@@ -143,9 +143,10 @@ export async function startAgent(
   const store = new StateDirectory(config.stateDir);
   const fronts = withFronts ? await makeFronts(config, { store, clock, log }) : undefined;
   const images = new StorageDaemonImages({ runtimeRoot });
+  const domainSnapshots = new DomainSnapshotDirectory(config.stateDir);
   const context: ServiceContext = {
     store,
-    domainSnapshots: new DomainSnapshotDirectory(config.stateDir),
+    domainSnapshots,
     host: new QemuHostCleaner(),
     clock,
     log,
@@ -153,6 +154,7 @@ export async function startAgent(
     client: LOCAL_CLIENT,
     drivers: new QemuDriverFactory({
       domains: config.domains,
+      domainSnapshots,
       clock,
       runtimeRoot,
       log,

@@ -111,6 +111,12 @@ function decideDisk(disk: DiskState, { id, manifest }: IntactEntry): DiskDecisio
       reason: `its image is ${disk.file} and was ${before.sourceFile} in backup ${id}`,
     };
   }
+  const { otherLayer } = disk;
+  if (otherLayer !== undefined) {
+    const { found, expected } = otherLayer;
+    const reason = `its image is ${found}, but by its domain snapshots it should be ${expected}`;
+    return { mode: "compare", reason };
+  }
   const since = changesSince(disk.checkpoints, manifest.checkpoint);
   if (!since.valid) return { mode: "compare", reason: since.reason };
   return {
