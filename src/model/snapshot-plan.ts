@@ -1,6 +1,6 @@
 import { posix } from "node:path";
 import type { CheckpointBitmap, CheckpointId } from "./checkpoint.js";
-import { nextOrder } from "./checkpoint.js";
+import { isUnusable, nextOrder } from "./checkpoint.js";
 import type { QuiesceOutcome, QuiescePlan } from "./quiesce.js";
 
 /** The domain as a driver finds it, looked up anew each time: node names change with every restart or hot-plug. */
@@ -213,7 +213,7 @@ export function planSnapshot(state: DomainState, request: SnapshotRequest): Snap
       ...scratchPlace(request, disk.target),
       nodes: snapshotNodes(id, index),
       previousBitmaps: disk.checkpoints
-        .filter(({ recording, inconsistent }) => recording && !inconsistent)
+        .filter((bitmap) => bitmap.recording && !isUnusable(bitmap))
         .map(({ bitmap }) => bitmap),
     })),
     ...(scratchLimitBytes === undefined ? {} : { scratchLimitBytes }),

@@ -85,7 +85,15 @@ export function printDomainXml({ name, uuid, disks, blockExports }: DomainDocume
   });
 }
 
-function diskNode({ target, bus, alias, format, file, activeFile, checkpoints }: DomainDiskDocument): XmlNode {
+function diskNode({
+  target,
+  bus,
+  alias,
+  format,
+  file,
+  activeFile,
+  checkpoints,
+}: DomainDiskDocument): XmlNode {
   return {
     name: "disk",
     attributes: { type: "file", device: "disk" },
