@@ -143,9 +143,10 @@ export async function startAgent(
   const store = new StateDirectory(config.stateDir);
   const fronts = withFronts ? await makeFronts(config.nbd, { store, clock, log }) : undefined;
   const images = new StorageDaemonImages({ runtimeRoot });
+  const domainSnapshots = new DomainSnapshotDirectory(config.stateDir);
   const context: ServiceContext = {
     store,
-    domainSnapshots: new DomainSnapshotDirectory(config.stateDir),
+    domainSnapshots,
     takers: new QemuTakers({ domains: config.domains, clock, runtimeRoot }),
     machines: new QemuMachines({ domains: config.domains, stateDir: config.stateDir }),
     layers: new QemuLayerMergers({ domains: config.domains, runtimeRoot }),
@@ -158,6 +159,7 @@ export async function startAgent(
     client: LOCAL_CLIENT,
     drivers: new QemuDriverFactory({
       domains: config.domains,
+      domainSnapshots,
       clock,
       runtimeRoot,
       log,

@@ -58,11 +58,12 @@ export function domainDocument(
   const addresses = new Map(offered.map(({ address }) => [JSON.stringify(address), address]));
   return {
     name: domain,
-    disks: disks.map(({ target, format, file, checkpoints }) => ({
+    disks: disks.map(({ target, format, file, activeFile, checkpoints }) => ({
       target,
       format,
       file,
-      checkpoints: checkpoints.map(({ name }) => name),
+      ...(activeFile === undefined ? {} : { activeFile }),
+      checkpoints: namesOf(checkpoints),
     })),
     blockExports: [...addresses].map(([key, address]) => ({
       address,
@@ -93,9 +94,15 @@ function diskMessage(disk: DiskState): Disk {
     format: formatName(disk.format),
     file: disk.file,
     sizeBytes: disk.sizeBytes,
-    checkpoints: disk.checkpoints.map(({ name }) => name),
+    checkpoints: namesOf(disk.checkpoints),
     foreignBitmaps: disk.foreignBitmaps,
     obstacle: disk.obstacle && { code: disk.obstacle.code, reason: disk.obstacle.reason },
     staged: disk.staged ?? false,
+    activeFile: disk.activeFile,
+    frozenFiles: disk.frozenFiles ?? [],
   };
+}
+
+function namesOf(checkpoints: DiskState["checkpoints"]): readonly string[] {
+  return checkpoints.filter(({ deleted }) => deleted !== true).map(({ name }) => name);
 }

@@ -34,6 +34,9 @@ export function domainDetails(domain: Domain, terminal: boolean): string {
     ...(disk.obstacle === undefined || disk.obstacle === null
       ? []
       : [`Disk ${disk.target} cannot be backed up: ${disk.obstacle.reason} (${disk.obstacle.code})`]),
+    ...(disk.activeFile === undefined
+      ? []
+      : [`Disk ${disk.target} is in ${disk.activeFile} now, over ${disk.frozenFiles.join(", ")}`]),
     ...(disk.foreignBitmaps.length === 0
       ? []
       : [`Disk ${disk.target} has bitmaps of other programs: ${disk.foreignBitmaps.join(", ")}`]),

@@ -3,6 +3,7 @@ import path from "node:path";
 import type { DomainConfig } from "../model/config.js";
 import type { BlockDriver, DriverFactory } from "../ports/block-driver.js";
 import type { Clock } from "../ports/clock.js";
+import type { DomainSnapshotStore } from "../ports/domain-snapshot-store.js";
 import type { Logger } from "../ports/logger.js";
 import { connectQmp, isQmpError } from "../qmp/index.js";
 import { FleeceError } from "../shared/errors.js";
@@ -14,6 +15,7 @@ import { detachedDirectoryPath } from "./runtime-directory.js";
 /** Finds a domain by its QMP socket; nobody listening there means inactive, anything unclear means unreachable. */
 export class QemuDriverFactory implements DriverFactory {
   readonly #domains: ReadonlyMap<string, DomainConfig>;
+  readonly #domainSnapshots: Pick<DomainSnapshotStore, "read">;
   readonly #clock: Clock;
   readonly #runtimeRoot: string;
   readonly #log: Logger;
@@ -21,12 +23,15 @@ export class QemuDriverFactory implements DriverFactory {
 
   constructor(options: {
     domains: readonly DomainConfig[];
+    /** They know in which file each disk is now. */
+    domainSnapshots: Pick<DomainSnapshotStore, "read">;
     clock: Clock;
     runtimeRoot: string;
     log: Logger;
     cbwTimeoutMs: number;
   }) {
     this.#log = options.log;
+    this.#domainSnapshots = options.domainSnapshots;
     this.#cbwTimeoutMs = options.cbwTimeoutMs;
     this.#domains = new Map(options.domains.map((domain) => [domain.name, domain]));
     this.#clock = options.clock;
@@ -45,7 +50,8 @@ export class QemuDriverFactory implements DriverFactory {
       const nbdSocketPath = path.join(this.#socketDirectory(socketPath), "nbd.sock");
       const runtimeRoot = this.#runtimeRoot;
       const sockets = { qmpSocketPath: socketPath, nbdSocketPath };
-      const settings = { config, runtimeRoot, cbwTimeoutMs: this.#cbwTimeoutMs };
+      const domainSnapshots = this.#domainSnapshots;
+      const settings = { config, domainSnapshots, runtimeRoot, cbwTimeoutMs: this.#cbwTimeoutMs };
       return new RunningDriver({ qmp, clock: this.#clock, log: this.#log, ...sockets, ...settings });
     } catch (error) {
       if (isQmpError(error, "QMP_SOCKET_ABSENT", "QMP_REFUSED")) return this.#inactive(config, error);
@@ -62,7 +68,9 @@ export class QemuDriverFactory implements DriverFactory {
         { cause, facts: { domain: config.name } },
       );
     }
-    return new InactiveDriver({ config, disks, clock: this.#clock, runtimeRoot: this.#runtimeRoot });
+    const domainSnapshots = this.#domainSnapshots;
+    const settings = { config, disks, domainSnapshots, runtimeRoot: this.#runtimeRoot };
+    return new InactiveDriver({ ...settings, clock: this.#clock });
   }
 
   /** One NBD server per QEMU process, so one directory per monitor, found again by whoever comes next. */

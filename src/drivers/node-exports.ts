@@ -1,6 +1,7 @@
 import type { ExportAddress, PlannedExport } from "../model/snapshot-plan.js";
 import type { QmpSession } from "../qmp/index.js";
 import { CHECKPOINT_GRANULARITY } from "../model/checkpoint.js";
+import { FleeceError } from "../shared/errors.js";
 
 /** Offers nodes of any QEMU process with a QMP monitor and a running NBD server; the same for VMs and storage daemons. */
 
@@ -8,8 +9,8 @@ export interface NodeExport {
   readonly planned: PlannedExport;
   /** The node to offer. */
   readonly node: string;
-  /** The node that holds the bitmaps to merge. */
-  readonly bitmapNode: string;
+  /** The nodes that hold the bitmaps to merge; each of those is in at least one of them. */
+  readonly bitmapNodes: readonly string[];
   readonly sizeBytes: number;
 }
 
@@ -19,7 +20,7 @@ export interface NodeExport {
  */
 export async function addExport(
   qmp: QmpSession,
-  { planned, node, bitmapNode, sizeBytes }: NodeExport,
+  { planned, node, bitmapNodes, sizeBytes }: NodeExport,
   socketPath: string,
 ): Promise<ExportAddress> {
   const { exportName, changes, target } = planned;
@@ -36,7 +37,7 @@ export async function addExport(
     await qmp.execute("block-dirty-bitmap-merge", {
       node,
       target: merged,
-      bitmaps: changes.bitmaps.map((name) => ({ node: bitmapNode, name })),
+      bitmaps: await bitmapsOn(qmp, bitmapNodes, changes.bitmaps),
     });
   }
   await qmp.execute("block-export-add", {
@@ -58,6 +59,24 @@ export async function addExport(
 /** Readers see it in the name of the metadata context. */
 export function mergedBitmapName(since: string): string {
   return `since-${since}`;
+}
+
+/** Where bitmaps of these names are: the images of a disk may each have one. Fails with QEMU_FAILED if one is nowhere. */
+export async function bitmapsOn(
+  qmp: QmpSession,
+  nodes: readonly string[],
+  names: readonly string[],
+): Promise<{ node: string; name: string }[]> {
+  const all = await qmp.execute("query-named-block-nodes", { flat: true });
+  return names.flatMap((name) => {
+    const found = nodes.filter((node) =>
+      all
+        .find((listed) => listed["node-name"] === node)
+        ?.["dirty-bitmaps"]?.some((bitmap) => bitmap.name === name),
+    );
+    if (found.length > 0) return found.map((node) => ({ node, name }));
+    throw new FleeceError("QEMU_FAILED", `Expected bitmap ${name} on ${nodes.join(" or ")}, there is none`);
+  });
 }
 
 /** Removes a bitmap unless it does not exist. */

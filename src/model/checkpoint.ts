@@ -26,6 +26,12 @@ export interface CheckpointBitmap extends CheckpointId {
   readonly granularityBytes: number;
   /** Bytes marked changed, where the reporter knows it (a running QEMU does, an image header does not). */
   readonly dirtyBytes?: number;
+  /** Set when an image below the present one has it too, or it alone: there it cannot be changed. See layered-bitmaps.ts. */
+  readonly place?: "both" | "below";
+  /** Deleted while an image below has it: nobody may ask about it, but older ones need what it knows. */
+  readonly deleted?: true;
+  /** Why it cannot be used although it is consistent: a gap between the images of the disk. */
+  readonly lost?: string;
 }
 
 /**
@@ -48,21 +54,29 @@ export function parseBitmapName(bitmap: string): CheckpointId | undefined {
 }
 
 /** What a reporter says of a bitmap, before it is known whose it is. */
-export type ReportedBitmap = Omit<CheckpointBitmap, keyof CheckpointId>;
+export type ReportedBitmap = Omit<CheckpointBitmap, keyof CheckpointId | "place" | "deleted" | "lost">;
 
-/** Tells our bitmaps, oldest first, from the names of those that others made. */
+/** An empty bitmap that says of another one, in an image that cannot be changed, that its checkpoint is deleted. */
+const DELETION_MARK = "fleece-deleted:";
+
+/** Tells our bitmaps of one image, oldest first, from the names of those that others made. */
 export function sortOutBitmaps(reported: readonly ReportedBitmap[]): {
   readonly checkpoints: readonly CheckpointBitmap[];
+  /** Names of bitmaps in images below whose checkpoints are deleted. */
+  readonly deleted: readonly string[];
   readonly foreignBitmaps: readonly string[];
 } {
   const checkpoints: CheckpointBitmap[] = [];
+  const deleted: string[] = [];
   const foreignBitmaps: string[] = [];
   for (const bitmap of reported) {
-    const checkpoint = parseBitmapName(bitmap.bitmap);
-    if (checkpoint === undefined) foreignBitmaps.push(bitmap.bitmap);
-    else checkpoints.push({ ...checkpoint, ...bitmap });
+    const name = bitmap.bitmap;
+    const checkpoint = parseBitmapName(name);
+    if (checkpoint !== undefined) checkpoints.push({ ...checkpoint, ...bitmap });
+    else if (name.startsWith(DELETION_MARK)) deleted.push(name.slice(DELETION_MARK.length));
+    else foreignBitmaps.push(name);
   }
-  return { checkpoints: checkpoints.toSorted(byOrder), foreignBitmaps };
+  return { checkpoints: checkpoints.toSorted(byOrder), deleted, foreignBitmaps };
 }
 
 export function byOrder(a: CheckpointId, b: CheckpointId): number {
@@ -86,7 +100,7 @@ export type ChangesSince =
  */
 export function changesSince(bitmaps: readonly CheckpointBitmap[], name: string): ChangesSince {
   const sorted = bitmaps.toSorted(byOrder);
-  const start = sorted.findIndex((bitmap) => bitmap.name === name);
+  const start = indexOf(sorted, name);
   if (start < 0) return { valid: false, reason: `checkpoint ${name} does not exist on the disk` };
   const union = sorted.slice(start);
   const broken = union.find((bitmap) => bitmap.inconsistent);
@@ -96,6 +110,8 @@ export function changesSince(bitmaps: readonly CheckpointBitmap[], name: string)
       reason: `checkpoint ${broken.name} is inconsistent: QEMU ended without saving it`,
     };
   }
+  const lost = union.findLast((bitmap) => bitmap.lost !== undefined)?.lost;
+  if (lost !== undefined) return { valid: false, reason: lost };
   if (union.at(-1)?.recording !== true) {
     return { valid: false, reason: `checkpoint ${union.at(-1)?.name ?? name} has stopped recording` };
   }
@@ -103,14 +119,23 @@ export function changesSince(bitmaps: readonly CheckpointBitmap[], name: string)
 }
 
 /**
- * Bitmaps that can answer nothing any more: an inconsistent one and all before it, whose changes would have to go through
- * it; and all of them when the newest has stopped recording, for what was written since is known to none. They must go
+ * Bitmaps that can answer nothing any more: an inconsistent or lost one and all before it, whose changes would have to go
+ * through it; and all of them when the newest has stopped recording, for what was written since is known to none. They must go
  * before a new checkpoint comes: behind one that records, they would look sound.
  */
 export function deadBitmaps(bitmaps: readonly CheckpointBitmap[]): readonly CheckpointBitmap[] {
   const sorted = bitmaps.toSorted(byOrder);
   if (sorted.at(-1)?.recording === false) return sorted;
-  return sorted.slice(0, sorted.findLastIndex(({ inconsistent }) => inconsistent) + 1);
+  return sorted.slice(0, sorted.findLastIndex(isUnusable) + 1);
+}
+
+export function isUnusable({ inconsistent, lost }: CheckpointBitmap): boolean {
+  return inconsistent || lost !== undefined;
+}
+
+/** A name may be used again after its deletion. */
+function indexOf(sorted: readonly CheckpointBitmap[], name: string): number {
+  return sorted.findIndex((bitmap) => bitmap.name === name && bitmap.deleted !== true);
 }
 
 /** One step on the bitmaps of a disk, in the terms that both QMP transactions and `qemu-img bitmap` have. */
@@ -132,22 +157,37 @@ export type DeletionPlan =
  * Deletes a checkpoint from one disk without losing a change: its bitmap is merged into the predecessor, which takes
  * over the recording first if there is any to take over, so that nothing written meanwhile is missed. The oldest has
  * nobody that would ask for its changes and is just removed. A disk without the checkpoint needs no step.
+ *
+ * One that an image below the present one has too stays with all it knows, since that image cannot be changed. A mark in the
+ * present image says that it is deleted.
  */
 export function planDeletion(bitmaps: readonly CheckpointBitmap[], name: string): DeletionPlan {
   const sorted = bitmaps.toSorted(byOrder);
-  const index = sorted.findIndex((bitmap) => bitmap.name === name);
+  const index = indexOf(sorted, name);
   const doomed = sorted[index];
   if (doomed === undefined) return { possible: true, steps: [] };
   if (doomed.busy) return { possible: false, why: "busy", bitmap: doomed.bitmap };
+  if (doomed.place !== undefined) return { possible: true, steps: markDeleted(doomed) };
   const remove: BitmapStep = { action: "remove", bitmap: doomed.bitmap };
   const parent = sorted[index - 1];
-  if (parent === undefined || (parent.inconsistent && doomed.inconsistent))
+  if (parent === undefined || (isUnusable(parent) && isUnusable(doomed)))
     return { possible: true, steps: [remove] };
-  if (doomed.inconsistent) return { possible: false, why: "inconsistent", bitmap: doomed.bitmap };
-  if (parent.inconsistent) return { possible: true, steps: [remove] };
+  if (isUnusable(doomed)) return { possible: false, why: "inconsistent", bitmap: doomed.bitmap };
+  if (isUnusable(parent)) return { possible: true, steps: [remove] };
   if (parent.busy) return { possible: false, why: "busy", bitmap: parent.bitmap };
   const steps: BitmapStep[] = [];
   if (doomed.recording && !parent.recording) steps.push({ action: "enable", bitmap: parent.bitmap });
   steps.push({ action: "merge", source: doomed.bitmap, bitmap: parent.bitmap }, remove);
   return { possible: true, steps };
+}
+
+/** It holds nothing, so it is as coarse, and thereby as small, as one can be. */
+const MARK_GRANULARITY = 2 ** 31;
+
+function markDeleted({ bitmap }: CheckpointBitmap): readonly BitmapStep[] {
+  const mark = `${DELETION_MARK}${bitmap}`;
+  return [
+    { action: "add", bitmap: mark, persistent: true, granularityBytes: MARK_GRANULARITY },
+    { action: "disable", bitmap: mark },
+  ];
 }

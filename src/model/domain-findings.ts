@@ -133,12 +133,13 @@ function diskFindings(
   const blocker = owner !== undefined && explained.has(owner) ? undefined : diskObstacle(domain, disk);
   return [
     ...(obstacle === undefined ? [ready(domain, disk)] : present(blocker)),
-    ...present(iothreadNote(domain, disk, qemuVersion)),
+    ...present(iothreadNote(domain, disk, qemuVersion), otherLayer(domain, disk)),
     ...bitmapFindings(domain, disk),
   ];
 }
 
-function ready(domain: string, { target, format, checkpoints }: DiskState): Finding {
+function ready(domain: string, { target, format, checkpoints: all }: DiskState): Finding {
+  const checkpoints = all.filter(({ deleted }) => deleted !== true);
   const count = `${checkpoints.length} checkpoint${checkpoints.length === 1 ? "" : "s"}`;
   return {
     code: "DISK_READY",
@@ -164,11 +165,26 @@ function iothreadNote(
   };
 }
 
+function otherLayer(domain: string, { target, otherLayer: other }: DiskState): Finding | undefined {
+  if (other === undefined) return undefined;
+  const { expected, found, frozen } = other;
+  return {
+    code: "DISK_OTHER_LAYER",
+    subject: { domain, disk: target },
+    found: `Disk ${target} is in ${found}, but by its domain snapshots it should be in ${expected}`,
+    advice: frozen
+      ? `Domain snapshots are based on ${found}, and every write of the guest to it damages them: stop the domain and start it with ${expected}. Until then each backup reads all of the disk`
+      : `Another program has moved the disk there; each backup reads all of it until the disk is in ${expected} again`,
+  };
+}
+
 function bitmapFindings(domain: string, disk: DiskState): readonly Finding[] {
-  const { target, format, checkpoints, foreignBitmaps } = disk;
+  const { target, format, foreignBitmaps } = disk;
+  const checkpoints = disk.checkpoints.filter(({ deleted }) => deleted !== true);
   const subject = { domain, disk: target };
   const inconsistent = checkpoints.filter((bitmap) => bitmap.inconsistent);
-  const dead = deadBitmaps(checkpoints);
+  const dead = deadBitmaps(disk.checkpoints);
+  const lost = checkpoints.filter((bitmap) => bitmap.lost !== undefined);
   const findings: Finding[] = [];
   if (inconsistent.length > 0) {
     findings.push({
@@ -176,6 +192,13 @@ function bitmapFindings(domain: string, disk: DiskState): readonly Finding[] {
       subject,
       found: `QEMU ended without saving ${listed(inconsistent)} of disk ${target}`,
       advice: `What changed since cannot be told, so the next backup of the disk reads all of it and removes ${listed(dead)}`,
+    });
+  } else if (lost.length > 0) {
+    findings.push({
+      code: "CHECKPOINT_GAP",
+      subject,
+      found: `What changed on disk ${target} since ${listed(lost)} is not known: ${lost.at(-1)?.lost ?? ""}`,
+      advice: "A backup that would need them reads all of the disk; its own checkpoint takes their place",
     });
   } else if (dead.length > 0) {
     findings.push({

@@ -74,7 +74,9 @@ export function planLayerDeletion(
     const layers = all.layers.find((each) => each.target === target);
     const isNeeded =
       layers?.active === file ||
-      all.snapshots.some(({ name, disks }) => name !== snapshot.name && disks.some((disk) => disk.file === file));
+      all.snapshots.some(
+        ({ name, disks }) => name !== snapshot.name && disks.some((disk) => disk.file === file),
+      );
     if (lower === undefined || isNeeded) return { target, merges: [] };
     const isHome = layers === undefined || layers.home === file;
     const users = files.filter(({ backing }) => backing === file);
@@ -103,7 +105,7 @@ function chosenLast(users: readonly LayerFile[], active: ReadonlySet<string>): r
 /** The file itself and all below it. */
 function chainOf(file: string | undefined, files: readonly LayerFile[]): ReadonlySet<string> {
   const chain = new Set<string>();
-  for (let path = file; path !== undefined && !chain.has(path); ) {
+  for (let path = file; path !== undefined && !chain.has(path);) {
     chain.add(path);
     path = files.find((each) => each.path === path)?.backing;
   }

@@ -44,7 +44,24 @@ export function decideLevel(
   }
   if (best === undefined) return full(disks, reason ?? nothingIntact(entries));
   const { parent, decisions } = best;
-  return { level: "incremental", reason: explain(parent, decisions), parent, disks: decisions };
+  const reasons = `${explain(parent, decisions)}${passedOver(disks, entries, parent)}`;
+  return { level: "incremental", reason: cut(reasons), parent, disks: decisions };
+}
+
+/** After a revert the newest backups are of a state that is no more. */
+function passedOver(
+  disks: readonly DiskState[],
+  entries: readonly BackupEntry[],
+  parent: IntactEntry,
+): string {
+  const newest = entries.filter(isIntact).toSorted(byTime).at(-1);
+  if (newest === undefined || newest.id === parent.id) return "";
+  const candidate = asParent(disks, entries, newest);
+  if (typeof candidate === "string") return "";
+  const compared = [...candidate.decisions].find(([, { mode }]) => mode === "compare");
+  if (compared === undefined) return "";
+  const [target, { reason }] = compared;
+  return `; backup ${newest.id} is newer, but on it disk ${target} would be compared: ${reason}`;
 }
 
 function full(disks: readonly DiskState[], reason: string): LevelDecision {
@@ -111,6 +128,12 @@ function decideDisk(disk: DiskState, { id, manifest }: IntactEntry): DiskDecisio
       reason: `its image is ${disk.file} and was ${before.sourceFile} in backup ${id}`,
     };
   }
+  const { otherLayer } = disk;
+  if (otherLayer !== undefined) {
+    const { found, expected } = otherLayer;
+    const reason = `its image is ${found}, but by its domain snapshots it should be ${expected}`;
+    return { mode: "compare", reason };
+  }
   const since = changesSince(disk.checkpoints, manifest.checkpoint);
   if (!since.valid) return { mode: "compare", reason: since.reason };
   return {
@@ -126,7 +149,7 @@ function explain(parent: IntactEntry, decisions: DiskDecisions): string {
     const how = mode === "compare" ? "is read whole and compared with it" : "is stored whole";
     return [`; disk ${target} ${how}: ${reason}`];
   });
-  return cut(`based on backup ${parent.id}${exceptions.join("")}`);
+  return `based on backup ${parent.id}${exceptions.join("")}`;
 }
 
 /** Each disk has its own reason in the manifest; all of them together are to be read by people, however many there are. */

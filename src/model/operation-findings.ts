@@ -76,8 +76,7 @@ function oneOperation(domain: string, operation: FoundOperation): readonly Findi
     }
     case "unfinished-domain-snapshot": {
       const found = `Work on domain snapshot ${operation.name} was interrupted; it has waited ${since}`;
-      const advice =
-        "The next command undoes it, or completes it if the guest already uses what it made";
+      const advice = "The next command undoes it, or completes it if the guest already uses what it made";
       return [{ code: "UNFINISHED_OPERATION", subject, found, advice }];
     }
     case "expired-snapshot": {

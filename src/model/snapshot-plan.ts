@@ -1,6 +1,6 @@
 import { posix } from "node:path";
 import type { CheckpointBitmap, CheckpointId } from "./checkpoint.js";
-import { nextOrder } from "./checkpoint.js";
+import { isUnusable, nextOrder } from "./checkpoint.js";
 import type { QuiesceOutcome, QuiescePlan } from "./quiesce.js";
 
 /** The domain as a driver finds it, looked up anew each time: node names change with every restart or hot-plug. */
@@ -21,14 +21,20 @@ export interface DomainState {
 export interface DiskState {
   readonly target: string;
   readonly format: DiskFormat;
-  /** The image file or device, as QEMU or the configuration names it. */
+  /** The image file or device, as QEMU or the configuration names it. With domain snapshots: the one from before the first. */
   readonly file: string;
+  /** The image that the disk's present content is in, where domain snapshots have made it another. */
+  readonly activeFile?: string;
+  /** Images that a domain snapshot has frozen below the active one, from top to bottom. */
+  readonly frozenFiles?: readonly string[];
+  /** Set when the disk is in another image than its domain snapshots say: nothing that bitmaps tell may be trusted. */
+  readonly otherLayer?: OtherLayer;
   readonly sizeBytes: number;
   /** What the image takes on its host, where that is known. */
   readonly allocatedBytes?: number;
   /** The iothread that a running domain's disk is in, if any. */
   readonly iothread?: string;
-  /** Our bitmaps alone, oldest first. */
+  /** Our bitmaps alone, oldest first, also deleted ones that older ones need. */
   readonly checkpoints: readonly CheckpointBitmap[];
   /** Names of bitmaps that others made; never touched. */
   readonly foreignBitmaps: readonly string[];
@@ -36,6 +42,13 @@ export interface DiskState {
   readonly staged?: true;
   /** Set when no snapshot of this disk may be taken, with the reason. */
   readonly obstacle?: Obstacle;
+}
+
+export interface OtherLayer {
+  readonly expected: string;
+  readonly found: string;
+  /** Domain snapshots need what was found as it was, so that every write damages them. */
+  readonly frozen: boolean;
 }
 
 export interface MissingDisk {
@@ -200,7 +213,7 @@ export function planSnapshot(state: DomainState, request: SnapshotRequest): Snap
       ...scratchPlace(request, disk.target),
       nodes: snapshotNodes(id, index),
       previousBitmaps: disk.checkpoints
-        .filter(({ recording, inconsistent }) => recording && !inconsistent)
+        .filter((bitmap) => bitmap.recording && !isUnusable(bitmap))
         .map(({ bitmap }) => bitmap),
     })),
     ...(scratchLimitBytes === undefined ? {} : { scratchLimitBytes }),

@@ -12,7 +12,11 @@ export interface SnapshotFiles {
   /** A new file, mode 0600, sharing its blocks where the file system can. Durable; after a failure nothing is left. */
   copy(from: string, to: string, options: CopyFileOptions): Promise<void>;
   /** An empty qcow2 overlay, mode 0600. Durable. */
-  createOverlay(overlay: string, base: KnownFile & { readonly sizeBytes: number }, signal?: AbortSignal): Promise<void>;
+  createOverlay(
+    overlay: string,
+    base: KnownFile & { readonly sizeBytes: number },
+    signal?: AbortSignal,
+  ): Promise<void>;
   /** An independent image with the content of an internal snapshot. */
   extractSnapshot(image: string, snapshot: string, to: string, signal?: AbortSignal): Promise<void>;
 }

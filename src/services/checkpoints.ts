@@ -1,5 +1,5 @@
 import type { BitmapStep, CheckpointBitmap } from "../model/checkpoint.js";
-import { deadBitmaps, planDeletion } from "../model/checkpoint.js";
+import { deadBitmaps, isUnusable, planDeletion } from "../model/checkpoint.js";
 import { checkName } from "../model/names.js";
 import type { DomainState } from "../model/snapshot-plan.js";
 import type { BlockDriver } from "../ports/block-driver.js";
@@ -21,14 +21,14 @@ export interface Checkpoint {
 export function gatherCheckpoints(state: DomainState): readonly Checkpoint[] {
   const byName = new Map<string, (CheckpointBitmap & { target: string })[]>();
   for (const { target, checkpoints } of state.disks) {
-    for (const bitmap of checkpoints) {
+    for (const bitmap of checkpoints.filter(({ deleted }) => deleted !== true)) {
       byName.set(bitmap.name, [...(byName.get(bitmap.name) ?? []), { ...bitmap, target }]);
     }
   }
   const gathered = [...byName].map(([name, disks]) => {
     const order = Math.min(...disks.map((disk) => disk.order));
     const timeMs = Math.min(...disks.map((disk) => disk.timeMs));
-    return { name, order, timeMs, disks, valid: disks.every(({ inconsistent }) => !inconsistent) };
+    return { name, order, timeMs, disks, valid: !disks.some(isUnusable) };
   });
   const sorted = gathered.toSorted((a, b) => a.order - b.order);
   return sorted.map((checkpoint, index) => {
@@ -87,11 +87,14 @@ function refusal(target: string, name: string, why: "busy" | "inconsistent"): Fl
       );
 }
 
-/** Before a new checkpoint: see `deadBitmaps`. One that is in use stays, and with it the reason to compare. */
+/**
+ * Before a new checkpoint: see `deadBitmaps`. One that is in use stays, and with it the reason to compare. Those in frozen
+ * images stay as well; they end because the present image does not go on with them.
+ */
 export async function removeDeadBitmaps(driver: BlockDriver, state: DomainState): Promise<void> {
   const changes = new Map<string, readonly BitmapStep[]>();
   for (const { target, checkpoints } of state.disks) {
-    const dead = deadBitmaps(checkpoints).filter(({ busy }) => !busy);
+    const dead = deadBitmaps(checkpoints).filter(({ busy, place }) => !busy && place !== "below");
     if (dead.length > 0)
       changes.set(
         target,

@@ -26,6 +26,8 @@ export interface DomainDiskDocument {
   readonly format: DiskFormat;
   /** As QEMU or the configuration names it. */
   readonly file: string;
+  /** What it is in now, where domain snapshots have moved it. */
+  readonly activeFile?: string;
   /** Names, oldest first. */
   readonly checkpoints: readonly string[];
 }
@@ -51,6 +53,7 @@ function readDisk(fields: ElementFields): DomainDiskDocument {
     return driver.attribute("type", oneOf("qcow2", "raw"));
   });
   const file = fields.child("source", (source) => source.attribute("file", asItIs));
+  const activeFile = fields.optionalChild("active", (active) => active.attribute("file", asItIs));
   const target = fields.child("target", (inner) => {
     const bus = inner.optionalAttribute("bus", asItIs);
     const dev = inner.attribute("dev", (value) => checkName("disk", value));
@@ -62,7 +65,12 @@ function readDisk(fields: ElementFields): DomainDiskDocument {
     (inner) => inner.attribute("name", (value) => checkName("checkpoint", value)),
     { checkpoint: (name) => name },
   );
-  return { ...target, ...(alias === undefined ? {} : { alias }), format, file, checkpoints };
+  return {
+    ...target,
+    ...(alias === undefined ? {} : { alias }),
+    ...{ format, file, checkpoints },
+    ...(activeFile === undefined ? {} : { activeFile }),
+  };
 }
 
 export function printDomainXml({ name, uuid, disks, blockExports }: DomainDocument): string {
@@ -77,13 +85,22 @@ export function printDomainXml({ name, uuid, disks, blockExports }: DomainDocume
   });
 }
 
-function diskNode({ target, bus, alias, format, file, checkpoints }: DomainDiskDocument): XmlNode {
+function diskNode({
+  target,
+  bus,
+  alias,
+  format,
+  file,
+  activeFile,
+  checkpoints,
+}: DomainDiskDocument): XmlNode {
   return {
     name: "disk",
     attributes: { type: "file", device: "disk" },
     children: [
       { name: "driver", attributes: { name: "qemu", type: format } },
       { name: "source", attributes: { file } },
+      ...(activeFile === undefined ? [] : [{ name: "active", attributes: { file: activeFile } }]),
       { name: "target", attributes: { dev: target, bus } },
       ...(alias === undefined ? [] : [{ name: "alias", attributes: { name: alias } }]),
       ...checkpoints.map((checkpoint) => ({ name: "checkpoint", attributes: { name: checkpoint } })),

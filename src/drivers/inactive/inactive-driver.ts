@@ -1,10 +1,10 @@
 import { rm, stat } from "node:fs/promises";
 import path from "node:path";
 import type { BitmapStep } from "../../model/checkpoint.js";
-import { bitmapName, CHECKPOINT_GRANULARITY, sortOutBitmaps } from "../../model/checkpoint.js";
+import { bitmapName, CHECKPOINT_GRANULARITY } from "../../model/checkpoint.js";
 import type { DiskConfig, DomainConfig } from "../../model/config.js";
 import type {
-  DiskState,
+  DiskFormat,
   DomainState,
   ExportAddress,
   FileFingerprint,
@@ -16,9 +16,12 @@ import type {
 import type { UndoEntry } from "../../model/undo.js";
 import type { BlockDriver, UndoLog } from "../../ports/block-driver.js";
 import type { Clock } from "../../ports/clock.js";
+import type { DomainSnapshotStore } from "../../ports/domain-snapshot-store.js";
 import { fileError, FleeceError } from "../../shared/errors.js";
+import type { BlockdevOptions } from "../../qmp/index.js";
 import { addExport, exportId } from "../node-exports.js";
 import { changeImageBitmap, imageInfo } from "../qemu-tools.js";
+import { describeDisk, locateDisk, type InactiveDisk } from "./layers.js";
 import { detachedDirectoryPath } from "../runtime-directory.js";
 import { StorageDaemon } from "../storage-daemon.js";
 
@@ -34,6 +37,7 @@ export class InactiveDriver implements BlockDriver {
   readonly mode = "inactive";
   readonly #config: DomainConfig;
   readonly #disks: readonly DiskConfig[];
+  readonly #domainSnapshots: Pick<DomainSnapshotStore, "read">;
   readonly #clock: Clock;
   readonly #runtimeRoot: string;
   /** Of the daemon that this object has started. */
@@ -42,17 +46,20 @@ export class InactiveDriver implements BlockDriver {
   constructor(options: {
     config: DomainConfig;
     disks: readonly DiskConfig[];
+    domainSnapshots: Pick<DomainSnapshotStore, "read">;
     clock: Clock;
     runtimeRoot: string;
   }) {
     this.#config = options.config;
     this.#disks = options.disks;
     this.#clock = options.clock;
+    this.#domainSnapshots = options.domainSnapshots;
     this.#runtimeRoot = options.runtimeRoot;
   }
 
   async inspect(signal?: AbortSignal): Promise<DomainState> {
-    const disks = await Promise.all(this.#disks.map((disk) => describe(disk, signal)));
+    const snapshots = await this.#domainSnapshots.read(this.#config.name);
+    const disks = await Promise.all(this.#disks.map((disk) => describeDisk(snapshots, disk, signal)));
     return { domain: this.#config.name, mode: "inactive", disks };
   }
 
@@ -61,7 +68,7 @@ export class InactiveDriver implements BlockDriver {
     signal?: AbortSignal,
   ): Promise<void> {
     for (const [target, steps] of changes) {
-      const { file } = this.#disk(target);
+      const { file } = await this.#disk(target);
       for (const step of steps) await changeImageBitmap(file, step, { signal });
     }
   }
@@ -91,7 +98,9 @@ export class InactiveDriver implements BlockDriver {
         signal,
       );
     }
-    const fingerprints = await Promise.all(plan.disks.map(({ target }) => fingerprint(this.#disk(target))));
+    const fingerprints = await Promise.all(
+      plan.disks.map(async ({ target }) => fingerprint(await this.#disk(target))),
+    );
     await this.#serve(plan, undo, signal);
     return { timeMs, heldMs: 0, fingerprints };
   }
@@ -118,7 +127,9 @@ export class InactiveDriver implements BlockDriver {
           const node = planned.nodes.access;
           const id = exportId(node);
           await undo.register({ kind: "daemon-export", directory, id });
-          const request = { planned, node, bitmapNode: node, sizeBytes: disk.sizeBytes };
+          const { frozen } = await this.#disk(disk.target);
+          const bitmapNodes = [node, ...frozen.map((_, index) => layerNode(node, index))];
+          const request = { planned, node, bitmapNodes, sizeBytes: disk.sizeBytes };
           addresses.push(await addExport(qmp, request, daemon.nbdSocketPath));
         }
         return addresses;
@@ -148,7 +159,7 @@ export class InactiveDriver implements BlockDriver {
     signal?: AbortSignal,
   ): Promise<void> {
     for (const before of fingerprints) {
-      const disk = this.#disk(before.target);
+      const disk = await this.#disk(before.target);
       const now = await fingerprint(disk);
       const changed = (["path", "device", "inode", "sizeBytes", "mtimeNs"] as const).find(
         (key) => before[key] !== now[key],
@@ -189,9 +200,10 @@ export class InactiveDriver implements BlockDriver {
     return detachedDirectoryPath(snapshotId, this.#runtimeRoot);
   }
 
-  #disk(target: string): DiskConfig {
+  /** As domain snapshots have left it. */
+  async #disk(target: string): Promise<InactiveDisk> {
     const disk = this.#disks.find((listed) => listed.target === target);
-    if (disk !== undefined) return disk;
+    if (disk !== undefined) return locateDisk(await this.#domainSnapshots.read(this.#config.name), disk);
     throw new FleeceError("DISK_NOT_FOUND", `Domain ${this.#config.name} has no disk ${target}`, {
       facts: { domain: this.#config.name, target },
     });
@@ -209,33 +221,37 @@ export class InactiveDriver implements BlockDriver {
     }
   }
 
+  /** Images that domain snapshots have frozen get nodes with names, for the bitmaps in them; QEMU opens what is below those. */
   async #addNode(daemon: StorageDaemon, { target, format, nodes }: PlannedDisk): Promise<void> {
-    await daemon.execute("blockdev-add", {
-      driver: format,
-      "node-name": nodes.access,
-      "read-only": true,
-      file: { driver: "file", filename: this.#disk(target).file, "read-only": true, locking: "off" },
-    });
+    const { file, frozen } = await this.#disk(target);
+    let backing: string | undefined;
+    for (const [index, layer] of [...frozen.entries()].toReversed()) {
+      const node = layerNode(nodes.access, index);
+      await daemon.execute("blockdev-add", readOnlyNode({ ...layer, node, backing }));
+      backing = node;
+    }
+    await daemon.execute("blockdev-add", readOnlyNode({ file, format, node: nodes.access, backing }));
   }
 }
 
-async function describe(disk: DiskConfig, signal?: AbortSignal): Promise<DiskState> {
-  const info = await imageInfo(disk.file, disk.format, { signal });
-  const reported = info.bitmaps.map(({ name, recording, inUse, granularityBytes }) => {
-    const state = { recording, inconsistent: inUse, busy: false, persistent: true };
-    return { bitmap: name, ...state, granularityBytes };
-  });
-  return {
-    target: disk.target,
-    format: disk.format,
-    file: disk.file,
-    sizeBytes: info.sizeBytes,
-    ...(info.allocatedBytes === undefined ? {} : { allocatedBytes: info.allocatedBytes }),
-    ...sortOutBitmaps(reported),
-  };
+/** `fleece-k3j9abcd-0-access` becomes `fleece-k3j9abcd-0-layer-1`. */
+function layerNode(accessNode: string, index: number): string {
+  return accessNode.replace(/-access$/, `-layer-${index + 1}`);
 }
 
-export async function fingerprint(disk: Pick<DiskConfig, "target" | "file">): Promise<FileFingerprint> {
+function readOnlyNode(layer: {
+  readonly file: string;
+  readonly format: DiskFormat;
+  readonly node: string;
+  readonly backing: string | undefined;
+}): BlockdevOptions {
+  const file = { driver: "file", filename: layer.file, "read-only": true, locking: "off" } as const;
+  const common = { "node-name": layer.node, "read-only": true, file } as const;
+  if (layer.format === "raw") return { ...common, driver: "raw" };
+  return { ...common, driver: "qcow2", ...(layer.backing === undefined ? {} : { backing: layer.backing }) };
+}
+
+export async function fingerprint(disk: Pick<InactiveDisk, "target" | "file">): Promise<FileFingerprint> {
   try {
     const { dev, ino, size, mtimeNs } = await stat(disk.file, { bigint: true });
     return {

@@ -1,5 +1,6 @@
 import * as z from "zod";
 import type { DomainConfig } from "../../model/config.js";
+import { noSnapshots } from "../../model/domain-snapshot.js";
 import type { DiskFormat } from "../../model/snapshot-plan.js";
 import type {
   InternalDisk,
@@ -36,7 +37,7 @@ export class QemuInternalSnapshots implements InternalSnapshots {
   }
 }
 
-/** By the jobs of QEMU, which tell in their end whether they succeeded: the commands themselves always do. */
+/** The configuration names the present files. By the jobs of QEMU, which tell in their end whether they succeeded: the commands themselves always do. */
 class RunningSnapshotter implements InternalSnapshotter {
   readonly state: "running" | "paused";
   readonly #config: DomainConfig;
@@ -55,7 +56,11 @@ class RunningSnapshotter implements InternalSnapshotter {
   async disks(): Promise<readonly InternalDisk[]> {
     return await this.#guarded(async () => {
       const facts = await queryFacts(this.#qmp);
-      const { located } = await assignTargets(this.#config, locateDisks(facts));
+      const { located } = await assignTargets(
+        this.#config,
+        noSnapshots(this.#config.name),
+        locateDisks(facts),
+      );
       return [...located].map(([target, disk]) => describe(facts, target, disk));
     });
   }
@@ -67,7 +72,9 @@ class RunningSnapshotter implements InternalSnapshotter {
       if (vmstate === undefined) throw new FleeceError("UNSUPPORTED", "The domain has no disk");
       if (memory) {
         const start = { tag: name, vmstate, devices: nodes };
-        await this.#job(options, "save", (id) => this.#qmp.execute("snapshot-save", { "job-id": id, ...start }));
+        await this.#job(options, "save", (id) =>
+          this.#qmp.execute("snapshot-save", { "job-id": id, ...start }),
+        );
         return;
       }
       const actions = nodes.map((device): TransactionAction => {
@@ -81,14 +88,18 @@ class RunningSnapshotter implements InternalSnapshotter {
   async load(name: string, options: InternalOptions): Promise<void> {
     await this.#guarded(async () => {
       const facts = await queryFacts(this.#qmp);
-      const { located } = await assignTargets(this.#config, locateDisks(facts));
+      const { located } = await assignTargets(
+        this.#config,
+        noSnapshots(this.#config.name),
+        locateDisks(facts),
+      );
       const disks = [...located.values()];
       const vmstate = disks.find(({ diskNode }) => memoryOf(facts, diskNode, name) > 0)?.diskNode;
       if (vmstate === undefined) throw noMemory(name);
       await options.undo.register({ kind: "vm-held" });
       await this.#qmp.execute("stop");
       try {
-        const actions = disks.flatMap(({ diskNode: node, bitmaps }) =>
+        const actions = disks.flatMap(({ diskNode: node, layers: [{ bitmaps }] }) =>
           bitmaps.flatMap((bitmap): TransactionAction[] =>
             bitmap.name === undefined
               ? []
@@ -97,11 +108,15 @@ class RunningSnapshotter implements InternalSnapshotter {
         );
         if (actions.length > 0) await this.#qmp.execute("transaction", { actions });
         const start = { tag: name, vmstate, devices: disks.map(({ diskNode }) => diskNode) };
-        await this.#job(options, "load", (id) => this.#qmp.execute("snapshot-load", { "job-id": id, ...start }));
+        await this.#job(options, "load", (id) =>
+          this.#qmp.execute("snapshot-load", { "job-id": id, ...start }),
+        );
       } catch (error) {
         if (this.state === "running") await this.resume();
         throw isQmpError(error, "QMP_JOB_FAILED")
-          ? new FleeceError("MEMORY_LOAD_FAILED", `QEMU could not load ${name}: ${errorMessage(error)}`, { cause: error })
+          ? new FleeceError("MEMORY_LOAD_FAILED", `QEMU could not load ${name}: ${errorMessage(error)}`, {
+              cause: error,
+            })
           : error;
       } finally {
         await options.undo.settle({ kind: "vm-held" });
@@ -131,7 +146,11 @@ class RunningSnapshotter implements InternalSnapshotter {
   }
 
   async #nodes(): Promise<string[]> {
-    const { located } = await assignTargets(this.#config, locateDisks(await queryFacts(this.#qmp)));
+    const { located } = await assignTargets(
+      this.#config,
+      noSnapshots(this.#config.name),
+      locateDisks(await queryFacts(this.#qmp)),
+    );
     return [...located.values()].map(({ diskNode }) => diskNode);
   }
 
@@ -166,7 +185,7 @@ function describe(facts: BlockFacts, target: string, disk: LocatedDisk): Interna
     format: disk.format,
     sizeBytes: disk.sizeBytes,
     hasBacking: layersOf(facts, disk.diskNode).length > 1,
-    bitmaps: disk.bitmaps.flatMap(({ name }) => name ?? []),
+    bitmaps: disk.layers[0].bitmaps.flatMap(({ name }) => name ?? []),
     snapshots: (node?.image.snapshots ?? []).map((snapshot) => ({
       name: snapshot.name,
       memoryBytes: snapshot["vm-state-size"],
@@ -209,14 +228,20 @@ class InactiveSnapshotter implements InternalSnapshotter {
   async disks(signal?: AbortSignal): Promise<readonly InternalDisk[]> {
     return await Promise.all(
       this.#disks.map(async ({ target, file, format }) => {
-        const output = await runTool("qemu-img", ["info", "--output=json", "-f", format, "--", file], { path: file, signal });
+        const output = await runTool("qemu-img", ["info", "--output=json", "-f", format, "--", file], {
+          path: file,
+          signal,
+        });
         const info = infoSchema.parse(JSON.parse(output));
         return {
           ...{ target, file, format },
           sizeBytes: info["virtual-size"],
           hasBacking: info["backing-filename"] !== undefined,
           bitmaps: (info["format-specific"]?.data?.bitmaps ?? []).map(({ name }) => name),
-          snapshots: info.snapshots.map((snapshot) => ({ name: snapshot.name, memoryBytes: snapshot["vm-state-size"] })),
+          snapshots: info.snapshots.map((snapshot) => ({
+            name: snapshot.name,
+            memoryBytes: snapshot["vm-state-size"],
+          })),
         };
       }),
     );
@@ -256,9 +281,7 @@ async function snapshot(verb: readonly string[], file: string, signal?: AbortSig
 const infoSchema = z.object({
   "virtual-size": z.int().nonnegative(),
   "backing-filename": z.string().optional(),
-  snapshots: z
-    .array(z.object({ name: z.string(), "vm-state-size": z.number().nonnegative() }))
-    .default([]),
+  snapshots: z.array(z.object({ name: z.string(), "vm-state-size": z.number().nonnegative() })).default([]),
   "format-specific": z
     .object({ data: z.object({ bitmaps: z.array(z.object({ name: z.string() })).default([]) }).optional() })
     .optional(),

@@ -27,7 +27,8 @@ export interface LocatedDisk {
   readonly file: string;
   readonly sizeBytes: number;
   readonly allocatedBytes: number | undefined;
-  readonly bitmaps: NonNullable<NamedNode["dirty-bitmaps"]>;
+  /** The disk's own image first, then those below it. */
+  readonly layers: readonly [NodeLayer, ...NodeLayer[]];
   readonly obstacle?: Obstacle;
 }
 
@@ -52,18 +53,21 @@ export function locateDisks(facts: BlockFacts): readonly LocatedDisk[] {
     if (rootNode === undefined) return [];
     const disk = belowFilters(facts, rootNode);
     if (disk === undefined) return [];
-    const obstacle = filterObstacle(facts, rootNode, disk["node-name"] ?? rootNode) ?? formatObstacle(disk);
+    const diskNode = disk["node-name"] ?? rootNode;
+    const obstacle = filterObstacle(facts, rootNode, diskNode) ?? formatObstacle(disk);
+    const [present, ...below] = layersOf(facts, diskNode);
+    if (present === undefined) return [];
     return [
       {
         id: deviceId(device),
         qomPath: devicePath(device.qdev),
         rootNode,
-        diskNode: disk["node-name"] ?? rootNode,
+        diskNode,
         format: disk.drv === "qcow2" ? "qcow2" : "raw",
-        file: disk.file,
+        file: present.file,
         sizeBytes: root.image["virtual-size"],
         allocatedBytes: disk.image["actual-size"],
-        bitmaps: disk["dirty-bitmaps"] ?? [],
+        layers: [present, ...below],
         ...(obstacle === undefined ? {} : { obstacle }),
       } satisfies LocatedDisk,
     ];
@@ -100,7 +104,7 @@ export function layersOf(facts: BlockFacts, diskNode: string): readonly NodeLaye
     layers.push({
       node: name,
       driver: node.drv,
-      file: node.file,
+      file: fileOf(facts, node),
       readOnly: node.ro,
       sizeBytes: node.image["virtual-size"],
       bitmaps: node["dirty-bitmaps"] ?? [],
@@ -109,6 +113,14 @@ export function layersOf(facts: BlockFacts, diskNode: string): readonly NodeLaye
     node = backing === undefined ? undefined : belowFilters(facts, backing);
   }
   return layers;
+}
+
+/** QEMU makes up a `json:` name for an image whose parts were put together by node names. */
+function fileOf(facts: BlockFacts, { file, "node-name": name }: NamedNode): string {
+  if (!file.startsWith("json:")) return file;
+  const below = childNode(facts.graph, name ?? "", "file");
+  const node = facts.nodes.find((listed) => listed["node-name"] === below);
+  return node === undefined ? file : fileOf(facts, node);
 }
 
 /** Images that have `node` as their backing file. */

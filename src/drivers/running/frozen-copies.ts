@@ -8,13 +8,13 @@ import { isQmpError } from "../../qmp/index.js";
 import { FleeceError } from "../../shared/errors.js";
 import { QemuHostCleaner } from "../host-cleaner.js";
 import { NbdReaderFactory } from "../nbd-io.js";
-import { mergedBitmapName } from "../node-exports.js";
+import { bitmapsOn, mergedBitmapName } from "../node-exports.js";
 import { frozenEntries, yank } from "./undo.js";
 
-/** A frozen disk to copy, with the node that has its checkpoints' bitmaps. */
+/** A frozen disk to copy, with the nodes of its images, which have its checkpoints' bitmaps. */
 export interface DiskToCopy {
   readonly disk: PlannedDisk;
-  readonly diskNode: string;
+  readonly bitmapNodes: readonly string[];
   readonly planned: Pick<PlannedExport, "changes">;
 }
 
@@ -61,7 +61,7 @@ export class FrozenCopies {
 
   /** Copies what any of the bitmaps has marked. The bitmap is on the filter's view: the job may read nothing else. */
   async copyChanges(
-    { disk, diskNode }: DiskToCopy,
+    { disk, bitmapNodes }: DiskToCopy,
     { since, bitmaps }: NonNullable<PlannedExport["changes"]>,
     options: CopyOptions,
   ): Promise<void> {
@@ -69,7 +69,7 @@ export class FrozenCopies {
     const name = mergedBitmapName(since);
     const granularity = CHECKPOINT_GRANULARITY;
     await this.#qmp.execute("block-dirty-bitmap-add", { node, name, granularity, disabled: true });
-    const sources = bitmaps.map((bitmap) => ({ node: diskNode, name: bitmap }));
+    const sources = await bitmapsOn(this.#qmp, bitmapNodes, bitmaps);
     await this.#qmp.execute("block-dirty-bitmap-merge", { node, target: name, bitmaps: sources });
     await this.#runJob(disk, { sync: "bitmap", bitmap: name, "bitmap-mode": "never" }, options);
   }

@@ -1,5 +1,6 @@
 import type { BitmapStep } from "../../model/checkpoint.js";
-import { bitmapName, CHECKPOINT_GRANULARITY, sortOutBitmaps } from "../../model/checkpoint.js";
+import { bitmapName, CHECKPOINT_GRANULARITY } from "../../model/checkpoint.js";
+import type { DomainSnapshots } from "../../model/domain-snapshot.js";
 import type {
   DiskState,
   DomainState,
@@ -15,6 +16,7 @@ import { cbwTimeoutSeconds } from "../../model/known-qemu-issues.js";
 import type { UndoEntry } from "../../model/undo.js";
 import type { BlockDriver, PushOptions, UndoLog } from "../../ports/block-driver.js";
 import type { Clock } from "../../ports/clock.js";
+import type { DomainSnapshotStore } from "../../ports/domain-snapshot-store.js";
 import type { Logger } from "../../ports/logger.js";
 import type { QmpSession } from "../../qmp/index.js";
 import { isEvent } from "../../qmp/index.js";
@@ -23,8 +25,8 @@ import { FleeceError, isFleeceError } from "../../shared/errors.js";
 import type { DomainConfig } from "../../model/config.js";
 import { addExport, exportId, mergedBitmapName } from "../node-exports.js";
 import { withQmpErrors } from "../qmp-errors.js";
-import type { LocatedDisk } from "./block-graph.js";
-import { filteredNode, locateDisks } from "./block-graph.js";
+import type { BlockFacts } from "./block-graph.js";
+import { filteredNode, layersOf, locateDisks } from "./block-graph.js";
 import { bitmapTransaction } from "./bitmap-transaction.js";
 import { clientsAbort, iothreadOf } from "./iothreads.js";
 import { FrozenCopies } from "./frozen-copies.js";
@@ -36,7 +38,8 @@ import { quietMoment } from "./quiet-moment.js";
 import { addResizeGuard } from "./resize-guard.js";
 import { addScratch, isWorthReleasing } from "./scratch.js";
 import { type DiskToStage, StagedExports } from "./staged-exports.js";
-import { type AssignedDisks, assignTargets } from "./targets.js";
+import { describeLayers } from "./layers.js";
+import { type AssignedDisk, type AssignedDisks, assignTargets } from "./targets.js";
 import { frozenEntries, undoInQemu } from "./undo.js";
 import { lookForUsers } from "./users.js";
 
@@ -51,6 +54,7 @@ export class RunningDriver implements BlockDriver {
   readonly mode = "running";
   readonly #qmp: QmpSession;
   readonly #config: DomainConfig;
+  readonly #domainSnapshots: Pick<DomainSnapshotStore, "read">;
   readonly #clock: Clock;
   readonly #qmpSocketPath: string;
   readonly #nbdSocketPath: string;
@@ -65,6 +69,7 @@ export class RunningDriver implements BlockDriver {
   constructor(options: {
     qmp: QmpSession;
     config: DomainConfig;
+    domainSnapshots: Pick<DomainSnapshotStore, "read">;
     clock: Clock;
     qmpSocketPath: string;
     nbdSocketPath: string;
@@ -78,6 +83,7 @@ export class RunningDriver implements BlockDriver {
     this.#qmp = options.qmp;
     this.#qmpSocketPath = options.qmpSocketPath;
     this.#config = options.config;
+    this.#domainSnapshots = options.domainSnapshots;
     this.#clock = options.clock;
     this.#nbdSocketPath = options.nbdSocketPath;
     const copies = new FrozenCopies(options.qmp, (entry) => this.#undo(entry));
@@ -90,15 +96,16 @@ export class RunningDriver implements BlockDriver {
 
   inspect(signal?: AbortSignal): Promise<DomainState> {
     return this.#guarded(async () => {
+      const snapshots = await this.#domainSnapshots.read(this.#config.name);
       // Sent at once and answered in this order.
       const [{ status }, { located, missing }, jobs, users] = await Promise.all([
         this.#qmp.execute("query-status"),
-        this.#assign(signal),
+        this.#assign(snapshots, signal),
         this.#jobObstacle(),
         lookForUsers(this.#qmp),
       ]);
       const disks = await Promise.all(
-        [...located].map(([target, disk]) => this.#describe(target, disk, jobs)),
+        [...located].map(([target, disk]) => this.#describe(target, disk, snapshots, jobs)),
       );
       const mode = status === "running" ? "running" : "paused";
       const qemuVersion = this.#qemuVersion();
@@ -182,7 +189,7 @@ export class RunningDriver implements BlockDriver {
         const disks: DiskToStage[] = [];
         for (const planned of exports) {
           const disk = plannedDisk(plan, planned.target);
-          disks.push({ disk, planned, diskNode: await this.#frozenNode(disk, located) });
+          disks.push({ disk, planned, bitmapNodes: await this.#bitmapNodes(disk, located) });
         }
         return this.#staged.open(disks, undo, signal);
       }
@@ -195,11 +202,11 @@ export class RunningDriver implements BlockDriver {
       for (const planned of exports) {
         const { target, nodes } = planned;
         const disk = plannedDisk(plan, target);
-        const diskNode = await this.#frozenNode(disk, located);
         const node = nodes.scratch;
         const releases = planned.release === true && this.#mayRelease(plan, target);
         await addProbe(this.#qmp, nodes, { writable: releases });
-        const request = { planned, node, bitmapNode: diskNode, sizeBytes: disk.sizeBytes };
+        const bitmapNodes = planned.changes === undefined ? [] : await this.#bitmapNodes(disk, located);
+        const request = { planned, node, bitmapNodes, sizeBytes: disk.sizeBytes };
         const address = await addExport(this.#qmp, request, this.#nbdSocketPath);
         addresses.push({ ...address, ...(releases ? { releaseExport: probeName(nodes) } : {}) });
       }
@@ -211,9 +218,9 @@ export class RunningDriver implements BlockDriver {
   push(plan: SnapshotPlan, planned: PlannedPush, undo: UndoLog, options: PushOptions = {}): Promise<void> {
     return this.#guarded(async () => {
       const disk = plannedDisk(plan, planned.target);
-      const diskNode = await this.#frozenNode(disk, await this.#locate(options.signal));
+      const bitmapNodes = await this.#bitmapNodes(disk, await this.#locate(options.signal));
       try {
-        await this.#pushed.push({ disk, diskNode, planned }, planned.into, undo, options);
+        await this.#pushed.push({ disk, bitmapNodes, planned }, planned.into, undo, options);
       } catch (error) {
         throw (await brokenByLimit(this.#qmp, plan, disk.nodes, error)) ?? error;
       }
@@ -289,21 +296,26 @@ export class RunningDriver implements BlockDriver {
     return withQmpErrors(`QEMU of domain ${this.#config.name}`, action);
   }
 
-  async #locate(signal?: AbortSignal): Promise<ReadonlyMap<string, LocatedDisk>> {
-    return (await this.#assign(signal)).located;
+  async #locate(signal?: AbortSignal): Promise<ReadonlyMap<string, AssignedDisk>> {
+    const snapshots = await this.#domainSnapshots.read(this.#config.name);
+    return (await this.#assign(snapshots, signal)).located;
   }
 
-  async #assign(signal?: AbortSignal): Promise<AssignedDisks> {
+  async #assign(snapshots: DomainSnapshots, signal?: AbortSignal): Promise<AssignedDisks> {
     signal?.throwIfAborted();
+    return assignTargets(this.#config, snapshots, locateDisks(await this.#facts()));
+  }
+
+  async #facts(): Promise<BlockFacts> {
     const [devices, nodes, graph] = await Promise.all([
       this.#qmp.execute("query-block"),
       this.#qmp.execute("query-named-block-nodes", { flat: true }),
       this.#qmp.execute("x-debug-query-block-graph"),
     ]);
-    return assignTargets(this.#config, locateDisks({ devices, nodes, graph }));
+    return { devices, nodes, graph };
   }
 
-  #disk(located: ReadonlyMap<string, LocatedDisk>, target: string): LocatedDisk {
+  #disk(located: ReadonlyMap<string, AssignedDisk>, target: string): AssignedDisk {
     const disk = located.get(target);
     if (disk !== undefined) return disk;
     throw new FleeceError("DISK_NOT_FOUND", `Domain ${this.#config.name} has no disk ${target}`, {
@@ -311,43 +323,41 @@ export class RunningDriver implements BlockDriver {
     });
   }
 
-  /** The node of a frozen disk. It is there also when the disk was unplugged since: our nodes hold it. */
-  async #frozenNode(
+  /** Of the images of a frozen disk. They are there also when the disk was unplugged since: our nodes hold them. */
+  async #bitmapNodes(
     { target, nodes }: PlannedDisk,
-    located: ReadonlyMap<string, LocatedDisk>,
-  ): Promise<string> {
-    const node = filteredNode(await this.#qmp.execute("x-debug-query-block-graph"), nodes.filter);
-    return node ?? this.#disk(located, target).diskNode;
+    located: ReadonlyMap<string, AssignedDisk>,
+  ): Promise<readonly string[]> {
+    const facts = await this.#facts();
+    const frozen = filteredNode(facts.graph, nodes.filter) ?? this.#disk(located, target).diskNode;
+    return layersOf(facts, frozen).map(({ node }) => node);
   }
 
-  async #describe(target: string, disk: LocatedDisk, jobs: Obstacle | undefined): Promise<DiskState> {
+  async #describe(
+    target: string,
+    disk: AssignedDisk,
+    snapshots: DomainSnapshots,
+    jobs: Obstacle | undefined,
+  ): Promise<DiskState> {
     const iothread = await iothreadOf(this.#qmp, disk.qomPath);
     // A job first: the filter that it may have put on the disk would be blamed otherwise.
     const obstacle = jobs ?? disk.obstacle;
-    const reported = disk.bitmaps.flatMap(
-      ({ name, recording, busy, persistent, inconsistent, granularity, count }) => {
-        // QEMU lists unnamed ones too, while filters or jobs are at work.
-        if (name === undefined) return [];
-        const state = { recording, busy, persistent, inconsistent: inconsistent ?? false };
-        return [{ bitmap: name, ...state, granularityBytes: granularity, dirtyBytes: count }];
-      },
-    );
     // One image has one name, whether or not the domain runs: by it a backup knows a disk again.
     const configured = this.#config.disks?.find((listed) => listed.target === target);
     return {
       target,
       format: disk.format,
       file: configured?.file ?? disk.file,
+      ...(await describeLayers(target, disk, snapshots)),
       sizeBytes: disk.sizeBytes,
       ...(disk.allocatedBytes === undefined ? {} : { allocatedBytes: disk.allocatedBytes }),
       ...(iothread === undefined ? {} : { iothread }),
-      ...sortOutBitmaps(reported),
       ...(this.#mustStage(iothread) ? { staged: true } : {}),
       ...(obstacle === undefined ? {} : { obstacle }),
     };
   }
 
-  async #needsStaging(plan: SnapshotPlan, located: ReadonlyMap<string, LocatedDisk>): Promise<boolean> {
+  async #needsStaging(plan: SnapshotPlan, located: ReadonlyMap<string, AssignedDisk>): Promise<boolean> {
     if (this.#config.exports === "staged") return true;
     for (const { target } of plan.disks) {
       const disk = located.get(target);
@@ -391,7 +401,7 @@ export class RunningDriver implements BlockDriver {
 
   async #moment(
     plan: SnapshotPlan,
-    located: ReadonlyMap<string, LocatedDisk>,
+    located: ReadonlyMap<string, AssignedDisk>,
     cbwTimeout: number,
   ): Promise<number> {
     const onEach = (steps: (disk: PlannedDisk) => readonly BitmapStep[]) =>

@@ -129,7 +129,7 @@ export class StagedExports {
     try {
       const map = await this.#stagedMap(daemon, disk, planned);
       await undo.register({ kind: "daemon-export", directory, id: exportId(nodes.access) });
-      const request = { planned: map, node: nodes.access, bitmapNode: nodes.scratch, sizeBytes };
+      const request = { planned: map, node: nodes.access, bitmapNodes: [nodes.scratch], sizeBytes };
       const address = await daemon.attempt((qmp) => addExport(qmp, request, daemon.nbdSocketPath));
       return { ...address, staged: true };
     } finally {

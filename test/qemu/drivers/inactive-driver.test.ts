@@ -3,6 +3,7 @@ import { QemuDriverFactory } from "../../../src/drivers/driver-factory.js";
 import { QemuHostCleaner } from "../../../src/drivers/host-cleaner.js";
 import { NbdReaderFactory } from "../../../src/drivers/nbd-io.js";
 import { systemClock } from "../../../src/drivers/system-clock.js";
+import { noSnapshots } from "../../../src/model/domain-snapshot.js";
 import type { DriverHarness } from "../../contract/block-driver.js";
 import { describeBlockDriver } from "../../contract/block-driver.js";
 import { createImage, writeImage } from "../../support/image-tool.js";
@@ -25,6 +26,7 @@ async function startHarness(): Promise<DriverHarness> {
   const ignore = (): void => undefined;
   const factory = new QemuDriverFactory({
     domains,
+    domainSnapshots: { read: (domain) => Promise.resolve(noSnapshots(domain)) },
     clock: systemClock,
     runtimeRoot,
     log: { debug: ignore, info: ignore, warn: ignore },

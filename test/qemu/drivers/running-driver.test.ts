@@ -4,6 +4,7 @@ import { QemuDriverFactory } from "../../../src/drivers/driver-factory.js";
 import { QemuHostCleaner } from "../../../src/drivers/host-cleaner.js";
 import { NbdReaderFactory } from "../../../src/drivers/nbd-io.js";
 import { systemClock } from "../../../src/drivers/system-clock.js";
+import { noSnapshots } from "../../../src/model/domain-snapshot.js";
 import type { DriverHarness } from "../../contract/block-driver.js";
 import { describeBlockDriver } from "../../contract/block-driver.js";
 import { domainConfig } from "../../support/config-file.js";
@@ -34,6 +35,7 @@ async function startHarness(exports: "auto" | "staged"): Promise<DriverHarness> 
   const ignore = (): void => undefined;
   const factory = new QemuDriverFactory({
     domains: [domain as never],
+    domainSnapshots: { read: (domain) => Promise.resolve(noSnapshots(domain)) },
     clock: systemClock,
     runtimeRoot,
     log: { debug: ignore, info: ignore, warn: ignore },

@@ -81,6 +81,8 @@ export const fullState: DomainState = {
       checkpoints: [bitmap],
       foreignBitmaps: ["theirs"],
       staged: true,
+      activeFile: "/images/vda-s1.qcow2",
+      frozenFiles: ["/images/vda.qcow2"],
       obstacle: { code: "FOREIGN_FILTER", reason: "another tool's filter is on it" },
     },
   ],
