@@ -7,8 +7,9 @@ import type { BackupsDefinition } from "./generated/fleece/v1/Backups.js";
 import type { BlockExportsDefinition } from "./generated/fleece/v1/BlockExports.js";
 import type { BlockSnapshotsDefinition } from "./generated/fleece/v1/BlockSnapshots.js";
 import type { CheckpointsDefinition } from "./generated/fleece/v1/Checkpoints.js";
+import type { DomainSnapshotsDefinition } from "./generated/fleece/v1/DomainSnapshots.js";
 import type { DomainsDefinition } from "./generated/fleece/v1/Domains.js";
-import type { BackupProgress, Message, ServedBackup } from "./messages.js";
+import type { Message, Progress, ServedBackup } from "./messages.js";
 
 /** The services of `fleece.v1`, as they are generated. */
 interface Services {
@@ -17,6 +18,7 @@ interface Services {
   readonly BlockExports: BlockExportsDefinition;
   readonly Checkpoints: CheckpointsDefinition;
   readonly Backups: BackupsDefinition;
+  readonly DomainSnapshots: DomainSnapshotsDefinition;
 }
 
 /** Generated definitions have an index signature besides their methods. */
@@ -52,7 +54,7 @@ export type CallResult<Name extends CallName> =
 export interface CallOptions {
   /** Cancels the call; what it has made is undone first. */
   readonly signal?: AbortSignal | undefined;
-  readonly onProgress?: ((progress: BackupProgress) => void) | undefined;
+  readonly onProgress?: ((progress: Progress) => void) | undefined;
   /** Of `Backups.Serve`: clients can connect from now on. */
   readonly onServed?: ((served: ServedBackup) => void) | undefined;
   /** Of a request with an id: kept with what the call makes, and tells a repeat after a kill what was made by it. */

@@ -20,11 +20,22 @@ import {
 import type { Api, Call, CallName, CallOptions, CallRequest, CallResult } from "./call-types.js";
 import { deleteCheckpointHandler, getCheckpointHandler, listCheckpointsHandler } from "./checkpoints.js";
 import { doctorHandler } from "./doctor.js";
+import {
+  cloneDomainSnapshotHandler,
+  createDomainSnapshotHandler,
+  deleteDomainSnapshotHandler,
+  getDomainSnapshotHandler,
+  getDomainSnapshotXmlHandler,
+  getRevertCostHandler,
+  listDomainSnapshotsHandler,
+  revertDomainSnapshotHandler,
+} from "./domain-snapshots.js";
 import { getDomainHandler, getDomainXmlHandler, listDomainsHandler } from "./domains.js";
 
 const LOOKS = { role: "viewer", mutates: false } as const;
 const WORKS = { role: "operator", mutates: true } as const;
 const ADMINISTERS = { role: "administrator", mutates: true } as const;
+const DOMAIN_SNAPSHOT = { domain: "domain", name: "domain snapshot" } as const;
 
 /**
  * Every call of the API. The gRPC server and the embedded mode both have their calls from here.
@@ -87,6 +98,19 @@ export const CALLS: { readonly [Name in CallName]: Call<Name> } = {
     handler: serveBackupHandler,
   },
   "Backups.Delete": { ...ADMINISTERS, names: { id: "backup" }, handler: deleteBackupHandler },
+  "DomainSnapshots.Create": {
+    ...WORKS,
+    administers: ["memoryPath", "directory", "overlays", "xml", "file", "settings"],
+    names: { domain: "domain" },
+    handler: createDomainSnapshotHandler,
+  },
+  "DomainSnapshots.List": { ...LOOKS, names: { domain: "domain" }, handler: listDomainSnapshotsHandler },
+  "DomainSnapshots.Get": { ...LOOKS, names: DOMAIN_SNAPSHOT, handler: getDomainSnapshotHandler },
+  "DomainSnapshots.GetXml": { ...LOOKS, names: DOMAIN_SNAPSHOT, handler: getDomainSnapshotXmlHandler },
+  "DomainSnapshots.GetRevertCost": { ...LOOKS, names: DOMAIN_SNAPSHOT, handler: getRevertCostHandler },
+  "DomainSnapshots.Revert": { ...ADMINISTERS, names: DOMAIN_SNAPSHOT, handler: revertDomainSnapshotHandler },
+  "DomainSnapshots.Delete": { ...ADMINISTERS, names: DOMAIN_SNAPSHOT, handler: deleteDomainSnapshotHandler },
+  "DomainSnapshots.Clone": { ...ADMINISTERS, names: DOMAIN_SNAPSHOT, handler: cloneDomainSnapshotHandler },
 };
 
 /** Fails with INVALID_NAME, naming the field, for a name that no name can be; else as the call does. */

@@ -10,12 +10,12 @@ import { type ErrorFacts, errnoOf, errorMessage, FleeceError } from "../shared/e
 import type { Api, CallName, CallOptions, CallRequest, CallResult } from "./call-types.js";
 import type { WireMethod } from "./loader.js";
 import { loadPackage, methodOf } from "./loader.js";
-import type { BackupProgress, ServedBackup } from "./messages.js";
+import type { Progress, ServedBackup } from "./messages.js";
 import { fromStatus } from "./status.js";
 
 /** Any message of a stream: see the responses of `Backups`. */
 interface StreamMessage {
-  readonly progress?: BackupProgress | null;
+  readonly progress?: Progress | null;
   readonly served?: ServedBackup | null;
   readonly result?: object | null;
 }

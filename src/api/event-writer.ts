@@ -27,7 +27,7 @@ export function eventWriter(stream: MessageStream): EventWriter {
   };
   return {
     onProgress: (progress) => {
-      if (!isFull || progress.started) write({ progress });
+      if (!isFull || ("started" in progress && progress.started)) write({ progress });
     },
     onServed: (served) => write({ served }),
     result: (result) => write({ result }),

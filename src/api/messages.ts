@@ -12,6 +12,13 @@ import type {
 import type { Disk__Output } from "./generated/fleece/v1/Disk.js";
 import type { DoctorReport__Output } from "./generated/fleece/v1/DoctorReport.js";
 import type { Domain__Output } from "./generated/fleece/v1/Domain.js";
+import type { ClonedDomainSnapshot__Output } from "./generated/fleece/v1/ClonedDomainSnapshot.js";
+import type { DeletedDomainSnapshot__Output } from "./generated/fleece/v1/DeletedDomainSnapshot.js";
+import type { DomainSnapshot__Output } from "./generated/fleece/v1/DomainSnapshot.js";
+import type { DomainSnapshotProgress__Output } from "./generated/fleece/v1/DomainSnapshotProgress.js";
+import type { ListDomainSnapshotsResponse__Output } from "./generated/fleece/v1/ListDomainSnapshotsResponse.js";
+import type { RevertCost__Output } from "./generated/fleece/v1/RevertCost.js";
+import type { RevertedDomain__Output } from "./generated/fleece/v1/RevertedDomain.js";
 import type { Finding__Output } from "./generated/fleece/v1/Finding.js";
 import type { ListBackupsResponse__Output } from "./generated/fleece/v1/ListBackupsResponse.js";
 import type { ListBlockExportsResponse__Output } from "./generated/fleece/v1/ListBlockExportsResponse.js";
@@ -44,6 +51,8 @@ export type ListCheckpointsResponse = Message<ListCheckpointsResponse__Output>;
 export type BackupDisk = Message<_fleece_v1_Backup_Disk__Output>;
 export type Backup = Message<Backup__Output>;
 export type BackupProgress = Message<BackupProgress__Output>;
+/** What long calls tell on their way. */
+export type Progress = BackupProgress | DomainSnapshotProgress;
 export type ListBackupsResponse = Message<ListBackupsResponse__Output>;
 export type Verification = Message<Verification__Output>;
 export type Restoration = Message<Restoration__Output>;
@@ -55,6 +64,13 @@ export type ListBlockSnapshotsResponse = Message<ListBlockSnapshotsResponse__Out
 export type StartBlockExportsResponse = Message<StartBlockExportsResponse__Output>;
 export type ListBlockExportsResponse = Message<ListBlockExportsResponse__Output>;
 export type StopBlockExportsResponse = Message<StopBlockExportsResponse__Output>;
+export type DomainSnapshot = Message<DomainSnapshot__Output>;
+export type DomainSnapshotProgress = Message<DomainSnapshotProgress__Output>;
+export type ListDomainSnapshotsResponse = Message<ListDomainSnapshotsResponse__Output>;
+export type RevertCost = Message<RevertCost__Output>;
+export type RevertedDomain = Message<RevertedDomain__Output>;
+export type DeletedDomainSnapshot = Message<DeletedDomainSnapshot__Output>;
+export type ClonedDomainSnapshot = Message<ClonedDomainSnapshot__Output>;
 export type Finding = Message<Finding__Output>;
 export type DoctorReport = Message<DoctorReport__Output>;
 export type XmlDocument = Message<XmlDocument__Output>;
@@ -77,6 +93,12 @@ export interface MessageTypes {
   readonly StartBlockExportsResponse: StartBlockExportsResponse;
   readonly ListBlockExportsResponse: ListBlockExportsResponse;
   readonly StopBlockExportsResponse: StopBlockExportsResponse;
+  readonly DomainSnapshot: DomainSnapshot;
+  readonly ListDomainSnapshotsResponse: ListDomainSnapshotsResponse;
+  readonly RevertCost: RevertCost;
+  readonly RevertedDomain: RevertedDomain;
+  readonly DeletedDomainSnapshot: DeletedDomainSnapshot;
+  readonly ClonedDomainSnapshot: ClonedDomainSnapshot;
   readonly DoctorReport: DoctorReport;
   readonly XmlDocument: XmlDocument;
 }

@@ -3,9 +3,9 @@ import { RequestLog } from "../services/request-log.js";
 import { FleeceError } from "../shared/errors.js";
 import type { CallName, CallOptions } from "./call-types.js";
 import { CALLS, runCall } from "./calls.js";
-import type { BackupProgress, ServedBackup } from "./messages.js";
+import type { Progress, ServedBackup } from "./messages.js";
 
-export type Requests = RequestLog<BackupProgress, ServedBackup>;
+export type Requests = RequestLog<Progress, ServedBackup>;
 
 /** The requests of this agent that may be sent again. */
 export function openRequests(context: ServiceContext): Promise<Requests> {

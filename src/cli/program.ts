@@ -5,6 +5,7 @@ import { addCheckpointCommands } from "./checkpoint-commands.js";
 import { addBlockSnapshotCommands } from "./block-snapshot-commands.js";
 import { addCompletionCommands, type CompletionSurroundings } from "./completion-command.js";
 import { SYSTEM_CONFIG } from "./configuration-file.js";
+import { addDomainSnapshotCommands } from "./domain-snapshot-commands.js";
 import { addDomainCommands } from "./domain-commands.js";
 import { describeDoctorCommand } from "./doctor-command.js";
 import { addExportCommands } from "./export-commands.js";
@@ -77,6 +78,10 @@ export function createProgram(
   const backup = group("backup", "run, list, show, verify, restore, serve and delete backups");
   addBackupCommands(backup, run);
   addBackupReadCommands(backup, run);
+  addDomainSnapshotCommands(
+    group("domain-snapshot", "create, list, show, revert, delete and clone snapshots of memory and disks"),
+    run,
+  );
   addCompletionCommands(program, surroundings);
   return {
     parse: (args) => program.parseAsync(args, { from: "user" }),

@@ -1,5 +1,5 @@
 import { MultiBar, type SingleBar } from "cli-progress";
-import type { BackupProgress } from "../api/messages.js";
+import type { BackupProgress, DomainSnapshotProgress, Progress } from "../api/messages.js";
 import { formatBytes } from "../shared/units.js";
 import { printable } from "./printable.js";
 import { Rate } from "./rate.js";
@@ -7,6 +7,17 @@ import { StreamAdapter, type TextStream } from "./streams.js";
 
 type Started = NonNullable<BackupProgress["started"]>;
 type DiskProgress = NonNullable<BackupProgress["disk"]>;
+
+const PHASES = {
+  PHASE_UNSPECIFIED: "Working",
+  PREPARING: "Preparing",
+  MEMORY: "Saving memory",
+  DISKS: "Switching disks",
+  CHECKING: "Checking",
+  LOADING: "Loading memory",
+  MERGING: "Merging",
+  FINISHING: "Finishing",
+} as const;
 
 interface Row {
   readonly bar: SingleBar;
@@ -25,6 +36,8 @@ export class ProgressView {
   #bars: MultiBar | undefined;
   #scratch: SingleBar | undefined;
   #stopped = false;
+  /** Of a domain snapshot. */
+  #phase: string | undefined;
 
   constructor(stderr: TextStream) {
     this.#stderr = stderr;
@@ -33,8 +46,13 @@ export class ProgressView {
   }
 
   /** To be handed to a call of the API. */
-  readonly show = ({ started, scratch, disk }: BackupProgress): void => {
+  readonly show = (progress: Progress): void => {
     if (this.#stopped || this.#stderr.isTTY !== true) return;
+    if ("phase" in progress) {
+      this.#showPhase(progress);
+      return;
+    }
+    const { started, scratch, disk } = progress;
     if (started) this.#start(started);
     if (scratch) this.#showScratch(scratch);
     if (disk) this.#showDisk(disk);
@@ -49,6 +67,26 @@ export class ProgressView {
     this.#bars = undefined;
     this.#scratch = undefined;
     this.#rows.clear();
+  }
+
+  /** One bar at a time, or a line where nothing is counted. */
+  #showPhase({ phase, target, doneBytes, totalBytes }: DomainSnapshotProgress): void {
+    const label = `${PHASES[phase]}${target === undefined ? "" : ` ${target}`}`;
+    if (totalBytes === undefined) {
+      if (label !== this.#phase) this.log.write(`${printable(label)}\n`);
+      this.#phase = label;
+      return;
+    }
+    if (label !== this.#phase) {
+      for (const { bar } of this.#rows.values()) this.#bars?.remove(bar);
+      this.#rows.clear();
+    }
+    this.#phase = label;
+    const row = this.#rows.get(label) ?? this.#add(label, totalBytes, label.length);
+    const positionBytes = doneBytes ?? 0;
+    row.bar.setTotal(totalBytes);
+    const facts = `${formatBytes(positionBytes)} of ${formatBytes(totalBytes)}`;
+    row.bar.update(positionBytes, { facts });
   }
 
   #start({ level, reason, disks }: Started): void {

@@ -1,0 +1,248 @@
+import type {
+  CreateDomainSnapshotRequest,
+  DomainSnapshot as ModelSnapshot,
+  DomainSnapshotOptions,
+  DomainSnapshotProgress as ModelProgress,
+  DomainSnapshots,
+  MergedLayer,
+  RevertCost as ModelCost,
+  SnapshotKind,
+  SnapshotState,
+} from "../model/domain-snapshot.js";
+import { parseBitmapName } from "../model/checkpoint.js";
+import { parseSnapshotFile, type WishedDisk } from "../model/snapshot-file.js";
+import { joinWishes } from "../model/snapshot-wishes.js";
+import type { ServiceContext } from "../services/context.js";
+import { cloneDomainSnapshot } from "../services/domain-snapshots/clone.js";
+import { createDomainSnapshot } from "../services/domain-snapshots/create.js";
+import { deleteDomainSnapshot } from "../services/domain-snapshots/delete.js";
+import { readDomainSnapshots, requireSnapshot } from "../services/domain-snapshots/read.js";
+import { revertCost, revertDomainSnapshot } from "../services/domain-snapshots/revert.js";
+import { inspectDomain } from "../services/domains.js";
+import { FleeceError } from "../shared/errors.js";
+import type { CallOptions, CallRequest } from "./call-types.js";
+import { CONSISTENCIES } from "./consistency.js";
+import type {
+  ClonedDomainSnapshot,
+  DeletedDomainSnapshot,
+  DomainSnapshot,
+  DomainSnapshotProgress,
+  ListDomainSnapshotsResponse,
+  RevertCost,
+  RevertedDomain,
+  XmlDocument,
+} from "./messages.js";
+import { page } from "./page.js";
+import { timestampFromMs } from "./timestamp.js";
+import { parseDomainSnapshotXml, printDomainSnapshotXml } from "./xml/domain-snapshot-xml.js";
+
+const KINDS = { external: "EXTERNAL", internal: "INTERNAL" } as const;
+const KINDS_BY_NAME = { KIND_UNSPECIFIED: undefined, EXTERNAL: "external", INTERNAL: "internal" } as const;
+const STATES = { running: "RUNNING", paused: "PAUSED", inactive: "INACTIVE" } as const;
+const STATES_BY_NAME = { STATE_UNSPECIFIED: undefined, RUNNING: "running", PAUSED: "paused" } as const;
+const LAYER_ENDS = { commit: "COMMIT", stream: "STREAM", removed: "REMOVED", internal: "INTERNAL" } as const;
+const PHASES = {
+  preparing: "PREPARING",
+  memory: "MEMORY",
+  disks: "DISKS",
+  checking: "CHECKING",
+  loading: "LOADING",
+  merging: "MERGING",
+  finishing: "FINISHING",
+} as const;
+
+export async function createDomainSnapshotHandler(
+  context: ServiceContext,
+  request: CallRequest<"DomainSnapshots.Create">,
+  options: CallOptions,
+): Promise<DomainSnapshot> {
+  const wanted = await wantedSnapshot(context, request);
+  const created = await createDomainSnapshot(context, wanted, workOptions(options));
+  return domainSnapshotMessage(await readDomainSnapshots(context, request.domain), created);
+}
+
+/** The fields of the request, and what its document says besides. */
+async function wantedSnapshot(
+  context: ServiceContext,
+  request: CallRequest<"DomainSnapshots.Create">,
+): Promise<CreateDomainSnapshotRequest> {
+  const { domain, name, description, memoryPath, directory, disks, xml, file, settings, overlays } = request;
+  const fields: CreateDomainSnapshotRequest = {
+    domain,
+    name,
+    description,
+    kind: KINDS_BY_NAME[request.kind],
+    ...(request.live ? { live: true } : {}),
+    ...(request.diskOnly ? { diskOnly: true } : {}),
+    memoryPath,
+    directory,
+    ...(disks.length === 0 ? {} : { disks: disks.map((disk) => ({ disk, overlay: overlays[disk] })) }),
+    ...(request.quiesce ? { quiesce: true } : {}),
+  };
+  if (xml !== undefined && (file !== undefined || settings.length > 0)) {
+    throw new FleeceError("INVALID_ARGUMENT", "Expected XML or a file with settings, got both");
+  }
+  if (xml === undefined && file === undefined && settings.length === 0) return fields;
+  const document =
+    xml === undefined ? parseSnapshotFile(file ?? "", "file", settings) : parseDomainSnapshotXml(xml);
+  return joinWishes(fields, document, await otherTargets(context, domain, document.disks));
+}
+
+/** Needed only where a document leaves disks out by their names. */
+async function otherTargets(
+  context: ServiceContext,
+  domain: string,
+  disks: readonly WishedDisk[] = [],
+): Promise<readonly string[]> {
+  if (disks.every(({ kind }) => kind !== "no")) return [];
+  const state = await inspectDomain(context, domain);
+  return state.disks
+    .filter(({ file }) => disks.every(({ disk }) => disk !== file))
+    .map(({ target }) => target);
+}
+
+export async function listDomainSnapshotsHandler(
+  context: ServiceContext,
+  { domain, ...paging }: CallRequest<"DomainSnapshots.List">,
+): Promise<ListDomainSnapshotsResponse> {
+  const all = await readDomainSnapshots(context, domain);
+  const scope = ["domain-snapshots", domain];
+  const { items, nextPageToken } = page(all.snapshots, paging, scope, ({ timeMs, name }) => [timeMs, name]);
+  return { snapshots: items.map((snapshot) => domainSnapshotMessage(all, snapshot)), nextPageToken };
+}
+
+export async function getDomainSnapshotHandler(
+  context: ServiceContext,
+  { domain, name }: CallRequest<"DomainSnapshots.Get">,
+): Promise<DomainSnapshot> {
+  const all = await readDomainSnapshots(context, domain);
+  return domainSnapshotMessage(all, requireSnapshot(all, name));
+}
+
+/** Answers with `<domainsnapshot>`; the file of a disk is that with the content of the snapshot. */
+export async function getDomainSnapshotXmlHandler(
+  context: ServiceContext,
+  { domain, name }: CallRequest<"DomainSnapshots.GetXml">,
+): Promise<XmlDocument> {
+  const { description, timeMs, parent, state, kind, memory, disks } = requireSnapshot(
+    await readDomainSnapshots(context, domain),
+    name,
+  );
+  const xml = printDomainSnapshotXml({
+    name,
+    description,
+    ...(parent === undefined ? {} : { parent }),
+    state,
+    creationTimeSeconds: Math.floor(timeMs / 1000),
+    memory: memory !== undefined,
+    ...(memory === undefined ? {} : { memoryKind: memory.kind }),
+    ...(memory?.kind === "external" ? { memoryPath: memory.file } : {}),
+    disks: disks.map(({ target }) => ({ disk: target, kind })),
+  });
+  return { xml };
+}
+
+export async function getRevertCostHandler(
+  context: ServiceContext,
+  { domain, name }: CallRequest<"DomainSnapshots.GetRevertCost">,
+): Promise<RevertCost> {
+  return costMessage(await revertCost(context, { domain, name }));
+}
+
+export async function revertDomainSnapshotHandler(
+  context: ServiceContext,
+  { domain, name, to, force }: CallRequest<"DomainSnapshots.Revert">,
+  options: CallOptions,
+): Promise<RevertedDomain> {
+  const request = { domain, name, to: STATES_BY_NAME[to], force };
+  const outcome = await revertDomainSnapshot(context, request, workOptions(options));
+  return {
+    snapshot: domainSnapshotMessage(await readDomainSnapshots(context, domain), outcome.snapshot),
+    state: STATES[outcome.state],
+    cost: costMessage(outcome),
+    downtimeMs: Math.round(outcome.downtimeMs),
+    pid: outcome.pid,
+  };
+}
+
+export async function deleteDomainSnapshotHandler(
+  context: ServiceContext,
+  { domain, name, metadataOnly }: CallRequest<"DomainSnapshots.Delete">,
+  options: CallOptions,
+): Promise<DeletedDomainSnapshot> {
+  const outcome = await deleteDomainSnapshot(context, { domain, name, metadataOnly }, workOptions(options));
+  return { domain, name, layers: outcome.merged.map(layerMessage), reparented: outcome.reparented };
+}
+
+export async function cloneDomainSnapshotHandler(
+  context: ServiceContext,
+  { domain, name, directory }: CallRequest<"DomainSnapshots.Clone">,
+  options: CallOptions,
+): Promise<ClonedDomainSnapshot> {
+  const outcome = await cloneDomainSnapshot(context, { domain, name, directory }, workOptions(options));
+  const { disks, memory, arguments: list = [] } = outcome;
+  return { domain, name, directory: outcome.directory, disks, memoryFile: memory, arguments: list };
+}
+
+export function domainSnapshotMessage(all: DomainSnapshots, snapshot: ModelSnapshot): DomainSnapshot {
+  const { name, description, timeMs, parent, state, kind, live, memory, consistency, machine } = snapshot;
+  return {
+    domain: all.domain,
+    name,
+    description,
+    time: timestampFromMs(timeMs),
+    parent,
+    current: all.current === name,
+    state: stateName(state),
+    kind: kindName(kind),
+    live,
+    memory:
+      memory === undefined
+        ? null
+        : memory.kind === "external"
+          ? { file: memory.file, sizeBytes: memory.sizeBytes, target: undefined }
+          : { file: undefined, sizeBytes: memory.sizeBytes, target: memory.target },
+    consistency: consistency === undefined ? "CONSISTENCY_UNSPECIFIED" : CONSISTENCIES[consistency],
+    pausedMs: Math.round(snapshot.pausedMs),
+    disks: snapshot.disks.map(({ target, file, format, sizeBytes, bitmaps }) => ({
+      target,
+      file,
+      format,
+      sizeBytes,
+      checkpoints: bitmaps.flatMap((bitmap) => parseBitmapName(bitmap)?.name ?? []),
+    })),
+    machineType: machine?.type,
+    clones: snapshot.clones.map((clone) => ({
+      directory: clone.directory,
+      time: timestampFromMs(clone.timeMs),
+    })),
+    keptByRevert: snapshot.keptByRevert === true,
+  };
+}
+
+function stateName(state: SnapshotState): DomainSnapshot["state"] {
+  return STATES[state];
+}
+
+function kindName(kind: SnapshotKind): DomainSnapshot["kind"] {
+  return KINDS[kind];
+}
+
+function costMessage({ keptAs, endedCheckpoints, risks }: ModelCost): RevertCost {
+  return { keptAs, endedCheckpoints, risks };
+}
+
+function layerMessage({ target, how, from, into }: MergedLayer): DeletedDomainSnapshot["layers"][number] {
+  return { target, how: LAYER_ENDS[how], from, into };
+}
+
+function workOptions({ signal, onProgress }: CallOptions): DomainSnapshotOptions {
+  return {
+    signal,
+    ...(onProgress === undefined ? {} : { onProgress: (progress) => onProgress(progressMessage(progress)) }),
+  };
+}
+
+function progressMessage({ phase, target, doneBytes, totalBytes }: ModelProgress): DomainSnapshotProgress {
+  return { phase: PHASES[phase], target, doneBytes, totalBytes };
+}
