@@ -66,7 +66,8 @@ function deadOrder(
 ): number {
   const isSound = (bitmap: LayerBitmap | undefined): boolean => bitmap?.inconsistent === false;
   const lost = [...expected, ...lower.map(({ name }) => name)].filter((name) => !isSound(find(lower, name)));
-  const tracks = (name: string): boolean => isSound(find(lower, name)) && find(lower, name)?.recording === true;
+  const tracks = (name: string): boolean =>
+    isSound(find(lower, name)) && find(lower, name)?.recording === true;
   const untracked =
     how === "commit"
       ? upper.filter(({ name, inconsistent }) => inconsistent && !tracks(name))

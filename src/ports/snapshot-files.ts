@@ -9,10 +9,16 @@ export interface SnapshotFiles {
   exists(path: string): Promise<boolean>;
   /** A new directory, mode 0700. Fails with ALREADY_EXISTS. */
   makeDirectory(directory: string): Promise<void>;
+  /** The new name must be free. Durable. */
+  rename(from: string, to: string): Promise<void>;
   /** A new file, mode 0600, sharing its blocks where the file system can. Durable; after a failure nothing is left. */
   copy(from: string, to: string, options: CopyFileOptions): Promise<void>;
   /** An empty qcow2 overlay, mode 0600. Durable. */
-  createOverlay(overlay: string, base: KnownFile & { readonly sizeBytes: number }, signal?: AbortSignal): Promise<void>;
+  createOverlay(
+    overlay: string,
+    base: KnownFile & { readonly sizeBytes: number },
+    signal?: AbortSignal,
+  ): Promise<void>;
   /** An independent image with the content of an internal snapshot. */
   extractSnapshot(image: string, snapshot: string, to: string, signal?: AbortSignal): Promise<void>;
 }

@@ -9,7 +9,8 @@ import type {
 import type { Lease } from "../model/lease.js";
 import type { UndoEntry } from "../model/undo.js";
 
-export type OperationSubject = BackupJournal | SnapshotJournal | RestoreJournal | DeletionJournal | CloneJournal | InternalJournal;
+export type OperationSubject =
+  BackupJournal | SnapshotJournal | RestoreJournal | DeletionJournal | CloneJournal | InternalJournal;
 
 /** A process, told apart from a later one with the same pid by its start time in clock ticks since boot. */
 export interface OperationOwner {

@@ -67,7 +67,9 @@ class RunningSnapshotter implements InternalSnapshotter {
       if (vmstate === undefined) throw new FleeceError("UNSUPPORTED", "The domain has no disk");
       if (memory) {
         const start = { tag: name, vmstate, devices: nodes };
-        await this.#job(options, "save", (id) => this.#qmp.execute("snapshot-save", { "job-id": id, ...start }));
+        await this.#job(options, "save", (id) =>
+          this.#qmp.execute("snapshot-save", { "job-id": id, ...start }),
+        );
         return;
       }
       const actions = nodes.map((device): TransactionAction => {
@@ -97,11 +99,15 @@ class RunningSnapshotter implements InternalSnapshotter {
         );
         if (actions.length > 0) await this.#qmp.execute("transaction", { actions });
         const start = { tag: name, vmstate, devices: disks.map(({ diskNode }) => diskNode) };
-        await this.#job(options, "load", (id) => this.#qmp.execute("snapshot-load", { "job-id": id, ...start }));
+        await this.#job(options, "load", (id) =>
+          this.#qmp.execute("snapshot-load", { "job-id": id, ...start }),
+        );
       } catch (error) {
         if (this.state === "running") await this.resume();
         throw isQmpError(error, "QMP_JOB_FAILED")
-          ? new FleeceError("MEMORY_LOAD_FAILED", `QEMU could not load ${name}: ${errorMessage(error)}`, { cause: error })
+          ? new FleeceError("MEMORY_LOAD_FAILED", `QEMU could not load ${name}: ${errorMessage(error)}`, {
+              cause: error,
+            })
           : error;
       } finally {
         await options.undo.settle({ kind: "vm-held" });
@@ -209,14 +215,20 @@ class InactiveSnapshotter implements InternalSnapshotter {
   async disks(signal?: AbortSignal): Promise<readonly InternalDisk[]> {
     return await Promise.all(
       this.#disks.map(async ({ target, file, format }) => {
-        const output = await runTool("qemu-img", ["info", "--output=json", "-f", format, "--", file], { path: file, signal });
+        const output = await runTool("qemu-img", ["info", "--output=json", "-f", format, "--", file], {
+          path: file,
+          signal,
+        });
         const info = infoSchema.parse(JSON.parse(output));
         return {
           ...{ target, file, format },
           sizeBytes: info["virtual-size"],
           hasBacking: info["backing-filename"] !== undefined,
           bitmaps: (info["format-specific"]?.data?.bitmaps ?? []).map(({ name }) => name),
-          snapshots: info.snapshots.map((snapshot) => ({ name: snapshot.name, memoryBytes: snapshot["vm-state-size"] })),
+          snapshots: info.snapshots.map((snapshot) => ({
+            name: snapshot.name,
+            memoryBytes: snapshot["vm-state-size"],
+          })),
         };
       }),
     );
@@ -256,9 +268,7 @@ async function snapshot(verb: readonly string[], file: string, signal?: AbortSig
 const infoSchema = z.object({
   "virtual-size": z.int().nonnegative(),
   "backing-filename": z.string().optional(),
-  snapshots: z
-    .array(z.object({ name: z.string(), "vm-state-size": z.number().nonnegative() }))
-    .default([]),
+  snapshots: z.array(z.object({ name: z.string(), "vm-state-size": z.number().nonnegative() })).default([]),
   "format-specific": z
     .object({ data: z.object({ bitmaps: z.array(z.object({ name: z.string() })).default([]) }).optional() })
     .optional(),

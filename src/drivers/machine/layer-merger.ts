@@ -59,7 +59,8 @@ class QemuLayerMerger implements LayerMerger {
       if (layer === undefined) continue;
       found.set(next.path, layer);
       const { backing, backingFormat } = layer;
-      if (backing !== undefined && backingFormat !== undefined) queue.push({ path: backing, format: backingFormat });
+      if (backing !== undefined && backingFormat !== undefined)
+        queue.push({ path: backing, format: backingFormat });
     }
     return [...found.values()];
   }
@@ -176,7 +177,12 @@ async function findNodes(qmp: QmpSession, { upper, lower }: LayerMerge): Promise
       if (below === undefined || top === undefined) continue;
       if (!(await isSameFile(layer.file, upper)) || !(await isSameFile(below.file, lower))) continue;
       const base = layers[index + 2];
-      return { top: top.node, upper: layer.node, lower: below.node, ...(base === undefined ? {} : { base: base.node }) };
+      return {
+        top: top.node,
+        upper: layer.node,
+        lower: below.node,
+        ...(base === undefined ? {} : { base: base.node }),
+      };
     }
   }
   return undefined;
@@ -200,7 +206,11 @@ async function findDaemonNodes(qmp: QmpSession, lower: string): Promise<MergeNod
 }
 
 /** Only the header: the content is the same, whichever of the two is below. */
-async function rebase(child: string, { upper, lower, lowerFormat }: LayerMerge, signal?: AbortSignal): Promise<void> {
+async function rebase(
+  child: string,
+  { upper, lower, lowerFormat }: LayerMerge,
+  signal?: AbortSignal,
+): Promise<void> {
   const layer = await lookAtLayer({ path: child, format: "qcow2" }, signal);
   // The domain's QEMU has done it for what it has open.
   if (layer?.backing !== upper) return;
@@ -223,7 +233,10 @@ const layerSchema = z.object({
 });
 
 /** Undefined if there is no such file. It may be open in a running QEMU, which does not change what is asked for here. */
-async function lookAtLayer({ path: file, format }: KnownFile, signal?: AbortSignal): Promise<LookedAt | undefined> {
+async function lookAtLayer(
+  { path: file, format }: KnownFile,
+  signal?: AbortSignal,
+): Promise<LookedAt | undefined> {
   try {
     await stat(file);
   } catch (error) {
@@ -239,7 +252,9 @@ async function lookAtLayer({ path: file, format }: KnownFile, signal?: AbortSign
     format,
     sizeBytes: info["virtual-size"],
     allocatedBytes: info["actual-size"],
-    ...(backing === undefined ? {} : { backing: path.isAbsolute(backing) ? path.normalize(backing) : backing }),
+    ...(backing === undefined
+      ? {}
+      : { backing: path.isAbsolute(backing) ? path.normalize(backing) : backing }),
     ...(backingFormat === undefined || backing?.startsWith("/") !== true ? {} : { backingFormat }),
   };
 }

@@ -1,7 +1,14 @@
 import { mergedBitmaps, type LayerBitmap, type MergedBitmaps } from "../../model/layer-bitmaps.js";
 import type { LayerMerge } from "../../model/layer-plan.js";
 import type { MergeOptions } from "../../ports/layer-merger.js";
-import { isEvent, isQmpError, QmpError, type JobInfo, type QmpSession, type TransactionAction } from "../../qmp/index.js";
+import {
+  isEvent,
+  isQmpError,
+  QmpError,
+  type JobInfo,
+  type QmpSession,
+  type TransactionAction,
+} from "../../qmp/index.js";
 
 /** The layers in a QEMU process: `top` is the uppermost of the chain, and `upper` itself if that is active. */
 export interface MergeNodes {
@@ -134,7 +141,10 @@ function bitmapActions(
   const [node, source] = how === "commit" ? [nodes.lower, nodes.upper] : [nodes.upper, nodes.lower];
   const persistent = how === "stream" || lowerFormat === "qcow2";
   return [
-    ...removed.map((name): TransactionAction => ({ type: "block-dirty-bitmap-remove", data: { node, name } })),
+    ...removed.map((name): TransactionAction => ({
+      type: "block-dirty-bitmap-remove",
+      data: { node, name },
+    })),
     ...carried.flatMap(({ name, add, enable }): TransactionAction[] => [
       ...(add === undefined
         ? []
@@ -158,7 +168,10 @@ export async function removeUnused(qmp: QmpSession, node: string): Promise<void>
   const listed = await qmp.execute("query-named-block-nodes", { flat: true });
   const file = listed.find((each) => each["node-name"] === node)?.file;
   const nodes = listed.filter((each) => file !== undefined && each.file === file);
-  for (const name of [node, ...nodes.map((each) => each["node-name"] ?? "").filter((each) => each !== node)]) {
+  for (const name of [
+    node,
+    ...nodes.map((each) => each["node-name"] ?? "").filter((each) => each !== node),
+  ]) {
     try {
       await qmp.execute("blockdev-del", { "node-name": name });
     } catch (error) {

@@ -61,7 +61,9 @@ export async function checkIdle(qmp: QmpSession, domain: string): Promise<void> 
   }
   const { status } = await qmp.execute("query-migrate");
   if (status !== undefined && !MIGRATION_AT_REST.has(status)) {
-    throw new FleeceError("DOMAIN_BUSY", `Domain ${domain} is being migrated (${status})`, { facts: { domain } });
+    throw new FleeceError("DOMAIN_BUSY", `Domain ${domain} is being migrated (${status})`, {
+      facts: { domain },
+    });
   }
 }
 

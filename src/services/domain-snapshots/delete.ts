@@ -69,11 +69,16 @@ async function checkClones(
     const clones = [];
     for (const clone of snapshot.clones) {
       if (await snapshotFiles.exists(clone.directory)) clones.push(clone);
-      else log.info({ snapshot: snapshot.name, directory: clone.directory }, "The directory of a clone is gone, so the clone does not count any more");
+      else
+        log.info(
+          { snapshot: snapshot.name, directory: clone.directory },
+          "The directory of a clone is gone, so the clone does not count any more",
+        );
     }
     snapshots.push({ ...snapshot, clones });
   }
-  const directories = snapshots.find((each) => each.name === name)?.clones.map(({ directory }) => directory) ?? [];
+  const directories =
+    snapshots.find((each) => each.name === name)?.clones.map(({ directory }) => directory) ?? [];
   if (directories.length === 0) return { ...all, snapshots };
   throw new FleeceError(
     "DOMAIN_SNAPSHOT_IN_USE",

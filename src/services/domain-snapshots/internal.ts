@@ -159,7 +159,11 @@ async function begin(
   snapshot: string,
   disks: readonly { readonly file: string }[],
 ): Promise<Operation> {
-  const subject = { kind: "domain-snapshot-internal", snapshot, files: disks.map(({ file }) => file) } as const;
+  const subject = {
+    kind: "domain-snapshot-internal",
+    snapshot,
+    files: disks.map(({ file }) => file),
+  } as const;
   return await Operation.begin(store, { id: randomId(8), domain, startedAtMs: clock.now(), subject });
 }
 
@@ -214,7 +218,7 @@ function added(
     readonly state: DomainSnapshot["state"];
     readonly pausedMs: number;
     readonly disks: readonly InternalDisk[];
-    readonly keptByRevert?: true | boolean;
+    readonly keptByRevert?: boolean;
   },
 ): [DomainSnapshot, DomainSnapshots] {
   const { name, description, timeMs, state, pausedMs } = made;
@@ -237,11 +241,20 @@ function memoryIn({ snapshots }: InternalDisk, name: string): number {
   return snapshots.find((snapshot) => snapshot.name === name)?.memoryBytes ?? 0;
 }
 
-function refuseUnsupported({ live, quiesce, directory, memoryPath, disks }: CreateDomainSnapshotRequest): void {
+function refuseUnsupported({
+  live,
+  quiesce,
+  directory,
+  memoryPath,
+  disks,
+}: CreateDomainSnapshotRequest): void {
   const asked = [
     [live === true, "--live: the guest stands still while memory goes into an image"],
     [quiesce === true, "--quiesce"],
-    [directory !== undefined || memoryPath !== undefined, "a place for its files: all of it is in the images"],
+    [
+      directory !== undefined || memoryPath !== undefined,
+      "a place for its files: all of it is in the images",
+    ],
     [disks !== undefined, "a choice of disks: memory fits only all of them"],
   ] as const;
   const refused = asked.find(([is]) => is);
@@ -254,7 +267,10 @@ function refuseDisks(all: DomainSnapshots, disks: readonly InternalDisk[], name:
   const unfit = disks.find(({ format }) => format !== "qcow2");
   if (disks.length === 0 || unfit !== undefined) {
     const found = unfit === undefined ? "no disk" : `${unfit.format} for disk ${unfit.target}`;
-    throw new FleeceError("UNSUPPORTED", `Internal domain snapshots need qcow2 images for all disks; found ${found}`);
+    throw new FleeceError(
+      "UNSUPPORTED",
+      `Internal domain snapshots need qcow2 images for all disks; found ${found}`,
+    );
   }
   const external = all.snapshots.find(({ kind }) => kind === "external");
   if (external !== undefined) {

@@ -41,6 +41,8 @@ export async function settleInternal(
   await operation.end();
 }
 
-export function activeFiles({ layers }: DomainSnapshots): ReadonlyMap<string, { file: string; format: DiskFormat }> {
+export function activeFiles({
+  layers,
+}: DomainSnapshots): ReadonlyMap<string, { file: string; format: DiskFormat }> {
   return new Map(layers.map(({ target, active, format }) => [target, { file: active, format }]));
 }
