@@ -12,11 +12,11 @@ import type {
 import { parseBitmapName } from "../model/checkpoint.js";
 import { parseSnapshotFile, type WishedDisk } from "../model/snapshot-file.js";
 import { joinWishes } from "../model/snapshot-wishes.js";
-import type { ServiceContext } from "../services/context.js";
+import { requireDomain, type ServiceContext } from "../services/context.js";
 import { cloneDomainSnapshot } from "../services/domain-snapshots/clone.js";
 import { createDomainSnapshot } from "../services/domain-snapshots/create.js";
 import { deleteDomainSnapshot } from "../services/domain-snapshots/delete.js";
-import { readDomainSnapshots, requireSnapshot } from "../services/domain-snapshots/read.js";
+import { readSnapshot } from "../services/domain-snapshots/read-snapshot.js";
 import { revertCost, revertDomainSnapshot } from "../services/domain-snapshots/revert.js";
 import { inspectDomain } from "../services/domains.js";
 import { FleeceError } from "../shared/errors.js";
@@ -58,7 +58,7 @@ export async function createDomainSnapshotHandler(
 ): Promise<DomainSnapshot> {
   const wanted = await wantedSnapshot(context, request);
   const created = await createDomainSnapshot(context, wanted, workOptions(options));
-  return domainSnapshotMessage(await readDomainSnapshots(context, request.domain), created);
+  return domainSnapshotMessage(await context.domainSnapshots.read(request.domain), created);
 }
 
 /** The fields of the request, and what its document says besides. */
@@ -105,7 +105,7 @@ export async function listDomainSnapshotsHandler(
   context: ServiceContext,
   { domain, ...paging }: CallRequest<"DomainSnapshots.List">,
 ): Promise<ListDomainSnapshotsResponse> {
-  const all = await readDomainSnapshots(context, domain);
+  const all = await context.domainSnapshots.read(requireDomain(context, domain));
   const scope = ["domain-snapshots", domain];
   const { items, nextPageToken } = page(all.snapshots, paging, scope, ({ timeMs, name }) => [timeMs, name]);
   return { snapshots: items.map((snapshot) => domainSnapshotMessage(all, snapshot)), nextPageToken };
@@ -115,8 +115,8 @@ export async function getDomainSnapshotHandler(
   context: ServiceContext,
   { domain, name }: CallRequest<"DomainSnapshots.Get">,
 ): Promise<DomainSnapshot> {
-  const all = await readDomainSnapshots(context, domain);
-  return domainSnapshotMessage(all, requireSnapshot(all, name));
+  const { all, snapshot } = await readSnapshot(context, requireDomain(context, domain), name);
+  return domainSnapshotMessage(all, snapshot);
 }
 
 /** Answers with `<domainsnapshot>`; the file of a disk is that with the content of the snapshot. */
@@ -124,10 +124,8 @@ export async function getDomainSnapshotXmlHandler(
   context: ServiceContext,
   { domain, name }: CallRequest<"DomainSnapshots.GetXml">,
 ): Promise<XmlDocument> {
-  const { description, timeMs, parent, state, kind, memory, disks } = requireSnapshot(
-    await readDomainSnapshots(context, domain),
-    name,
-  );
+  const { snapshot } = await readSnapshot(context, requireDomain(context, domain), name);
+  const { description, timeMs, parent, state, kind, memory, disks } = snapshot;
   const xml = printDomainSnapshotXml({
     name,
     description,
@@ -157,7 +155,7 @@ export async function revertDomainSnapshotHandler(
   const request = { domain, name, to: STATES_BY_NAME[to], force };
   const outcome = await revertDomainSnapshot(context, request, workOptions(options));
   return {
-    snapshot: domainSnapshotMessage(await readDomainSnapshots(context, domain), outcome.snapshot),
+    snapshot: domainSnapshotMessage(await context.domainSnapshots.read(domain), outcome.snapshot),
     state: STATES[outcome.state],
     cost: costMessage(outcome),
     downtimeMs: Math.round(outcome.downtimeMs),

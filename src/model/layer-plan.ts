@@ -124,26 +124,40 @@ function commits(choice: {
   // The disk would grow, by whatever was beyond its end.
   if (lower.sizeBytes > upper.sizeBytes) return false;
   const holders = all.snapshots.filter(({ disks }) => disks.some(({ file }) => file === upper.path));
-  const isNamed = holders.length > 0 || all.layers.some(({ active }) => active === upper.path);
-  if (!isNamed || holders.some(({ clones }) => clones.length > 0)) return false;
+  const isActive = all.layers.some(({ active }) => active === upper.path);
+  // A raw image holds no bitmaps, and layers above would not show that a part of theirs is missing.
+  const isTracked = holders.some(({ disks }) =>
+    disks.some((disk) => disk.file === upper.path && disk.bitmaps.length > 0),
+  );
+  if (lower.format === "raw" && !isActive && isTracked) return false;
+  if ((holders.length === 0 && !isActive) || holders.some(({ clones }) => clones.length > 0)) return false;
   return isHome || upper.allocatedBytes <= lower.allocatedBytes;
 }
 
-/** The document after a merge: whoever had its content in `upper` has it in `lower` after a commit. */
+/**
+ * The document after a merge: whoever had its content in `upper` has it in `lower` after a commit. The layer that stays has the
+ * bitmaps of both.
+ */
 export function afterMerge(all: DomainSnapshots, merge: LayerMerge): DomainSnapshots {
-  const { how, upper, lower, lowerFormat, target } = merge;
-  if (how === "stream") return all;
+  const { how, upper, lower, lowerFormat, target, bitmaps } = merge;
+  const place = how === "commit" ? { file: lower, format: lowerFormat } : {};
   return {
     ...all,
     layers: all.layers.map((layers) =>
-      layers.target === target && layers.active === upper
+      how === "commit" && layers.target === target && layers.active === upper
         ? { ...layers, active: lower, format: lowerFormat === "raw" ? "raw" : "qcow2" }
         : layers,
     ),
     snapshots: all.snapshots.map((snapshot) => ({
       ...snapshot,
       disks: snapshot.disks.map((disk) =>
-        disk.target === target && disk.file === upper ? { ...disk, file: lower, format: lowerFormat } : disk,
+        disk.target === target && disk.file === upper
+          ? {
+              ...disk,
+              ...place,
+              bitmaps: [...bitmaps.filter((name) => !disk.bitmaps.includes(name)), ...disk.bitmaps],
+            }
+          : disk,
       ),
     })),
   };

@@ -9,6 +9,8 @@ export interface SnapshotFiles {
   exists(path: string): Promise<boolean>;
   /** A new directory, mode 0700. Fails with ALREADY_EXISTS. */
   makeDirectory(directory: string): Promise<void>;
+  /** The new name must be free. Durable. */
+  rename(from: string, to: string): Promise<void>;
   /** A new file, mode 0600, sharing its blocks where the file system can. Durable; after a failure nothing is left. */
   copy(from: string, to: string, options: CopyFileOptions): Promise<void>;
   /** An empty qcow2 overlay, mode 0600. Durable. */

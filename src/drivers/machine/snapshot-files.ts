@@ -1,6 +1,6 @@
 import { createHash } from "node:crypto";
 import { createReadStream } from "node:fs";
-import { chmod, constants, copyFile, lstat, mkdir, open, rm, rmdir, unlink } from "node:fs/promises";
+import { chmod, constants, copyFile, lstat, mkdir, open, rename, rm, rmdir, unlink } from "node:fs/promises";
 import path from "node:path";
 import { pipeline } from "node:stream/promises";
 import type { SnapshotFiles } from "../../ports/snapshot-files.js";
@@ -49,6 +49,15 @@ export const snapshotFiles: SnapshotFiles = {
       throw fileError(error, "create the directory", directory);
     }
     await syncDirectory(path.dirname(directory));
+  },
+
+  async rename(from, to) {
+    try {
+      await rename(from, to);
+    } catch (error) {
+      throw fileError(error, "create", to);
+    }
+    await syncDirectory(path.dirname(to));
   },
 
   async copy(from, to, { sha256, signal, onProgress }) {

@@ -17,17 +17,28 @@ import { requireDomain, withDomain } from "../context.js";
 import type { DomainSession } from "../domain-session.js";
 import { Operation } from "../operation.js";
 import { logMoment, planQuiesce } from "../quiesce.js";
+import { createInternal } from "./internal.js";
 import { finishCreation, settleCreation } from "./finish-creation.js";
+
+/** Takes a snapshot; see `createInternal` for those inside the images. */
+export function createDomainSnapshot(
+  context: ServiceContext,
+  request: CreateDomainSnapshotRequest,
+  options: DomainSnapshotOptions = {},
+): Promise<DomainSnapshot> {
+  const create = request.kind === "internal" ? createInternal : createExternal;
+  return create(context, request, options);
+}
 
 /**
  * Takes an external snapshot: of memory and all disks at one moment, or of disks alone. If it fails, the guest goes on as before and
  * nothing is left; but if the memory turns out to be lost after the disks have changed, the snapshot is there without it, and
  * the error (MEMORY_SAVE_FAILED) says so.
  */
-export function createDomainSnapshot(
+function createExternal(
   context: ServiceContext,
   request: CreateDomainSnapshotRequest,
-  options: DomainSnapshotOptions = {},
+  options: DomainSnapshotOptions,
 ): Promise<DomainSnapshot> {
   const domain = requireDomain(context, request.domain);
   if (request.name !== undefined) checkName("domain snapshot", request.name);

@@ -218,7 +218,7 @@ function added(
     readonly state: DomainSnapshot["state"];
     readonly pausedMs: number;
     readonly disks: readonly InternalDisk[];
-    readonly keptByRevert?: true | boolean;
+    readonly keptByRevert?: boolean;
   },
 ): [DomainSnapshot, DomainSnapshots] {
   const { name, description, timeMs, state, pausedMs } = made;

@@ -2,7 +2,6 @@ import { join, resolve } from "node:path";
 import {
   type DomainSnapshot,
   type DomainSnapshotOptions,
-  findSnapshot,
   type RevertCost,
   type RevertDomainSnapshotRequest,
   type RevertOutcome,
@@ -10,7 +9,6 @@ import {
 } from "../../model/domain-snapshot.js";
 import { machineEnds, type MovedPath, movedPaths } from "../../model/machine-ends.js";
 import { rewriteArguments } from "../../model/machine-arguments.js";
-import { checkName } from "../../model/names.js";
 import type { RevertJournal } from "../../model/operation.js";
 import {
   bitmapToCarry,
@@ -28,6 +26,8 @@ import { errorMessage, FleeceError, isFleeceError } from "../../shared/errors.js
 import { randomId } from "../../shared/ids.js";
 import { requireDomain, type ServiceContext, withDomain } from "../context.js";
 import type { DomainSession } from "../domain-session.js";
+import { internalRevertCost, revertInternal } from "./internal.js";
+import { readSnapshot } from "./read-snapshot.js";
 import { isOver } from "../recovery.js";
 import { Operation } from "../operation.js";
 import { unwind } from "../unwind.js";
@@ -40,6 +40,7 @@ export async function revertCost(
   options: DomainSnapshotOptions = {},
 ): Promise<RevertCost> {
   const domain = requireDomain(context, request.domain);
+  if (await isInternal(context, request)) return internalRevertCost(context, request);
   return withDomain(context, domain, "the cost of a revert", async (session) => {
     await using scene = await lookAt(context, session, request, options.signal);
     const cost = costOfRevert(scene.facts);
@@ -58,6 +59,7 @@ export async function revertDomainSnapshot(
   options: DomainSnapshotOptions = {},
 ): Promise<RevertOutcome> {
   const domain = requireDomain(context, request.domain);
+  if (await isInternal(context, request)) return revertInternal(context, request, options);
   const purpose = `revert to domain snapshot ${request.name}`;
   return withDomain(context, domain, purpose, async (session) => {
     await refuseWhileInUse(context, domain);
@@ -67,6 +69,13 @@ export async function revertDomainSnapshot(
     if (cost.risks.length > 0 && request.force !== true) throw forceNeeded(scene.facts.snapshot, cost.risks);
     return await new Revert(context, session, scene, { cost, request, options }).run();
   });
+}
+
+async function isInternal(
+  context: ServiceContext,
+  { domain, name }: RevertDomainSnapshotRequest,
+): Promise<boolean> {
+  return (await readSnapshot(context, domain, name)).snapshot.kind === "internal";
 }
 
 interface Scene extends AsyncDisposable {
@@ -83,25 +92,7 @@ async function lookAt(
   signal: AbortSignal | undefined,
 ): Promise<Scene> {
   const { domain } = session;
-  const all = await context.domainSnapshots.read(domain);
-  const snapshot = findSnapshot(all, checkName("domain snapshot", request.name));
-  if (snapshot === undefined) {
-    const known = all.snapshots.map(({ name }) => name).join(", ") || "none";
-    throw new FleeceError(
-      "DOMAIN_SNAPSHOT_NOT_FOUND",
-      `Domain ${domain} has no domain snapshot ${request.name}; it has ${known}`,
-      { facts: { domain, snapshot: request.name } },
-    );
-  }
-  if (snapshot.kind === "internal") {
-    throw new FleeceError(
-      "UNSUPPORTED",
-      `Domain snapshot ${request.name} is inside the images of its disks`,
-      {
-        facts: { domain, snapshot: request.name },
-      },
-    );
-  }
+  const { all, snapshot } = await readSnapshot(context, domain, request.name);
   const present = await inspect(session, signal);
   const old = await context.machines.open(domain, signal);
   try {
