@@ -16,6 +16,7 @@ export class QmpProxy implements AsyncDisposable {
   #stallAt: RegExp | undefined;
   #lost: Lost = "commands";
   #turnsAway = false;
+  #refuse: RegExp | undefined;
   #queue: Promise<unknown> = Promise.resolve();
   #stalled: () => void = () => undefined;
 
@@ -39,6 +40,16 @@ export class QmpProxy implements AsyncDisposable {
     this.#stallAt = pattern;
     this.#lost = lost;
     return new Promise((resolve) => (this.#stalled = resolve));
+  }
+
+  /** The next command that matches is not carried out, and fails. */
+  refuse(pattern: RegExp): void {
+    this.#refuse = pattern;
+  }
+
+  /** Whether that command has come. */
+  get hasRefused(): boolean {
+    return this.#refuse === undefined;
   }
 
   /** Whether new clients are hung up on without a greeting. */
@@ -69,6 +80,12 @@ export class QmpProxy implements AsyncDisposable {
     let isStalled = false;
     client.on("data", (chunk) => {
       const text = chunk.toString("latin1");
+      if (this.#refuse?.test(text) === true) {
+        this.#refuse = undefined;
+        const [, id] = /"id":"([^"]+)"/.exec(text) ?? [];
+        client.write(`${JSON.stringify({ id, error: { class: "GenericError", desc: "Refused" } })}\r\n`);
+        return;
+      }
       if (isStalled) this.sentInVain.push(text);
       if (!isStalled && this.#stallAt?.test(text) === true) {
         isStalled = true;

@@ -61,7 +61,10 @@ function createExternal(
       await taker.close();
       const snapshot = await settleQuietly(context, session, operation);
       if (snapshot === undefined) throw error;
-      throw withoutMemory(snapshot, error);
+      if (plan.memory !== undefined && snapshot.memory === undefined) throw withoutMemory(snapshot, error);
+      // All of it is there, and the guest as it was: what failed first has been mended.
+      context.log.warn({ domain, snapshot: snapshot.name }, errorMessage(error));
+      return snapshot;
     }
   });
 }
@@ -182,9 +185,8 @@ async function settleQuietly(
   }
 }
 
-function withoutMemory({ name, memory }: DomainSnapshot, cause: unknown): FleeceError {
-  const kept = memory === undefined ? "as a disk-only one" : "complete";
-  const message = `Domain snapshot ${name} is there, ${kept}, but: ${errorMessage(cause)}`;
-  const code = memory === undefined ? "MEMORY_SAVE_FAILED" : "CLEANUP_INCOMPLETE";
-  return new FleeceError(code, message, { cause, facts: { snapshot: name } });
+function withoutMemory({ name }: DomainSnapshot, cause: unknown): FleeceError {
+  if (isFleeceError(cause, "MEMORY_SAVE_FAILED")) return cause;
+  const message = `The memory of domain snapshot ${name} is lost, so that it is kept as a disk-only one: ${errorMessage(cause)}`;
+  return new FleeceError("MEMORY_SAVE_FAILED", message, { cause, facts: { snapshot: name } });
 }

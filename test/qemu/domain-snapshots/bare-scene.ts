@@ -1,0 +1,107 @@
+import { readdir } from "node:fs/promises";
+import { expect } from "vitest";
+import { loadConfig, startAgent } from "../../../src/agent.js";
+import type {
+  CreateDomainSnapshotRequest,
+  DomainSnapshot,
+  DomainSnapshotOptions,
+} from "../../../src/model/domain-snapshot.js";
+import type { SnapshotTakers } from "../../../src/ports/snapshot-taker.js";
+import type { ServiceContext } from "../../../src/services/context.js";
+import { createDomainSnapshot } from "../../../src/services/domain-snapshots/create.js";
+import { domainConfig, writeConfig } from "../../support/config-file.js";
+import { createImage, fillImage } from "../../support/image-tool.js";
+import { temporaryDirectory, untilTestEnds } from "../../support/lifetime.js";
+import { QmpProxy } from "../../support/qmp-proxy.js";
+import type { TemporaryDirectory } from "../../support/temporary-directory.js";
+import type { TestDisk } from "../../support/vm-arguments.js";
+import { TestVm } from "../../support/vm.js";
+
+const DISK_BYTES = 8 << 20;
+export const FILL_BYTES = 1 << 20;
+export const FILL_PATTERN = 0x5a;
+
+/** A bitmap that this program would have made: of a checkpoint. */
+export const CHECKPOINT_BITMAP = "fleece:1:1:1700000000000:cp";
+
+/** A QEMU without a guest, whose disks hold a known pattern; `proxied`: behind a proxy of its monitor. */
+export interface BareScene {
+  readonly directory: TemporaryDirectory;
+  readonly vm: TestVm;
+  readonly proxy: QmpProxy;
+  readonly context: ServiceContext;
+  create(
+    request?: Partial<CreateDomainSnapshotRequest>,
+    options?: DomainSnapshotOptions & { readonly takers?: SnapshotTakers },
+  ): Promise<DomainSnapshot>;
+  status(): Promise<string>;
+  /** Files of the domain's snapshots, records of the journal, and what is in the runtime directory. */
+  leftovers(): Promise<readonly string[]>;
+  /** Fails unless the guest runs on its first disks, and neither QEMU nor the host has anything of a snapshot. */
+  expectUntouched(): Promise<void>;
+}
+
+export async function startBareScene({ proxied = false } = {}): Promise<BareScene> {
+  const directory = await temporaryDirectory();
+  const disks: TestDisk[] = [
+    { target: "vda", path: directory.file("vda.qcow2"), format: "qcow2" },
+    { target: "vdb", path: directory.file("vdb.raw"), format: "raw" },
+  ];
+  for (const { path, format } of disks) {
+    await createImage(path, DISK_BYTES, { format });
+    await fillImage(path, format, { offset: 0, length: FILL_BYTES, pattern: FILL_PATTERN });
+  }
+  const vm = untilTestEnds(await TestVm.start({ directory: directory.path, disks }));
+  const node = vm.nodeName("vda");
+  await vm.qmp("block-dirty-bitmap-add", { node, name: CHECKPOINT_BITMAP, persistent: true });
+  const proxyPath = directory.file("proxy.qmp");
+  const proxy = untilTestEnds(await QmpProxy.listen(proxyPath, vm.qmpPath));
+  const configPath = await writeConfig(directory.path, {
+    domains: [{ ...domainConfig("vm", vm), qmp: proxied ? proxyPath : vm.qmpPath }],
+    more: { runtimeDir: directory.file("run") },
+  });
+  const ignore = (): void => undefined;
+  const log = { debug: ignore, info: ignore, warn: ignore };
+  const context = await startAgent(await loadConfig(configPath), log);
+  const pristine = await vm.blockState();
+  const status = async (): Promise<string> =>
+    ((await vm.qmp("query-status")) as { readonly status: string }).status;
+  const leftovers = async (): Promise<readonly string[]> => {
+    const list = (path: string): Promise<string[]> => readdir(directory.file(path)).catch(() => []);
+    const records = await context.store.operations("vm");
+    return [
+      ...(await list("state/domain-snapshots/vm")),
+      ...(await list("run")),
+      ...records.map(({ id }) => `record ${id}`),
+    ].toSorted();
+  };
+  return {
+    directory,
+    vm,
+    proxy,
+    context,
+    create: (request, { takers = context.takers, ...options } = {}) =>
+      createDomainSnapshot({ ...context, takers }, { domain: "vm", ...request }, options),
+    status,
+    leftovers,
+    expectUntouched: async () => {
+      expect(await status()).toBe("running");
+      expect(await vm.blockState()).toEqual(pristine);
+      expect(await leftovers()).toEqual([]);
+      expect((await vm.guestWrite("vdb", 4 << 20, 65_536, 0x11)).ok).toBe(true);
+    },
+  };
+}
+
+/** The same takers with some of their methods replaced. */
+export function changedTakers(takers: SnapshotTakers, changes: Partial<SnapshotTakers>): SnapshotTakers {
+  return {
+    open: (...args) => takers.open(...args),
+    place: (...args) => takers.place(...args),
+    exists: (...args) => takers.exists(...args),
+    makeDirectory: (...args) => takers.makeDirectory(...args),
+    dropFirstName: (...args) => takers.dropFirstName(...args),
+    seal: (...args) => takers.seal(...args),
+    ...changes,
+  };
+}

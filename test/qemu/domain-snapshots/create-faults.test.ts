@@ -1,0 +1,160 @@
+import { mkdir, readdir, truncate } from "node:fs/promises";
+import { dirname } from "node:path";
+import { describe, expect, it } from "vitest";
+import type { DomainSnapshotProgress } from "../../../src/model/domain-snapshot.js";
+import { mountTmpfs } from "../../support/mount.js";
+import { type BareScene, changedTakers, FILL_BYTES, FILL_PATTERN, startBareScene } from "./bare-scene.js";
+
+/** Fails unless a snapshot can be taken now: nothing of a former one is in its way. */
+async function expectPossible(scene: BareScene): Promise<void> {
+  const snapshot = await scene.create({ name: "after" });
+  expect(snapshot.memory).toBeDefined();
+  expect(await scene.status()).toBe("running");
+  expect((await scene.vm.guestRead("vda", 0, FILL_BYTES, FILL_PATTERN)).ok).toBe(true);
+}
+
+/** Calls `action` once, when a phase begins. */
+function at(phase: DomainSnapshotProgress["phase"], action: () => void): (p: DomainSnapshotProgress) => void {
+  let done = false;
+  return (progress) => {
+    if (progress.phase !== phase || done) return;
+    done = true;
+    action();
+  };
+}
+
+describe("createDomainSnapshot when something fails", () => {
+  it.each([
+    ...["blockdev-add", "query-migrate-capabilities", "migrate-set-parameters"],
+    ...["stop", "migrate", "transaction"],
+  ])("leaves nothing, and the guest running, when QEMU refuses %s", async (command) => {
+    const scene = await startBareScene({ proxied: true });
+    scene.proxy.refuse(new RegExp(`"execute":"${command}"`));
+    await expect(scene.create({ name: "s" })).rejects.toMatchObject({ code: "QEMU_FAILED" });
+    expect(scene.proxy.hasRefused).toBe(true);
+    await scene.expectUntouched();
+    await expectPossible(scene);
+  });
+
+  it("completes the snapshot when the guest can be continued only at the second try", async () => {
+    const scene = await startBareScene({ proxied: true });
+    scene.proxy.refuse(/"execute":"cont"/);
+    const snapshot = await scene.create({ name: "s" });
+    expect(scene.proxy.hasRefused).toBe(true);
+    expect(snapshot.memory).toBeDefined();
+    expect(await scene.status()).toBe("running");
+    expect(await scene.context.store.operations("vm")).toEqual([]);
+  });
+
+  it.each([false, true])(
+    "lets the guest go on when it is cancelled in the midst (live: %s)",
+    async (live) => {
+      const scene = await startBareScene();
+      const stop = new AbortController();
+      const onProgress = at("memory", () => stop.abort(new Error("No more")));
+      await expect(scene.create({ name: "s", live }, { signal: stop.signal, onProgress })).rejects.toThrow(
+        "No more",
+      );
+      await scene.expectUntouched();
+      await expectPossible(scene);
+    },
+  );
+
+  it("lets the guest go on when there is no room for its memory after all", async ({ skip }) => {
+    const scene = await startBareScene();
+    const full = scene.directory.file("full");
+    await mkdir(full);
+    if (!(await mountTmpfs(full, "size=64k"))) skip("cannot mount here");
+    await expect(scene.create({ name: "s", memoryPath: full })).rejects.toMatchObject({ code: "NO_SPACE" });
+    await scene.expectUntouched();
+    const { takers } = scene.context;
+    const liars = changedTakers(takers, {
+      place: async (path) => ({
+        device: path,
+        freeBytes: (await takers.place(path)) === undefined ? 0 : 2 ** 40,
+      }),
+    });
+    await expect(
+      scene.create({ name: "s", memoryPath: `${full}/s.save` }, { takers: liars }),
+    ).rejects.toMatchObject({ code: "NO_SPACE" });
+    expect(await readdir(full)).toEqual([]);
+    await scene.expectUntouched();
+    await expectPossible(scene);
+  });
+
+  it("keeps the disks when the memory turns out to be lost after they have changed", async () => {
+    const scene = await startBareScene();
+    const { takers } = scene.context;
+    const losing = changedTakers(takers, {
+      seal: async (path, sizeBytes) => {
+        await truncate(path, 100);
+        return takers.seal(path, sizeBytes);
+      },
+    });
+    await expect(scene.create({ name: "s" }, { takers: losing })).rejects.toMatchObject({
+      code: "MEMORY_SAVE_FAILED",
+    });
+    const { snapshots, current } = await scene.context.domainSnapshots.read("vm");
+    expect(current).toBe("s");
+    expect(snapshots).toMatchObject([{ name: "s", consistency: "crash" }]);
+    expect(snapshots[0]).not.toHaveProperty("memory");
+    expect(await scene.leftovers()).toEqual(["snapshots.json", "vda-s.qcow2", "vdb-s.qcow2"]);
+    await expectPossible(scene);
+  });
+
+  it("leaves nothing when QEMU is killed while it saves", async () => {
+    const scene = await startBareScene();
+    const onProgress = at("memory", () => process.kill(scene.vm.pid, "SIGKILL"));
+    await expect(scene.create({ name: "s" }, { onProgress })).rejects.toMatchObject({
+      code: "DOMAIN_UNREACHABLE",
+    });
+    expect(await scene.leftovers()).toEqual([]);
+    await scene.vm.restart();
+    expect((await scene.vm.guestRead("vdb", 0, FILL_BYTES, FILL_PATTERN)).ok).toBe(true);
+    await expectPossible(scene);
+  });
+
+  it("has the snapshot when QEMU is killed just before the disks change: overlays and disks show the same", async () => {
+    const scene = await startBareScene();
+    const { takers } = scene.context;
+    const killing = changedTakers(takers, {
+      open: async (...args) => {
+        const taker = await takers.open(...args);
+        const { take } = taker;
+        taker.take = (plan, options) =>
+          take.call(taker, plan, {
+            ...options,
+            beforeDisks: async (moment) => {
+              await options.beforeDisks(moment);
+              await scene.vm.kill();
+            },
+          });
+        return taker;
+      },
+    });
+    const snapshot = await scene.create({ name: "s" }, { takers: killing });
+    expect(snapshot.memory).toBeDefined();
+    const { layers } = await scene.context.domainSnapshots.read("vm");
+    expect(layers.map(({ active }) => dirname(active))).toEqual(
+      layers.map(() => scene.directory.file("state/domain-snapshots/vm")),
+    );
+    expect(await scene.context.store.operations("vm")).toEqual([]);
+  });
+
+  it("refuses a second one while a block job works, and names it", async () => {
+    const scene = await startBareScene();
+    await scene.vm.qmp("blockdev-add", { driver: "null-co", "node-name": "sink", size: 8 << 20 });
+    await scene.vm.qmp("blockdev-backup", {
+      "job-id": "theirs",
+      device: "vda-format",
+      target: "sink",
+      sync: "full",
+      speed: 1,
+    });
+    await expect(scene.create()).rejects.toMatchObject({
+      code: "DOMAIN_BUSY",
+      message: expect.stringContaining("theirs") as string,
+    });
+    expect(await scene.leftovers()).toEqual([]);
+  });
+});
