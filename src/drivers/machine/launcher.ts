@@ -126,7 +126,8 @@ async function connect(
   const ending = ended.then((words) => new FleeceError("QEMU_FAILED", `The new QEMU ${words}`));
   for (;;) {
     const attempt = connectQmp({ socketPath: monitor, signal }).catch((error: unknown) => {
-      const isEarly = isQmpError(error, "QMP_SOCKET_ABSENT", "QMP_REFUSED") && !deadline.aborted;
+      const isEarly =
+        isQmpError(error, "QMP_SOCKET_ABSENT", "QMP_REFUSED", "QMP_DISCONNECTED") && !deadline.aborted;
       if (!isEarly) throw error;
       return undefined;
     });

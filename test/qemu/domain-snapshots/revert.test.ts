@@ -1,8 +1,10 @@
 import { open, readFile, truncate } from "node:fs/promises";
 import { describe, expect, it } from "vitest";
+import { bitmapName } from "../../../src/model/checkpoint.js";
 import type { DomainSnapshots } from "../../../src/model/domain-snapshot.js";
 import { isFleeceError } from "../../../src/shared/errors.js";
 import { revertCost, revertDomainSnapshot } from "../../../src/services/domain-snapshots/revert.js";
+import { qemuImg } from "../../support/image-tool.js";
 import { DOMAIN, EXTRA_DEVICE, startCounterSite } from "./support/counter-site.js";
 
 const codeOf = async (action: Promise<unknown>): Promise<string> => {
@@ -20,7 +22,9 @@ function withoutDevice(all: DomainSnapshots): DomainSnapshots {
   const snapshots = all.snapshots.map((snapshot) => {
     const { machine } = snapshot;
     if (machine === undefined) return snapshot;
-    const args = machine.arguments.filter((word, index, list) => ![word, list[index + 1]].includes(EXTRA_DEVICE[1]));
+    const args = machine.arguments.filter(
+      (word, index, list) => ![word, list[index + 1]].includes(EXTRA_DEVICE[1]),
+    );
     return { ...snapshot, machine: { ...machine, arguments: args } };
   });
   return { ...all, snapshots };
@@ -117,7 +121,9 @@ describe("revertDomainSnapshot", () => {
     const files = await site.files();
     await context.domainSnapshots.write(withoutDevice(all));
     const plain = { domain: DOMAIN, name: "s1" };
-    expect(await codeOf(revertDomainSnapshot(context, plain))).toMatch(/^FORCE_NEEDED: .*virtio-rng-pci \S+ rng0 is missing/);
+    expect(await codeOf(revertDomainSnapshot(context, plain))).toMatch(
+      /^FORCE_NEEDED: .*virtio-rng-pci \S+ rng0 is missing/,
+    );
     expect(await codeOf(revertDomainSnapshot(context, { ...plain, force: true }))).toMatch(
       /^MEMORY_LOAD_FAILED: .*QEMU ended with exit code 1: .*virtio-rng/,
     );
@@ -132,3 +138,83 @@ describe("revertDomainSnapshot", () => {
     expect(guest.counter.mismatches()).toEqual([]);
   });
 });
+
+describe("revertDomainSnapshot of an inactive domain", () => {
+  it("puts the disks back, and starts what ran if it knows how", async () => {
+    const site = await startCounterSite();
+    const { context, guest } = site;
+    const { counter, vm } = guest;
+    await site.takeSnapshot("disks", { diskOnly: true });
+    await counter.waitTurns(3);
+    await site.takeSnapshot("all", { paused: true });
+    const taken = counter.count();
+    const checkpoint = bitmapName({ name: "c1", order: 1, timeMs: 1 });
+    const document = await site.document();
+    await context.domainSnapshots.write({
+      ...document,
+      snapshots: document.snapshots.map((each) => ({
+        ...each,
+        disks: each.disks.map((disk) => ({ ...disk, bitmaps: [checkpoint] })),
+      })),
+    });
+    await vm.quit();
+
+    const off = await revertDomainSnapshot(context, { domain: DOMAIN, name: "disks" });
+    expect([off.state, off.downtimeMs, await site.machines()]).toEqual(["inactive", 0, []]);
+    const back = await site.diskCount("vda");
+    expect(back).toBeLessThan(taken);
+
+    // The record of a snapshot with memory says how; of a paused domain it comes back paused.
+    const on = await revertDomainSnapshot(context, { domain: DOMAIN, name: "all" });
+    expect([on.state, await site.status(), await site.machines()]).toEqual(["paused", "paused", [on.pid]]);
+    const again = await revertDomainSnapshot(context, { domain: DOMAIN, name: "all", to: "running" });
+    await counter.waitTurns(2);
+    expect(counter.count()).toBeGreaterThan(taken);
+    expect([counter.mismatches(), await counter.check()]).toEqual([[], expect.stringMatching(/^ok /)]);
+    // Checkpoints before the snapshot go on: their bitmap records in the new overlays.
+    const machine = await context.machines.open(DOMAIN);
+    expect(machine?.process.pid).toBe(again.pid);
+    await machine?.close();
+    const bitmaps = await Promise.all((await site.document()).layers.map(({ active }) => bitmapsIn(active)));
+    expect(bitmaps).toEqual([[checkpoint], [checkpoint]]);
+
+    // Without memory the guest boots, from the disks of that moment.
+    const plain = { domain: DOMAIN, name: "disks", to: "running" } as const;
+    // Disk vdb was raw then, which holds no bitmap.
+    expect(await codeOf(revertDomainSnapshot(context, plain))).toMatch(
+      /^FORCE_NEEDED: .*checkpoints end: c1$/,
+    );
+    const booted = await revertDomainSnapshot(context, { ...plain, force: true });
+    expect(await site.machines()).toEqual([booted.pid]);
+    const { console } = counter;
+    const ready = await console.waitFor(/^READY count=(\d+)/, {
+      timeoutMs: 120_000,
+      after: console.connectionStart,
+    });
+    expect(Number(ready[1])).toBe(back);
+    expect(counter.mismatches()).toEqual([]);
+  });
+
+  it("shows what it would notice: RAM of one moment on the disks of another", async () => {
+    const site = await startCounterSite();
+    const { context, guest } = site;
+    await site.takeSnapshot("early");
+    await guest.counter.waitTurns(5);
+    await site.takeSnapshot("late");
+    const all = await site.document();
+    const late = await site.snapshot("late");
+    await context.domainSnapshots.write({
+      ...all,
+      snapshots: all.snapshots.map((each) => (each.name === "early" ? { ...each, disks: late.disks } : each)),
+    });
+    await revertDomainSnapshot(context, { domain: DOMAIN, name: "early" });
+    await guest.counter.waitTurns(2);
+    expect(guest.counter.mismatches()).not.toEqual([]);
+  });
+});
+
+async function bitmapsIn(file: string): Promise<readonly string[]> {
+  const text = await qemuImg("info", "-U", "--output=json", "-f", "qcow2", file);
+  const info = JSON.parse(text) as { "format-specific": { data: { bitmaps?: { name: string }[] } } };
+  return (info["format-specific"].data.bitmaps ?? []).map(({ name }) => name);
+}

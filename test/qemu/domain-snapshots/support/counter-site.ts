@@ -1,6 +1,8 @@
+import { execFile } from "node:child_process";
 import { createHash } from "node:crypto";
 import { readdir, readFile, stat } from "node:fs/promises";
 import { join } from "node:path";
+import { promisify } from "node:util";
 import { startAgent } from "../../../../src/agent.js";
 import { parseConfig } from "../../../../src/model/config.js";
 import {
@@ -41,6 +43,8 @@ export interface CounterSite {
   ): Promise<number>;
   /** What the QEMU that listens on the agent's socket says. */
   status(): Promise<string>;
+  /** What is on the disk of that target now, as the guest has counted. */
+  diskCount(target: string): Promise<number>;
   /** Pids of living QEMUs whose arguments name this site. */
   machines(): Promise<number[]>;
   /** Files beside the configuration whose presence a revert may change. */
@@ -78,10 +82,21 @@ export async function startCounterSite(): Promise<CounterSite> {
     },
     takeSnapshot: (name, options = {}) => takeSnapshot({ directory, guest, context, disks }, name, options),
     status: () => statusAt(guest.vm.qmpPath),
+    async diskCount(target) {
+      const layers = (await document()).layers.find((each) => each.target === target);
+      const read = ["-U", "-r", "-f", layers?.format ?? "raw", "-c", "read -v 1M 32", layers?.active ?? ""];
+      const { stdout } = await promisify(execFile)("qemu-io", read);
+      // qemu-io shows what is neither letter nor digit as a dot.
+      return Number(/count\.(\d+)/.exec(stdout)?.[1] ?? NaN);
+    },
     machines: () => machinesOf(directory.path),
     files: async () => {
       const names = await readdir(directory.path, { recursive: true });
-      return names.filter((name) => !/lock$|^(state\/(machines|domains)|run|scratch)/.test(name)).toSorted();
+      return names
+        .filter(
+          (name) => !/lock$|^(state\/(machines|domains|operations$|operations\/vm$)|run|scratch)/.test(name),
+        )
+        .toSorted();
     },
   };
 }
