@@ -343,6 +343,32 @@ describe("Backups over domain snapshots", () => {
     expect(readBytes(await disk.backUp("changes", fourth))).toBe(BLOCK_SIZE);
   });
 
+  it("leave the bitmaps of a template below the disk's first image alone", async () => {
+    const disk = await Layered.start();
+    await disk.vm.quit();
+    const home = disk.active.file;
+    const template = disk.at.directory.file("template.qcow2");
+    await qemuImg("create", "-q", "-f", "qcow2", template, String(SIZE));
+    await writeImage(template, "qcow2", `write -P 7 0 ${BLOCK_SIZE}`);
+    disk.content.fill(7, 0, BLOCK_SIZE);
+    await qemuImg("bitmap", "--add", template, "fleece:1:7:7:of-another-domain");
+    await qemuImg("rebase", "-u", "-f", "qcow2", "-F", "qcow2", "-b", template, home);
+    await disk.boot();
+    const full = await disk.backUp("whole");
+    await disk.write(1, 1);
+    const second = await disk.backUp("changes", full);
+    await disk.snapshot();
+    await disk.write(2, 2);
+    const third = await disk.backUp("changes", second);
+    await disk.vm.quit();
+    await disk.write(3, 3);
+    const fourth = await disk.backUp("changes", third);
+    expect(readBytes(fourth)).toBe(BLOCK_SIZE);
+    const own = [full, second, third, fourth].map(({ manifest }) => manifest.checkpoint);
+    expect(await disk.checkpoints()).toEqual(own);
+    expect((await inspectDomain(disk.context, "vm")).disks[0]?.frozenFiles).toEqual([home]);
+  });
+
   it("compare when a raw image below has lost its bitmaps with QEMU, but not for what an overlay has", async () => {
     const disk = await Layered.start("raw");
     const full = await disk.backUp("whole");

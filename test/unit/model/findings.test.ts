@@ -109,6 +109,16 @@ describe("domainFindings", () => {
       ["DOMAIN_READY", "DISK_READY", "CHECKPOINT_GAP"],
     ],
     [
+      "checkpoints that a gap between images has cost",
+      { disks: [disk({ checkpoints: [bitmap("c1", 1, { lost: "it does not go on" })] })] },
+      ["DOMAIN_READY", "DISK_READY", "CHECKPOINT_GAP"],
+    ],
+    [
+      "a disk in another image than its domain snapshots say",
+      { disks: [disk({ otherLayer: { expected: "/b", found: "/a", frozen: true } })] },
+      ["DOMAIN_READY", "DISK_READY", "DISK_OTHER_LAYER"],
+    ],
+    [
       "sound checkpoints",
       { disks: [disk({ checkpoints: [bitmap("c1", 1, { recording: false }), bitmap("c2", 2)] })] },
       ["DOMAIN_READY", "DISK_READY"],

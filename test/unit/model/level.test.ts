@@ -327,3 +327,31 @@ describe("decideLevel", () => {
     });
   });
 });
+
+describe("decideLevel after domain snapshots", () => {
+  it("passes over newer backups of a state that was reverted, and says so", () => {
+    const entries = [backup("b1"), backup("b2", { parent: "b1" }), backup("b3", { parent: "b2" })];
+    const decision = decideLevel([disk(["c-b1"])], entries);
+    expect(decision).toMatchObject({ level: "incremental", parent: { id: "b1" } });
+    expect(decision.reason).toBe(
+      "based on backup b1; backup b3 is newer, but on it disk vda would be compared: checkpoint c-b3 does not exist on the disk",
+    );
+    expect(decision.disks.get("vda")).toMatchObject({ mode: "changes", bitmaps: ["bitmap-c-b1"] });
+  });
+
+  it("compares a disk that is in another image than they say, whatever its bitmaps tell", () => {
+    const otherLayer = { expected: "/new", found: "/old", frozen: true };
+    const decision = decideLevel([disk(["c-b1"], { otherLayer })], [backup("b1")]);
+    expect(decision.disks.get("vda")).toEqual({
+      mode: "compare",
+      reason: "its image is /old, but by its domain snapshots it should be /new",
+    });
+  });
+
+  it("compares a disk whose checkpoint is lost or deleted", () => {
+    const lost = decideLevel([broken(["c-b1"], { lost: "there is a gap" })], [backup("b1")]);
+    expect(lost.disks.get("vda")).toEqual({ mode: "compare", reason: "there is a gap" });
+    const deleted = decideLevel([broken(["c-b1"], { deleted: true, place: "both" })], [backup("b1")]);
+    expect(deleted.disks.get("vda")).toMatchObject({ mode: "compare" });
+  });
+});
