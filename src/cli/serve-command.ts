@@ -74,6 +74,7 @@ export async function serveAgent(surroundings: SessionSurroundings, options: Glo
   await using metricsServer =
     metricsAddress === undefined ? undefined : await serveMetrics(metrics, metricsAddress, log);
   const reload: Reload = { file, log, level: options.logLevel, surroundings, metrics, fronts, followers };
+  await using _alive = manager.keepAlive(context.clock);
   await using _reload = onHangup(async () => {
     await manager.reloading();
     config = await readAgain(config, reload);

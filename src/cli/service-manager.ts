@@ -1,6 +1,7 @@
 import { execFile } from "node:child_process";
 import { promisify } from "node:util";
 import type { Logger } from "pino";
+import type { ServiceContext } from "../agent.js";
 import { errorMessage } from "../shared/errors.js";
 
 const execFileAsync = promisify(execFile);
@@ -32,6 +33,32 @@ export class ServiceManager {
 
   stopping(): Promise<void> {
     return this.#notify("STOPPING=1", "STATUS=Waits for calls that run");
+  }
+
+  /**
+   * Says that the agent lives, three times in the time that systemd's watchdog gives it (WatchdogSec in the unit), until it is
+   * disposed of. Does nothing where there is no watchdog, or one of another process.
+   */
+  keepAlive(clock: ServiceContext["clock"]): AsyncDisposable {
+    const stop = new AbortController();
+    const kept = this.#keepAlive(clock, stop.signal);
+    return {
+      async [Symbol.asyncDispose]() {
+        stop.abort();
+        await kept;
+      },
+    };
+  }
+
+  async #keepAlive(clock: ServiceContext["clock"], stop: AbortSignal): Promise<void> {
+    const { WATCHDOG_USEC: limitMicros, WATCHDOG_PID: pid = String(process.pid) } = this.#env;
+    const limitMs = Number(limitMicros) / 1000;
+    if (!(limitMs > 0) || pid !== String(process.pid)) return;
+    while (!stop.aborted) {
+      await this.#notify("WATCHDOG=1");
+      // Only the signal ends a sleep early.
+      await clock.sleep(limitMs / 3, stop).catch(() => undefined);
+    }
   }
 
   /** Never fails: an agent that nobody hears works all the same. */

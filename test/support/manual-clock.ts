@@ -47,6 +47,10 @@ export class ManualClock implements Clock {
     });
   }
 
+  get sleepers(): number {
+    return this.#sleepers.size;
+  }
+
   /** Wakes whoever slept long enough, in order; those who go to sleep again count from their waking. */
   async advance(ms: number): Promise<void> {
     const endMs = this.#nowMs + ms;
