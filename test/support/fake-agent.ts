@@ -2,6 +2,7 @@ import { mkdirSync } from "node:fs";
 import { outputDirectories } from "../../src/drivers/output-directory.js";
 import { LOCAL_CLIENT } from "../../src/model/access.js";
 import { StateDirectory } from "../../src/drivers/state-directory.js";
+import type { RetentionPolicy } from "../../src/model/retention.js";
 import { noMeter } from "../../src/ports/meter.js";
 import type { DomainLock, OperationOwner, StateStore } from "../../src/ports/state-store.js";
 import type { ServiceContext } from "../../src/services/context.js";
@@ -17,6 +18,8 @@ export class FakeWorld {
   readonly repository: FakeRepository;
   readonly stateDir: string;
   readonly log: string[] = [];
+  /** Of the configuration. */
+  retention: RetentionPolicy | undefined;
   #processes = 0;
 
   constructor(
@@ -86,6 +89,7 @@ export class FakeProcess {
       scratchDir: "/scratch",
       scratch: domain.host.scratch,
       scratchLimits: new Map([[domain.name, undefined]]),
+      retention: () => world.retention,
       parallelDisks: 2,
     };
   }
