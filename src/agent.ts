@@ -2,7 +2,7 @@ import { readFile } from "node:fs/promises";
 import { join } from "node:path";
 import { type ClientEntry, LOCAL_CLIENT, type Role } from "./model/access.js";
 import type { Config } from "./model/config.js";
-import { clientEntries, metricsAddress, nbdTlsPaths, parseConfig, quiesceSettings } from "./model/config.js";
+import { clientEntries, metricsAddress, nbdTlsPaths, parseConfig, quiesceSettings, retentionPolicy } from "./model/config.js";
 import type { HostPort } from "./model/host-port.js";
 import type { MetricsAddress } from "./model/metrics-address.js";
 import { claimAgentPlace, removeStaleSocket } from "./drivers/agent-claim.js";
@@ -186,6 +186,7 @@ export async function startAgent(
     scratchLimits: new Map(
       config.domains.map(({ name, scratch }) => [name, scratch?.limit ?? config.scratch.limit]),
     ),
+    retention: (repository, domain) => retentionPolicy(config, repository, domain),
     parallelDisks: config.parallelDisks,
     ...(fronts === undefined ? {} : { fronts }),
   };

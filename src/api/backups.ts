@@ -1,6 +1,6 @@
 import type { BackupEntry, IntactEntry, ManifestDisk } from "../model/backup.js";
 import { isIntact, momentMs } from "../model/backup.js";
-import { deleteBackup, findBackup, listBackups } from "../services/backup-catalog.js";
+import { type DeletedBackup, deleteBackup, findBackup, listBackups } from "../services/backup-catalog.js";
 import type { BackupProgress } from "../services/backup-run.js";
 import { runBackup } from "../services/backup-run.js";
 import type { ServiceContext } from "../services/context.js";
@@ -83,20 +83,21 @@ export async function getBackupHandler(
 export async function deleteBackupHandler(
   context: ServiceContext,
   { id }: CallRequest<"Backups.Delete">,
-  { beforeEffect }: CallOptions,
+  { beforeEffect, signal }: CallOptions,
 ): Promise<Backup> {
-  return backupMessage(
-    await deleteBackup(context, id, async (found) => beforeEffect?.(backupMessage(found))),
-  );
+  const message = ({ entry, mergedInto }: DeletedBackup): Backup => ({ ...backupMessage(entry), mergedInto });
+  const onFound = async (found: DeletedBackup): Promise<void> => beforeEffect?.(message(found));
+  return message(await deleteBackup(context, id, { signal, onFound }));
 }
 
 export function backupMessage(entry: BackupEntry): Backup {
   if (isIntact(entry)) return soundBackupMessage(entry);
   const { id, repository, domain, damage } = entry;
-  return { ...NOTHING_KNOWN, id, repository, domain, damage };
+  return { ...NOTHING_KNOWN, id, repository, domain, damage, protected: entry.protected === true };
 }
 
-function soundBackupMessage({ id, repository, domain, manifest }: IntactEntry): Backup {
+function soundBackupMessage(entry: IntactEntry): Backup {
+  const { id, repository, domain, manifest } = entry;
   return {
     id,
     repository,
@@ -114,6 +115,7 @@ function soundBackupMessage({ id, repository, domain, manifest }: IntactEntry): 
     quiesceFailure: manifest.quiesceFailure,
     checkpoint: manifest.checkpoint,
     disks: manifest.disks.map(backupDiskMessage),
+    protected: entry.protected === true,
   };
 }
 

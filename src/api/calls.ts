@@ -3,6 +3,7 @@ import { checkName } from "../model/names.js";
 import type { ServiceContext } from "../services/context.js";
 import { FleeceError, isFleeceError } from "../shared/errors.js";
 import { restoreBackupHandler, serveBackupHandler, verifyBackupHandler } from "./backup-reads.js";
+import { protectBackupHandler, pruneBackupsHandler } from "./backup-retention.js";
 import { deleteBackupHandler, getBackupHandler, listBackupsHandler, runBackupHandler } from "./backups.js";
 import {
   listBlockExportsHandler,
@@ -111,6 +112,8 @@ export const CALLS: { readonly [Name in CallName]: Call<Name> } = {
   "DomainSnapshots.Revert": { ...ADMINISTERS, names: DOMAIN_SNAPSHOT, handler: revertDomainSnapshotHandler },
   "DomainSnapshots.Delete": { ...ADMINISTERS, names: DOMAIN_SNAPSHOT, handler: deleteDomainSnapshotHandler },
   "DomainSnapshots.Clone": { ...ADMINISTERS, names: DOMAIN_SNAPSHOT, handler: cloneDomainSnapshotHandler },
+  "Backups.Protect": { ...ADMINISTERS, names: { id: "backup" }, handler: protectBackupHandler },
+  "Backups.Prune": { ...ADMINISTERS, names: {}, handler: pruneBackupsHandler },
 };
 
 /** Fails with INVALID_NAME, naming the field, for a name that no name can be; else as the call does. */

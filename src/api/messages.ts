@@ -25,6 +25,7 @@ import type { ListBlockExportsResponse__Output } from "./generated/fleece/v1/Lis
 import type { ListBlockSnapshotsResponse__Output } from "./generated/fleece/v1/ListBlockSnapshotsResponse.js";
 import type { ListCheckpointsResponse__Output } from "./generated/fleece/v1/ListCheckpointsResponse.js";
 import type { ListDomainsResponse__Output } from "./generated/fleece/v1/ListDomainsResponse.js";
+import type { PruneReport__Output } from "./generated/fleece/v1/PruneReport.js";
 import type { Restoration__Output } from "./generated/fleece/v1/Restoration.js";
 import type { ServedBackup__Output } from "./generated/fleece/v1/ServedBackup.js";
 import type { StartBlockExportsResponse__Output } from "./generated/fleece/v1/StartBlockExportsResponse.js";
@@ -55,6 +56,7 @@ export type BackupProgress = Message<BackupProgress__Output>;
 export type Progress = BackupProgress | DomainSnapshotProgress;
 export type ListBackupsResponse = Message<ListBackupsResponse__Output>;
 export type Verification = Message<Verification__Output>;
+export type PruneReport = Message<PruneReport__Output>;
 export type Restoration = Message<Restoration__Output>;
 export type ServedBackup = Message<ServedBackup__Output>;
 export type BlockExport = Message<BlockExport__Output>;
@@ -86,6 +88,7 @@ export interface MessageTypes {
   readonly Backup: Backup;
   readonly ListBackupsResponse: ListBackupsResponse;
   readonly Verification: Verification;
+  readonly PruneReport: PruneReport;
   readonly Restoration: Restoration;
   readonly ServedBackup: ServedBackup;
   readonly BlockSnapshot: BlockSnapshot;

@@ -39,9 +39,10 @@ export function addBackupCommands(group: Command, run: RunAction): void {
 
   group
     .command("delete")
-    .summary("delete a backup that no other is based on")
+    .summary("delete a backup; one that another is based on is merged into that")
     .description(
-      "Delete a backup. One that others are based on is refused; the newest of a chain goes first.",
+      "Delete a backup. If one other is based on it, it is merged into that, which costs no more than what that one " +
+        "stores. If several are, or if it is protected, it is refused.",
     )
     .argument("<id>", "id of the backup")
     .action((id) =>

@@ -20,6 +20,7 @@ export function backupList({ backups }: ListBackupsResponse, terminal: boolean):
       { head: "BACKUP", cell: ({ id }) => id },
       { head: "DOMAIN", cell: ({ domain }) => domain },
       { head: "LEVEL", cell: (backup) => (backup.damage === undefined ? levelOf(backup) : "damaged") },
+      { head: "PROTECTED", cell: (backup) => (backup.protected ? "yes" : "-") },
       { head: "TIME", cell: sound(({ time }) => formatTime(time)) },
       { head: "DISKS", cell: sound(({ disks }) => disks.map(({ target }) => target).join(",")) },
       { head: "STORED", cell: sound((backup) => formatBytes(storedBytes(backup))), align: "right" },
@@ -39,6 +40,7 @@ export function backupDetails(backup: Backup, terminal: boolean): string {
     ["Backup", backup.id],
     ["Domain", backup.domain],
     ["Repository", backup.repository],
+    ["Protected", backup.protected ? "yes" : undefined],
   ] as const;
   if (backup.damage !== undefined) return facts([...place, ["Damage", backup.damage]]);
   const head = facts([
@@ -64,9 +66,10 @@ export function backupDone(backup: Backup, terminal: boolean): string {
   return `Backup ${printable(backup.id)} is complete, in ${where}\n\n${backupDetails(backup, terminal)}`;
 }
 
-export function backupDeleted({ id, domain, repository }: Backup): string {
+export function backupDeleted({ id, domain, repository, mergedInto }: Backup): string {
   const whose = `domain ${printable(domain)} in repository ${printable(repository)}`;
-  return `Deleted backup ${printable(id)} of ${whose}\n`;
+  const merged = mergedInto === undefined ? "" : `, merged into ${printable(mergedInto)}`;
+  return `Deleted backup ${printable(id)} of ${whose}${merged}\n`;
 }
 
 export function verificationDone({ backup, disks }: Verification): string {

@@ -1,6 +1,7 @@
 import { Command, Option } from "@commander-js/extra-typings";
 import { addBackupCommands } from "./backup-commands.js";
 import { addBackupReadCommands } from "./backup-read-commands.js";
+import { addBackupRetentionCommands } from "./backup-retention-commands.js";
 import { addCheckpointCommands } from "./checkpoint-commands.js";
 import { addBlockSnapshotCommands } from "./block-snapshot-commands.js";
 import { addCompletionCommands, type CompletionSurroundings } from "./completion-command.js";
@@ -75,13 +76,17 @@ export function createProgram(
   addExportCommands(group("export", "start, list and stop NBD exports of block snapshots"), run);
   addCheckpointCommands(group("checkpoint", "list, show and delete checkpoints"), run);
   describeDoctorCommand(program.command("doctor"), run);
-  const backup = group("backup", "run, list, show, verify, restore, serve and delete backups");
+  const backup = group(
+    "backup",
+    "run, list, show, verify, restore, serve, delete, protect and prune backups",
+  );
   addBackupCommands(backup, run);
   addBackupReadCommands(backup, run);
   addDomainSnapshotCommands(
     group("domain-snapshot", "create, list, show, revert, delete and clone snapshots of memory and disks"),
     run,
   );
+  addBackupRetentionCommands(backup, run);
   addCompletionCommands(program, surroundings);
   return {
     parse: (args) => program.parseAsync(args, { from: "user" }),

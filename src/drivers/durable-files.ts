@@ -1,5 +1,6 @@
-import { constants, type FileHandle, link, open } from "node:fs/promises";
-import { fileError, FleeceError } from "../shared/errors.js";
+import { constants, type FileHandle, link, lstat, open, rename, rm } from "node:fs/promises";
+import { dirname } from "node:path";
+import { errnoOf, fileError, FleeceError } from "../shared/errors.js";
 
 const { O_CREAT, O_EXCL, O_NOFOLLOW, O_NONBLOCK, O_RDONLY, O_RDWR } = constants;
 
@@ -18,6 +19,17 @@ export async function openExisting(path: string): Promise<FileHandle> {
   if ((await file.stat()).isFile()) return file;
   await file.close();
   throw new FleeceError("DAMAGED", `Expected a regular file at ${path}`, { facts: { path } });
+}
+
+/** A link counts, wherever it leads. */
+export async function exists(path: string): Promise<boolean> {
+  try {
+    await lstat(path);
+    return true;
+  } catch (error) {
+    if (errnoOf(error) === "ENOENT") return false;
+    throw fileError(error, "look at", path);
+  }
 }
 
 /** Gives a file a second name in its directory, which must be free: neither a file nor a link, wherever it leads. */
@@ -45,6 +57,32 @@ export async function writeDurably(path: string, text: string): Promise<void> {
     throw fileError(error, "write", path);
   } finally {
     await file.close();
+  }
+}
+
+/** Gives a file new content: the old or the new is there at any time. The caller keeps other writers out. */
+export async function replaceDurably(path: string, text: string): Promise<void> {
+  const draft = `${path}.new`;
+  await rm(draft, { force: true });
+  await writeDurably(draft, text);
+  try {
+    await rename(draft, path);
+  } catch (error) {
+    throw fileError(error, "write", path);
+  }
+  await syncDirectory(dirname(path));
+}
+
+export async function syncFile(path: string): Promise<void> {
+  try {
+    const file = await open(path, O_RDONLY);
+    try {
+      await file.sync();
+    } finally {
+      await file.close();
+    }
+  } catch (error) {
+    throw fileError(error, "make durable", path);
   }
 }
 

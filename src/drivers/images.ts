@@ -1,8 +1,9 @@
-import { open, rm } from "node:fs/promises";
+import { rm } from "node:fs/promises";
 import type { BlockWriter } from "../ports/block-io.js";
 import type { ExportAddress } from "../model/snapshot-plan.js";
 import type { ImageFactory, NewImage, OpenImages } from "../ports/image-writer.js";
-import { fileError, FleeceError } from "../shared/errors.js";
+import { FleeceError } from "../shared/errors.js";
+import { syncFile } from "./durable-files.js";
 import { openNbdWriter } from "./nbd-io.js";
 import { removeExport } from "./node-exports.js";
 import { createImage } from "./qemu-tools.js";
@@ -147,18 +148,5 @@ class ServedImages implements OpenImages {
     const found = this.#images.find(({ image }) => image.target === target);
     if (found !== undefined) return found;
     throw new FleeceError("INTERNAL", `Expected an image for disk ${target}, there is none`);
-  }
-}
-
-async function syncFile(path: string): Promise<void> {
-  try {
-    const file = await open(path, "r");
-    try {
-      await file.sync();
-    } finally {
-      await file.close();
-    }
-  } catch (error) {
-    throw fileError(error, "make durable", path);
   }
 }

@@ -85,6 +85,30 @@ export async function lookAtKernelLock(
   }
 }
 
+/**
+ * Tries to lock a file that is there, without writing to it: shared with others that share it, or for this holder alone,
+ * for which the file must be writable. Undefined if others stand in the way. Errors are those of `open`.
+ */
+export async function tryFileLock(path: string, mode: "shared" | "alone"): Promise<KernelLock | undefined> {
+  const access = mode === "shared" ? constants.O_RDONLY : constants.O_RDWR;
+  const file = await open(path, access | constants.O_NOFOLLOW);
+  try {
+    if (!tryLock(file.fd, { shared: mode === "shared" })) {
+      await file.close();
+      return undefined;
+    }
+  } catch (error) {
+    await file.close();
+    throw error;
+  }
+  held.add(file);
+  return {
+    release: async () => {
+      if (held.delete(file)) await file.close();
+    },
+  };
+}
+
 export function describeHolder(holder: LockHolder | undefined): string {
   if (holder === undefined) return "another process";
   return `${holder.purpose} (process ${holder.pid} on ${holder.host}, since ${holder.since})`;

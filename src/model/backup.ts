@@ -11,8 +11,8 @@ export type Consistency = "clean" | "filesystem" | "crash";
 
 /** What a repository knows of a finished backup: the content of its manifest.json. Times are RFC 3339 in UTC. */
 export interface Manifest {
-  /** 1: before a disk had a mode of its own; read as if it had. */
-  readonly schemaVersion: 1 | 2;
+  /** 1: before a disk had a mode of its own; read as if it had. 3: an earlier backup has been merged into it. */
+  readonly schemaVersion: 1 | 2 | 3;
   readonly id: string;
   readonly domain: string;
   readonly level: BackupLevel;
@@ -74,6 +74,8 @@ export interface IntactEntry {
   readonly id: string;
   readonly manifest: Manifest;
   readonly damage?: undefined;
+  /** Somebody has said that it must stay; neither `delete` nor `prune` takes it. */
+  readonly protected?: boolean;
 }
 
 export interface DamagedEntry {
@@ -82,6 +84,7 @@ export interface DamagedEntry {
   readonly id: string;
   readonly manifest?: undefined;
   readonly damage: string;
+  readonly protected?: boolean;
 }
 
 export function isIntact(entry: BackupEntry): entry is IntactEntry {

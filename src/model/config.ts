@@ -11,6 +11,7 @@ import { isLocal, parseMetricsAddress } from "./metrics-address.js";
 import type { MetricsAddress } from "./metrics-address.js";
 import { checkName } from "./names.js";
 import type { QuiesceSettings } from "./quiesce.js";
+import type { RetentionPolicy } from "./retention.js";
 
 /** The configuration file: see config/README.md, which a test keeps complete. Every path is absolute once it is parsed. */
 
@@ -69,6 +70,27 @@ const quiesce = z.strictObject({
   onFailure: z.enum(["continue", "stop"]).default("continue"),
 });
 
+const atLeastOne = z.int().min(1).max(100_000).optional();
+
+const retention = z
+  .strictObject({
+    last: atLeastOne,
+    daily: atLeastOne,
+    weekly: atLeastOne,
+    monthly: atLeastOne,
+    yearly: atLeastOne,
+    minimumChain: atLeastOne,
+    maximumChainLength: atLeastOne,
+    timeZone: z
+      .string()
+      .refine(isTimeZone, { message: "Expected the name of a time zone like Europe/Berlin" })
+      .default(() => new Intl.DateTimeFormat().resolvedOptions().timeZone),
+  })
+  .refine(({ minimumChain = 1, maximumChainLength = minimumChain }) => minimumChain <= maximumChainLength, {
+    message: "Expected at least `minimumChain`",
+    path: ["maximumChainLength"],
+  });
+
 const domain = z
   .strictObject({
     name: name("domain"),
@@ -83,6 +105,7 @@ const domain = z
       .optional(),
     /** Left out: `auto`. */
     exports: z.enum(["auto", "staged"]).optional(),
+    retention: retention.optional(),
   })
   .refine((value) => value.qmp !== undefined || value.disks !== undefined, {
     message: "Expected `qmp` (to reach the domain while it runs), `disks` (while it is inactive) or both",
@@ -222,7 +245,11 @@ const nbd = z
     }
   });
 
-const repository = z.strictObject({ name: name("repository"), path: filePath });
+const repository = z.strictObject({
+  name: name("repository"),
+  path: filePath,
+  retention: retention.optional(),
+});
 
 export const configSchema = z
   .strictObject({
@@ -281,6 +308,16 @@ export function clientEntries({ api: { clients = [] } }: Config): readonly Clien
   }));
 }
 
+/** Which backups of a domain stay in a repository; undefined: all. What the domain says counts, as a whole. */
+export function retentionPolicy(
+  { domains, repositories }: Config,
+  repositoryName: string,
+  domainName: string,
+): RetentionPolicy | undefined {
+  const own = domains.find((entry) => entry.name === domainName)?.retention;
+  return own ?? repositories.find((entry) => entry.name === repositoryName)?.retention;
+}
+
 /** Undefined for a domain without a guest agent. */
 export function quiesceSettings({ guestAgent, quiesce: keys }: DomainConfig): QuiesceSettings | undefined {
   if (guestAgent === undefined) return undefined;
@@ -296,6 +333,15 @@ export function nbdTlsPaths({
 }: NbdConfig): { readonly certificate: string; readonly key: string; readonly ca: string } | undefined {
   if (certificate === undefined || key === undefined || clientCa === undefined) return undefined;
   return { certificate, key, ca: clientCa };
+}
+
+function isTimeZone(value: string): boolean {
+  try {
+    new Intl.DateTimeFormat("en", { timeZone: value });
+    return true;
+  } catch {
+    return false;
+  }
 }
 
 function reportRepeats(

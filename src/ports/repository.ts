@@ -34,8 +34,49 @@ export interface BackupRepository {
   /** Serves the disks of a backup read-only on a private socket until closed. Fails with DAMAGED if files are missing. */
   open(entry: IntactEntry, options?: OpenOptions): Promise<OpenBackup>;
 
-  /** Removes one backup. The caller holds the lock and has made sure that no other backup is based on it. */
+  /**
+   * Removes one backup. The caller holds the lock and has made sure that no other backup is based on it. Fails with
+   * REPOSITORY_BUSY while it is being read.
+   */
   remove(entry: BackupEntry): Promise<void>;
+
+  /**
+   * Merges a backup into the only one that is based on it. The caller holds the lock. As soon as it has begun, the backup is
+   * not listed any more; all others can be restored at any instant, also after a kill or an error in the midst. What those
+   * leave is finished by the next `finishMerges`. Fails, before anything is changed, with BACKUP_HAS_CHILDREN if it is not
+   * one that is based on it, REPOSITORY_BUSY while either is being read, DAMAGED if their files are not what was stored.
+   */
+  merge(entry: IntactEntry, options?: MergeOptions): Promise<Merged>;
+
+  /**
+   * Finishes all merges of a domain that were interrupted. The caller holds the lock. After an error of one the others
+   * are finished all the same.
+   */
+  finishMerges(domain: string, options?: MergeOptions): Promise<void>;
+
+  /** Says whether a backup must stay; lists show it from then on. The caller holds the lock. Idempotent. */
+  protect(entry: BackupEntry, isProtected: boolean): Promise<void>;
+}
+
+export interface MergeOptions {
+  readonly signal?: AbortSignal | undefined;
+  /** How much of what the younger backup stores has been dealt with. */
+  readonly onProgress?: ((progress: MergeProgress) => void) | undefined;
+}
+
+export interface MergeProgress {
+  /** The younger one. */
+  readonly id: string;
+  readonly target: string;
+  readonly doneBytes: number;
+  readonly totalBytes: number;
+}
+
+export interface Merged {
+  /** The younger one as it is now. */
+  readonly entry: IntactEntry;
+  /** Written as data. */
+  readonly writtenBytes: number;
 }
 
 export interface RepositoryLock {

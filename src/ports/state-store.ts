@@ -41,10 +41,10 @@ export interface OperationRecord {
 }
 
 /**
- * What is remembered of what has ended, so that answers can say it: `ended-snapshots` by domain, `requests` by their keys.
- * Nothing goes wrong without it.
+ * What is remembered of what has ended, so that answers can say it: `ended-snapshots` by domain, `requests` by their keys,
+ * and what waits for a better time: `unused-checkpoints` by domain. Nothing goes wrong without it.
  */
-export type NoteKind = "ended-snapshots" | "requests";
+export type NoteKind = "ended-snapshots" | "requests" | "unused-checkpoints";
 
 /** Held from `lockDomain` until `release` or the end of the process, however that comes (a kernel lock). */
 export interface DomainLock {

@@ -2,9 +2,10 @@ import type { BackupEntry, IntactEntry } from "../model/backup.js";
 import { chainOf, childrenOf, isIntact } from "../model/backup.js";
 import { checkName } from "../model/names.js";
 import type { BackupRepository } from "../ports/repository.js";
-import { FleeceError } from "../shared/errors.js";
+import { errorMessage, FleeceError } from "../shared/errors.js";
 import type { ServiceContext } from "./context.js";
 import { requireRepository } from "./context.js";
+import { dropUnusedCheckpoints, expectUnusedCheckpoints } from "./unused-checkpoints.js";
 
 export interface FoundBackup {
   readonly repository: BackupRepository;
@@ -58,30 +59,88 @@ function damaged(id: string, why: string): FleeceError {
   return new FleeceError("DAMAGED", `Backup ${id} cannot be used: ${why}`, { facts: { backup: id } });
 }
 
-/** Removes a backup that no other is based on. Fails with BACKUP_HAS_CHILDREN, REPOSITORY_BUSY or BACKUP_NOT_FOUND. */
+export interface DeletedBackup {
+  /** As it was. */
+  readonly entry: BackupEntry;
+  /** The backup that was based on it, and has what it needs of it now. */
+  readonly mergedInto?: string;
+}
+
+/**
+ * Removes a backup; one that another is based on is merged into that. Fails with BACKUP_HAS_CHILDREN if several are, or if it
+ * cannot be read, BACKUP_PROTECTED, REPOSITORY_BUSY, DAMAGED or BACKUP_NOT_FOUND.
+ */
 export async function deleteBackup(
   context: ServiceContext,
   id: string,
-  /** Awaited before it is removed. */
-  onFound?: (found: BackupEntry) => Promise<void>,
+  {
+    signal,
+    onFound,
+  }: {
+    readonly signal?: AbortSignal | undefined;
+    /** Awaited before it is removed. */
+    readonly onFound?: (found: DeletedBackup) => Promise<void>;
+  } = {},
+): Promise<DeletedBackup> {
+  const { repository, entry } = await findBackup(context, id);
+  const { domain } = entry;
+  const lock = await repository.lock(domain);
+  let deleted: DeletedBackup;
+  try {
+    await repository.finishMerges(domain, { signal }).catch((error: unknown) => {
+      signal?.throwIfAborted();
+      context.log.warn({ domain }, `An earlier merge cannot be finished: ${errorMessage(error)}`);
+    });
+    const siblings = await repository.list(domain);
+    const found = siblings.find((sibling) => sibling.id === id) ?? entry;
+    deleted = planDeletion(found, siblings);
+    await onFound?.(deleted);
+    if (isIntact(found)) await expectUnusedCheckpoints(context, domain, [found.manifest.checkpoint]);
+    if (deleted.mergedInto !== undefined && isIntact(found)) await repository.merge(found, { signal });
+    else await repository.remove(found);
+    context.meter.backupsChanged(domain);
+  } finally {
+    await lock.release();
+  }
+  const { notes } = await dropUnusedCheckpoints(context, domain, signal);
+  for (const note of notes) context.log.info({ domain }, note);
+  return deleted;
+}
+
+function planDeletion(entry: BackupEntry, siblings: readonly BackupEntry[]): DeletedBackup {
+  const { id } = entry;
+  if (entry.protected === true) {
+    throw new FleeceError("BACKUP_PROTECTED", `Backup ${id} is protected; \`backup unprotect\` ends that`, {
+      facts: { backup: id },
+    });
+  }
+  const children = childrenOf(siblings, id).map((child) => child.id);
+  const [child] = children;
+  if (child === undefined) return { entry };
+  if (children.length === 1 && chainOf(siblings, child).complete) return { entry, mergedInto: child };
+  const why =
+    children.length > 1
+      ? "are based on it, and it can be merged into one alone"
+      : "is based on it, and it is damaged";
+  throw new FleeceError(
+    "BACKUP_HAS_CHILDREN",
+    `Backup ${id} cannot be deleted: ${children.join(", ")} ${why}; delete the newer first`,
+    { facts: { backup: id, children } },
+  );
+}
+
+/** Says that a backup must stay, or ends that; answers with it. Idempotent. Fails with BACKUP_NOT_FOUND or REPOSITORY_BUSY. */
+export async function protectBackup(
+  context: ServiceContext,
+  id: string,
+  isProtected: boolean,
 ): Promise<BackupEntry> {
   const { repository, entry } = await findBackup(context, id);
   const lock = await repository.lock(entry.domain);
   try {
-    const siblings = await repository.list(entry.domain);
-    const children = childrenOf(siblings, id).map((child) => child.id);
-    if (children.length > 0) {
-      throw new FleeceError(
-        "BACKUP_HAS_CHILDREN",
-        `Backup ${id} is what ${children.join(", ")} ${children.length === 1 ? "is" : "are"} based on; delete the newer first`,
-        { facts: { backup: id, children } },
-      );
-    }
-    await onFound?.(entry);
-    await repository.remove(entry);
-    context.meter.backupsChanged(entry.domain);
-    return entry;
+    await repository.protect(entry, isProtected);
   } finally {
     await lock.release();
   }
+  return (await findBackup(context, id)).entry;
 }

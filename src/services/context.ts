@@ -1,6 +1,7 @@
 import type { Client } from "../model/access.js";
 import { checkName } from "../model/names.js";
 import type { QuiesceSettings } from "../model/quiesce.js";
+import type { RetentionPolicy } from "../model/retention.js";
 import type { ReaderFactory } from "../ports/block-io.js";
 import type { DriverFactory } from "../ports/block-driver.js";
 import type { DomainSnapshotStore } from "../ports/domain-snapshot-store.js";
@@ -50,6 +51,8 @@ export interface ServiceContext {
   readonly scratch: ScratchSpace;
   /** In bytes, by domain; undefined where there is none. */
   readonly scratchLimits: ReadonlyMap<string, number | undefined>;
+  /** Which backups of a domain stay in a repository; undefined: all. */
+  readonly retention: (repository: string, domain: string) => RetentionPolicy | undefined;
   /** How many disks are read side by side. */
   readonly parallelDisks: number;
   /** Of an agent: embedded commands do not live as long as what is offered to remote readers. */

@@ -104,9 +104,8 @@ describe("A backup after its checkpoints were lost", () => {
     const changed = await backUpIncrementally(at, compared, { vda: "changes" });
     expect(stored(changed, "vda")).toEqual({ data: BLOCK_SIZE, zero: 0, read: BLOCK_SIZE });
     await expectSound(at, changed);
-    await expect(deleteBackup(await agent(at), full.id)).rejects.toMatchObject({
-      code: "BACKUP_HAS_CHILDREN",
-    });
+    await deleteBackup(await agent(at), full.id);
+    await expectSound(at, changed);
   });
 
   it("with QEMU killed in the run that made them, compares while the domain is off", async () => {

@@ -8,6 +8,7 @@ import { QemuInternalSnapshots } from "../../src/drivers/machine/internal-snapsh
 import { QemuLayerMergers } from "../../src/drivers/machine/layer-merger.js";
 import { snapshotFiles } from "../../src/drivers/machine/snapshot-files.js";
 import { StateDirectory } from "../../src/drivers/state-directory.js";
+import type { RetentionPolicy } from "../../src/model/retention.js";
 import { noMeter } from "../../src/ports/meter.js";
 import type { DomainLock, OperationOwner, StateStore } from "../../src/ports/state-store.js";
 import type { ServiceContext } from "../../src/services/context.js";
@@ -24,6 +25,8 @@ export class FakeWorld {
   readonly repository: FakeRepository;
   readonly stateDir: string;
   readonly log: string[] = [];
+  /** Of the configuration. */
+  retention: RetentionPolicy | undefined;
   #processes = 0;
 
   constructor(
@@ -99,6 +102,7 @@ export class FakeProcess {
       scratchDir: "/scratch",
       scratch: domain.host.scratch,
       scratchLimits: new Map([[domain.name, undefined]]),
+      retention: () => world.retention,
       parallelDisks: 2,
     };
   }

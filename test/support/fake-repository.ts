@@ -1,5 +1,6 @@
 import type { BackupEntry, IntactEntry, Manifest } from "../../src/model/backup.js";
 import { chainOf, chainOfDisk } from "../../src/model/backup.js";
+import { mergedManifest } from "../../src/drivers/repository/merge-manifest.js";
 import { BLOCK_SIZE } from "../../src/model/extents.js";
 import type { UndoLog } from "../../src/ports/block-driver.js";
 import type {
@@ -8,6 +9,7 @@ import type {
   BlockExpectations,
   DraftRequest,
   DraftSummary,
+  Merged,
   OpenBackup,
   OpenOptions,
   RepositoryLock,
@@ -28,6 +30,7 @@ export class FakeRepository implements BackupRepository {
   readonly #domain: FakeDomain;
   readonly #stored = new Map<string, Stored>();
   readonly #locks = new Set<string>();
+  readonly #protected = new Set<string>();
 
   constructor(domain: FakeDomain, name = "default") {
     this.name = name;
@@ -160,6 +163,36 @@ export class FakeRepository implements BackupRepository {
     return Promise.resolve();
   }
 
+  merge({ id }: IntactEntry): Promise<Merged> {
+    const entries = [...this.#stored.values()].map(({ manifest }) => this.#entry(manifest));
+    const [child, ...others] = entries.filter(({ manifest }) => manifest.parent === id);
+    const older = this.#stored.get(id);
+    const younger = this.#stored.get(child?.id ?? "");
+    if (older === undefined || younger === undefined || others.length > 0) {
+      return Promise.reject(new FleeceError("BACKUP_HAS_CHILDREN", `Not one is based on ${id}`));
+    }
+    const sinks = new Map(
+      [...younger.sinks].map(([target, sink]) => {
+        const based = younger.manifest.disks.find((disk) => disk.target === target)?.mode !== "whole";
+        return [target, based ? sink.over(older.sinks.get(target)) : sink];
+      }),
+    );
+    const manifest = mergedManifest(older.manifest, younger.manifest);
+    this.#stored.set(manifest.id, { manifest, sinks });
+    this.#stored.delete(id);
+    return Promise.resolve({ entry: this.#entry(manifest), writtenBytes: 0 });
+  }
+
+  finishMerges(): Promise<void> {
+    return Promise.resolve();
+  }
+
+  protect({ id }: BackupEntry, isProtected: boolean): Promise<void> {
+    if (isProtected) this.#protected.add(id);
+    else this.#protected.delete(id);
+    return Promise.resolve();
+  }
+
   /** What a restore of one disk would bring back. */
   content(id: string, target: string): Buffer {
     const entries = [...this.#stored.values()].map(({ manifest }) => this.#entry(manifest));
@@ -173,7 +206,9 @@ export class FakeRepository implements BackupRepository {
   }
 
   #entry(manifest: Manifest): IntactEntry {
-    return { repository: this.name, domain: manifest.domain, id: manifest.id, manifest };
+    const { id, domain } = manifest;
+    const isProtected = this.#protected.has(id) ? { protected: true } : {};
+    return { repository: this.name, domain, id, manifest, ...isProtected };
   }
 
   #draftPath(domain: string, id: string): string {

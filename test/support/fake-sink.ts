@@ -61,6 +61,15 @@ export class FakeSink implements DiskSink {
     for (const [offset, block] of this.#blocks) content.set(block, offset);
   }
 
+  /** What a merge makes of this one and that of the parent. */
+  over(older: FakeSink | undefined): FakeSink {
+    const merged = new FakeSink(this.#target, this.#sizeBytes);
+    for (const sink of older === undefined ? [this] : [older, this]) {
+      for (const [offset, block] of sink.#blocks) merged.#blocks.set(offset, block);
+    }
+    return merged;
+  }
+
   #take(offset: number, block: Uint8Array): void {
     const whole = Math.min(BLOCK_SIZE, this.#sizeBytes - offset);
     if (!this.#awaited.delete(offset) || block.length !== whole) {

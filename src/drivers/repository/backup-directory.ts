@@ -3,9 +3,10 @@ import { join } from "node:path";
 import type { BackupEntry } from "../../model/backup.js";
 import { isName } from "../../model/names.js";
 import { errnoOf, fileError, isFleeceError } from "../../shared/errors.js";
-import { openExisting } from "../durable-files.js";
-import { MANIFEST_FILE } from "./layout.js";
+import { exists, openExisting } from "../durable-files.js";
+import { MANIFEST_FILE, PROTECTED_FILE } from "./layout.js";
 import { type ParsedManifest, parseManifest } from "./manifest-schema.js";
+import { readMergeRecord } from "./merge-record.js";
 
 /** A manifest has a few hundred bytes a disk; more than this is not one of ours. */
 const MAX_MANIFEST_BYTES = 16 * 1024 * 1024;
@@ -25,8 +26,31 @@ export async function namedDirectories(path: string, kind: "domain" | "backup"):
   return entries.filter((entry) => entry.isDirectory() && isName(kind, entry.name)).map(({ name }) => name);
 }
 
-/** The backup in a directory, as far as its manifest can be used; undefined if the directory is gone. */
-export async function readBackup(place: BackupPlace): Promise<BackupEntry | undefined> {
+/** What is in the directory of a backup. */
+export interface StoredBackup {
+  readonly entry: BackupEntry;
+  /** It is no backup any more: what is left of it goes to this one. */
+  readonly mergingInto: string | undefined;
+}
+
+/** Undefined if the directory is gone. */
+export async function readStored(place: BackupPlace): Promise<StoredBackup | undefined> {
+  const { repository, domain, id, directory } = place;
+  const record = await readMergeRecord(directory);
+  const entry = await readBackup(place);
+  if (entry === undefined) return undefined;
+  if (record.state === "unusable") {
+    return { entry: { repository, domain, id, damage: record.damage }, mergingInto: undefined };
+  }
+  const isProtected = await exists(join(directory, PROTECTED_FILE));
+  return {
+    entry: isProtected ? { ...entry, protected: true } : entry,
+    mergingInto: record.state === "merging" ? record.into : undefined,
+  };
+}
+
+/** The backup in a directory, as far as its manifest can be used. */
+async function readBackup(place: BackupPlace): Promise<BackupEntry | undefined> {
   const { repository, domain, id, directory } = place;
   const parsed = await readManifest(join(directory, MANIFEST_FILE));
   const { manifest } = parsed;

@@ -11,9 +11,11 @@ const MAX_SLOTS = 2048;
 const ZERO_DIGEST = new Uint8Array(DIGEST_BYTES);
 
 /** Consecutive blocks whose digests stand together in one file, or that must be zero. */
-interface Segment {
+export interface Segment {
   readonly firstBlock: number;
   readonly blockCount: number;
+  /** One of the files has them. */
+  readonly known: boolean;
   readonly stored: { readonly file: DigestFile; readonly firstSlot: number } | undefined;
 }
 
@@ -85,7 +87,7 @@ export class ChainExpectations implements BlockExpectations {
   async *#differing(offset: number, length: number, found?: Uint8Array): AsyncGenerator<ByteRange> {
     this.#checkRange(offset, length);
     const start = offset / BLOCK_SIZE;
-    const wanted = segments(this.#files, start, start + blocksOf(length), 0);
+    const wanted = segments(this.#files, start, start + blocksOf(length));
     for (const { firstBlock, blockCount, stored } of wanted) {
       // A hole of terabytes that must be zero, and is, costs nothing.
       if (stored === undefined && found === undefined) continue;
@@ -121,16 +123,16 @@ async function firstOffset(blocks: AsyncGenerator<ByteRange>): Promise<number | 
 }
 
 /** The newest file that has a block decides; what it has not is looked for in the next; what none has is zero. */
-function* segments(
+export function* segments(
   files: readonly DigestFile[],
   firstBlock: number,
   endBlock: number,
-  depth: number,
+  depth = 0,
 ): Generator<Segment> {
   if (firstBlock >= endBlock) return;
   const file = files[depth];
   if (file === undefined) {
-    yield { firstBlock, blockCount: endBlock - firstBlock, stored: undefined };
+    yield { firstBlock, blockCount: endBlock - firstBlock, known: false, stored: undefined };
     return;
   }
   let block = firstBlock;
@@ -144,6 +146,7 @@ function* segments(
     yield {
       firstBlock: start,
       blockCount: block - start,
+      known: true,
       stored: firstSlot === undefined ? undefined : { file, firstSlot },
     };
   }

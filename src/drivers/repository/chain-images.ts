@@ -2,8 +2,9 @@ import { lstat } from "node:fs/promises";
 import { chainOfDisk, type IntactEntry, type ManifestDisk } from "../../model/backup.js";
 import type { BlockdevOptions } from "../../qmp/index.js";
 import { errnoOf, fileError, FleeceError, isFleeceError } from "../../shared/errors.js";
+import { exists } from "../durable-files.js";
 import { imageInfo, type ImageInfo } from "../qemu-tools.js";
-import { backingFile, digestsFile, imageFile, type Layout } from "./layout.js";
+import { backingFile, imageFile, type Layout } from "./layout.js";
 import { join } from "node:path";
 
 /** The files of one disk in one backup, with what the manifests say of them. */
@@ -14,6 +15,8 @@ export interface ChainLink {
   readonly digestsPath: string;
   /** What the image's header must name. */
   readonly backing: string | undefined;
+  /** Its image has taken the place of the next one's, whose content is in it: see merge.ts. Its digests count. */
+  readonly moved: boolean;
 }
 
 /**
@@ -40,10 +43,25 @@ export function chainLinks(
       id,
       disk,
       imagePath: join(layout.backup(domain, id), imageFile(target)),
-      digestsPath: join(layout.backup(domain, id), digestsFile(target)),
+      digestsPath: join(layout.backup(domain, id), disk.digests),
       backing: parent === undefined ? undefined : backingFile(parent, target),
+      moved: false,
     };
   });
+}
+
+/** The links as they are amid an interrupted merge of some of these backups (ids) into their children. */
+export async function findMoved(
+  links: readonly ChainLink[],
+  merging: ReadonlySet<string>,
+): Promise<readonly ChainLink[]> {
+  const found: ChainLink[] = [];
+  for (const link of links) {
+    const before = found.at(-1);
+    const moved = merging.has(link.id) && !(await exists(link.imagePath));
+    found.push({ ...link, moved, ...(before?.moved === true ? { backing: before.backing } : {}) });
+  }
+  return found;
 }
 
 /**
@@ -51,9 +69,10 @@ export function chainLinks(
  * never followed; but other tools would follow it, and one that names something else is not what was written.
  */
 export async function checkImage(
-  { imagePath, disk, backing }: ChainLink,
+  { imagePath, disk, backing, moved }: ChainLink,
   signal?: AbortSignal,
 ): Promise<void> {
+  if (moved) return;
   const info = await readHeader(imagePath, signal);
   const fault =
     info.dataFile !== undefined
@@ -89,7 +108,8 @@ function damagedImage(path: string, fault: string, cause?: unknown): FleeceError
 /** The chain as one node for `blockdev-add`, read-only, with every format and file spelled out: nothing is probed. */
 export function chainNode(links: readonly ChainLink[], nodeName: string): BlockdevOptions {
   let node: BlockdevOptions | undefined;
-  for (const [index, { imagePath }] of links.entries()) {
+  for (const [index, { imagePath, moved }] of links.entries()) {
+    if (moved) continue;
     node = {
       driver: "qcow2",
       "read-only": true,

@@ -1,6 +1,6 @@
-import { access, constants, mkdir, readdir, rename, rm, stat } from "node:fs/promises";
+import { access, constants, mkdir, readdir, rm, stat } from "node:fs/promises";
 import { join, resolve } from "node:path";
-import { byTime, chainOf, type BackupEntry, type IntactEntry } from "../../model/backup.js";
+import { byTime, chainOf, isIntact, type BackupEntry, type IntactEntry } from "../../model/backup.js";
 import type { UndoLog } from "../../ports/block-driver.js";
 import type { ImageFactory } from "../../ports/image-writer.js";
 import type {
@@ -8,18 +8,23 @@ import type {
   BackupRepository,
   DraftRequest,
   OpenBackup,
+  Merged,
+  MergeOptions,
   OpenOptions,
   RepositoryLock,
 } from "../../ports/repository.js";
 import { errnoOf, fileError, FleeceError } from "../../shared/errors.js";
 import { freeBytes } from "../free-bytes.js";
 import { describeHolder, tryKernelLock } from "../kernel-lock.js";
-import { isDirectory, namedDirectories, readBackup } from "./backup-directory.js";
-import { type ChainLink, chainLinks, checkImage } from "./chain-images.js";
+import { isDirectory, namedDirectories, readStored, type StoredBackup } from "./backup-directory.js";
+import { type ChainLink, chainLinks, checkImage, findMoved } from "./chain-images.js";
 import { DirectoryDraft } from "./directory-draft.js";
-import { syncDirectory } from "../durable-files.js";
-import { isLeftover, Layout, LOCK_FILE } from "./layout.js";
-import { ServedBackup } from "./served-backup.js";
+import { createPrivate, exists, syncDirectory } from "../durable-files.js";
+import { isLeftover, Layout, LOCK_FILE, MANIFEST_FILE, PROTECTED_FILE } from "./layout.js";
+import { dropMerged, merge, removeBackup } from "./merge.js";
+import { type HeldBackup, holdAlone, holdToRead } from "./reading.js";
+import { chosenTargets, ServedBackup } from "./served-backup.js";
+import { asListed, mergingIds } from "./stored-backups.js";
 
 export interface DirectoryRepositoryOptions {
   readonly name: string;
@@ -98,23 +103,58 @@ export class DirectoryRepository implements BackupRepository {
   }
 
   async open(entry: IntactEntry, options: OpenOptions = {}): Promise<OpenBackup> {
-    const chain = await this.#chain(entry);
-    return await ServedBackup.open(this.#layout, chain, { ...options, runtimeRoot: this.#runtimeRoot });
+    const { chain, merging, hold } = await this.#hold(entry, options.signal);
+    try {
+      const links = new Map<string, readonly ChainLink[]>();
+      for (const target of chosenTargets(chain, options.targets)) {
+        links.set(target, await findMoved(chainLinks(this.#layout, chain, target), merging));
+      }
+      return await ServedBackup.open(links, hold, { ...options, runtimeRoot: this.#runtimeRoot });
+    } catch (error) {
+      await hold[Symbol.asyncDispose]();
+      throw error;
+    }
   }
 
   async remove(entry: BackupEntry): Promise<void> {
     const { domain, id } = entry;
-    const doomed = this.#layout.deleted(domain, id);
+    await using _ = await holdAlone(this.#held(entry));
     try {
-      await rm(doomed, { recursive: true, force: true });
-      // First out of sight, so that a kill in between leaves no half of a backup in the list.
-      await rename(this.#layout.backup(domain, id), doomed);
-      await syncDirectory(this.#layout.domain(domain));
-      await rm(doomed, { recursive: true, force: true });
+      await removeBackup(this.#layout, domain, id);
     } catch (error) {
       if (errnoOf(error) !== "ENOENT")
         throw fileError(error, "remove backup", this.#layout.backup(domain, id));
     }
+    // What was on the way into it is of no use to anybody else.
+    await this.#finish(domain, ({ mergingInto }) => mergingInto === id);
+  }
+
+  async merge({ domain, id }: IntactEntry, options: MergeOptions = {}): Promise<Merged> {
+    const isParent = ({ entry }: StoredBackup): boolean => entry.manifest?.parent === id;
+    await this.#finish(domain, (stored) => stored.mergingInto === id || isParent(stored), options);
+    const stored = await this.#stored(domain);
+    const [child, ...others] = stored.filter(isParent).map(({ entry }) => entry);
+    if (child === undefined || others.length > 0) {
+      throw new FleeceError(
+        "BACKUP_HAS_CHILDREN",
+        `Expected one backup that is based on ${id}, to merge it into, got ${others.length === 0 ? "none" : others.length + 1}`,
+        { facts: { domain, backup: id } },
+      );
+    }
+    return await this.#merge(stored, { domain, older: id, younger: child.id, begun: false }, options);
+  }
+
+  async finishMerges(domain: string, options: MergeOptions = {}): Promise<void> {
+    await this.#finish(domain, () => true, options);
+  }
+
+  async protect(entry: BackupEntry, isProtected: boolean): Promise<void> {
+    const directory = this.#layout.backup(entry.domain, entry.id);
+    const path = join(directory, PROTECTED_FILE);
+    if (isProtected === (await exists(path))) return;
+    if (isProtected) await (await createPrivate(path)).close();
+    else await rm(path, { force: true });
+    await syncDirectory(directory);
   }
 
   async #checkRoot(): Promise<void> {
@@ -146,24 +186,99 @@ export class DirectoryRepository implements BackupRepository {
     }
   }
 
-  async #listDomain(domain: string): Promise<BackupEntry[]> {
-    const path = this.#layout.domain(domain);
-    if (!(await isDirectory(path))) return [];
-    const entries: BackupEntry[] = [];
-    for (const id of await namedDirectories(path, "backup")) {
-      const directory = this.#layout.backup(domain, id);
-      const entry = await readBackup({ repository: this.name, domain, id, directory });
-      if (entry !== undefined) entries.push(entry);
-    }
-    return entries.toSorted(byTime);
+  async #listDomain(domain: string): Promise<readonly BackupEntry[]> {
+    return asListed(await this.#stored(domain)).toSorted(byTime);
   }
 
-  async #chain({ domain, id }: IntactEntry): Promise<readonly IntactEntry[]> {
-    const chain = chainOf(await this.list(domain), id);
-    if (chain.complete) return chain.entries;
-    throw new FleeceError("DAMAGED", `Cannot use backup ${id} of ${domain}: ${chain.reason}`, {
-      facts: { domain, backup: id },
-    });
+  /** All that is there, also what is being merged away. */
+  async #stored(domain: string): Promise<readonly StoredBackup[]> {
+    const path = this.#layout.domain(domain);
+    if (!(await isDirectory(path))) return [];
+    const found: StoredBackup[] = [];
+    for (const id of await namedDirectories(path, "backup")) {
+      const directory = this.#layout.backup(domain, id);
+      const stored = await readStored({ repository: this.name, domain, id, directory });
+      if (stored !== undefined) found.push(stored);
+    }
+    return found;
+  }
+
+  async #chain({ domain, id }: BackupEntry): Promise<ChainFiles> {
+    await this.#checkRoot();
+    const stored = await this.#stored(domain);
+    return { chain: wholeChain(domain, stored, id), merging: mergingIds(stored) };
+  }
+
+  /** Keeps the files of a chain as they are until that is disposed of. */
+  async #hold(
+    entry: IntactEntry,
+    signal: AbortSignal | undefined,
+  ): Promise<ChainFiles & { readonly hold: AsyncDisposable }> {
+    for (;;) {
+      signal?.throwIfAborted();
+      const found = await this.#chain(entry);
+      const hold = await holdToRead(found.chain.map((member) => this.#held(member)));
+      if (hold === undefined) continue;
+      const { chain, merging } = await this.#chain(entry).catch(async (error: unknown) => {
+        await hold[Symbol.asyncDispose]();
+        throw error;
+      });
+      // A merge that has ended in between has changed what was just read.
+      if (JSON.stringify(chain) === JSON.stringify(found.chain)) return { chain, merging, hold };
+      await hold[Symbol.asyncDispose]();
+    }
+  }
+
+  #held({ domain, id }: BackupEntry): HeldBackup {
+    return { domain, id, manifestPath: join(this.#layout.backup(domain, id), MANIFEST_FILE) };
+  }
+
+  async #merge(
+    stored: readonly StoredBackup[],
+    { domain, older: olderId, younger: youngerId, begun }: MergeIds,
+    options: MergeOptions,
+  ): Promise<Merged> {
+    const chain = wholeChain(domain, stored, youngerId);
+    const [older, younger] = [chain.at(-2), chain.at(-1)];
+    if (older?.id !== olderId || younger === undefined) {
+      throw new FleeceError("INTERNAL", `Expected backup ${youngerId} to be based on ${olderId}`);
+    }
+    await using _ = await holdAlone(this.#held(older));
+    const place = { layout: this.#layout, runtimeRoot: this.#runtimeRoot };
+    return await merge(place, { older, younger, chain, begun }, options);
+  }
+
+  /** Of merges that were interrupted. One that cannot be finished does not keep others from it. */
+  async #finish(
+    domain: string,
+    which: (stored: StoredBackup) => boolean,
+    options: MergeOptions = {},
+  ): Promise<void> {
+    let failure: { readonly error: unknown } | undefined;
+    for (const { entry, mergingInto } of (await this.#stored(domain)).filter(which)) {
+      if (mergingInto === undefined) continue;
+      try {
+        await this.#finishOne(entry, mergingInto, options);
+      } catch (error) {
+        options.signal?.throwIfAborted();
+        failure ??= { error };
+      }
+    }
+    if (failure !== undefined) throw failure.error;
+  }
+
+  async #finishOne(entry: BackupEntry, into: string, options: MergeOptions): Promise<void> {
+    const { domain, id } = entry;
+    const stored = await this.#stored(domain);
+    const younger = stored.find((candidate) => candidate.entry.id === into)?.entry;
+    if (younger?.manifest?.parent === id) {
+      await this.#merge(stored, { domain, older: id, younger: into, begun: true }, options);
+      return;
+    }
+    // One that nobody can read may still need it.
+    const isNeeded = stored.some((other) => other.entry.manifest?.parent === id);
+    if (isNeeded || (younger !== undefined && !isIntact(younger))) return;
+    await dropMerged(this.#layout, { domain, id }, younger?.manifest);
   }
 
   /** The header of a new image names its parent unseen; one that is gone would make a gap that nobody notices. */
@@ -173,16 +288,42 @@ export class DirectoryRepository implements BackupRepository {
   ): Promise<ReadonlyMap<string, readonly ChainLink[]>> {
     const bases = new Map<string, readonly ChainLink[]>();
     if (parent === undefined) return bases;
-    const chain = await this.#chain(parent);
+    const { chain, merging } = await this.#chain(parent);
     const known = new Set(parent.manifest.disks.map(({ target }) => target));
     for (const { target, mode } of disks) {
       if (mode === "whole" || !known.has(target)) continue;
-      bases.set(target, chainLinks(this.#layout, chain, target));
+      bases.set(target, await findMoved(chainLinks(this.#layout, chain, target), merging));
     }
     const newest = [...bases.values()].flatMap((links) => links.slice(-1));
     await Promise.all(newest.map((link) => checkImage(link, signal)));
     return bases;
   }
+}
+
+interface MergeIds {
+  readonly domain: string;
+  readonly older: string;
+  readonly younger: string;
+  readonly begun: boolean;
+}
+
+/** What is needed to read a backup. */
+interface ChainFiles {
+  /** As it is stored, with backups that are being merged away; the full first. */
+  readonly chain: readonly IntactEntry[];
+  /** Ids of those. */
+  readonly merging: ReadonlySet<string>;
+}
+
+function wholeChain(domain: string, stored: readonly StoredBackup[], id: string): readonly IntactEntry[] {
+  const chain = chainOf(
+    stored.map(({ entry }) => entry),
+    id,
+  );
+  if (chain.complete) return chain.entries;
+  throw new FleeceError("DAMAGED", `Cannot use backup ${id} of ${domain}: ${chain.reason}`, {
+    facts: { domain, backup: id },
+  });
 }
 
 /** Their writers are dead, since the caller holds the lock. */

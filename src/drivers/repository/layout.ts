@@ -1,12 +1,15 @@
 import { join } from "node:path";
-import { checkName } from "../../model/names.js";
+import { checkName, isName } from "../../model/names.js";
 
 /**
- * `<repository>/<domain>/<backup id>/{manifest.json,<target>.qcow2,<target>.digests}`. What begins with a dot is not a
- * backup; names of domains and backups cannot begin so.
+ * `<repository>/<domain>/<backup id>/{manifest.json,<target>.qcow2,<target>.digests}`, beside them `protected` (empty) in a
+ * backup that must stay, and `merging.json` in one that is merged into another and not a backup any more. What begins with a
+ * dot is not a backup; names of domains and backups cannot begin so.
  */
 export const MANIFEST_FILE = "manifest.json";
 export const LOCK_FILE = ".lock";
+export const PROTECTED_FILE = "protected";
+export const MERGING_FILE = "merging.json";
 const DRAFT_PREFIX = ".partial-";
 const DELETED_PREFIX = ".deleted-";
 
@@ -47,6 +50,17 @@ export function imageFile(target: string): string {
 
 export function digestsFile(target: string): string {
   return `${target}.digests`;
+}
+
+/** Of a disk that another backup has been merged into; each merge has a name of its own, since the manifest decides. */
+export function mergedDigestsFile(target: string, mergedId: string): string {
+  // No target has a tilde in it.
+  return `${digestsFile(target)}~${checkName("backup", mergedId)}`;
+}
+
+export function isMergedDigestsFile(name: string, target: string): boolean {
+  const prefix = `${digestsFile(target)}~`;
+  return name.startsWith(prefix) && isName("backup", name.slice(prefix.length));
 }
 
 /** As it is written into the header of a child's image; relative, so that a repository can be moved. */

@@ -2,9 +2,12 @@ import * as z from "zod";
 import type { Manifest, ManifestDisk } from "../../model/backup.js";
 import { BLOCK_SIZE } from "../../model/extents.js";
 import { isName, type NameKind } from "../../model/names.js";
-import { digestsFile, imageFile } from "./layout.js";
+import { digestsFile, imageFile, isMergedDigestsFile } from "./layout.js";
 
+/** Of a new backup. */
 export const SCHEMA_VERSION = 2;
+/** Of one that another has been merged into: its digests have a name that earlier versions of this program do not know. */
+export const MERGED_SCHEMA_VERSION = 3;
 
 const name = (kind: NameKind) =>
   z.string().refine((value) => isName(kind, value), { error: `Expected a ${kind} name` });
@@ -63,7 +66,7 @@ const manifestSchema1 = z
     return { ...manifest, disks };
   });
 const manifestSchema2 = z.strictObject({
-  schemaVersion: z.literal(SCHEMA_VERSION),
+  schemaVersion: z.literal([SCHEMA_VERSION, MERGED_SCHEMA_VERSION]),
   ...manifestFields,
   frozenMs: milliseconds.optional(),
   quiesceFailure: reason.optional(),
@@ -87,12 +90,15 @@ const manifestSchema = z
     error: "Expected each target once",
   })
   // A manifest must not be able to point at a file elsewhere.
-  .refine(({ disks }) => disks.every(isNamedAfterTarget), {
+  .refine(({ schemaVersion, disks }) => disks.every((disk) => isNamedAfterTarget(disk, schemaVersion)), {
     error: "Expected image and digests to be named after the target",
   });
 
-function isNamedAfterTarget({ target, image, digests }: ManifestDisk): boolean {
-  return image === imageFile(target) && digests === digestsFile(target);
+function isNamedAfterTarget({ target, image, digests }: ManifestDisk, schemaVersion: number): boolean {
+  const named =
+    digests === digestsFile(target) ||
+    (schemaVersion === MERGED_SCHEMA_VERSION && isMergedDigestsFile(digests, target));
+  return image === imageFile(target) && named;
 }
 
 export type ParsedManifest =
@@ -108,9 +114,9 @@ export function parseManifest(text: string): ParsedManifest {
     return { damage: "its manifest is not JSON" };
   }
   const version = z.object({ schemaVersion: z.int() }).safeParse(value);
-  if (version.success && version.data.schemaVersion > SCHEMA_VERSION) {
+  if (version.success && version.data.schemaVersion > MERGED_SCHEMA_VERSION) {
     return {
-      damage: `its manifest was made by a newer version of this program (schema ${version.data.schemaVersion}, this one knows ${SCHEMA_VERSION})`,
+      damage: `its manifest was made by a newer version of this program (schema ${version.data.schemaVersion}, this one knows ${MERGED_SCHEMA_VERSION})`,
     };
   }
   const parsed = manifestSchema.safeParse(value);

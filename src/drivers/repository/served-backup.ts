@@ -6,8 +6,7 @@ import { FleeceError } from "../../shared/errors.js";
 import { processDirectoryPath } from "../runtime-directory.js";
 import { StorageDaemon } from "../storage-daemon.js";
 import { ChainExpectations } from "./chain-expectations.js";
-import { chainLinks, chainNode, checkImage, type ChainLink } from "./chain-images.js";
-import type { Layout } from "./layout.js";
+import { chainNode, checkImage, type ChainLink } from "./chain-images.js";
 
 /** Each is a qemu-img of a few milliseconds. */
 const PARALLEL_CHECKS = 4;
@@ -18,28 +17,28 @@ export class ServedBackup implements OpenBackup {
   readonly ended: Promise<string>;
   readonly #daemon: StorageDaemon;
   readonly #links: ReadonlyMap<string, readonly ChainLink[]>;
+  readonly #hold: AsyncDisposable;
 
   private constructor(
     daemon: StorageDaemon,
     links: ReadonlyMap<string, readonly ChainLink[]>,
     addresses: readonly ExportAddress[],
+    hold: AsyncDisposable,
   ) {
     this.#daemon = daemon;
     this.#links = links;
+    this.#hold = hold;
     this.addresses = addresses;
     this.ended = daemon.ended;
   }
 
-  /** `chain` is the backup with all it is based on, the full first. */
+  /** `hold` keeps the files as they are; it is let go when the backup is closed, not after an error here. */
   static async open(
-    layout: Layout,
-    chain: readonly IntactEntry[],
+    links: ReadonlyMap<string, readonly ChainLink[]>,
+    hold: AsyncDisposable,
     options: OpenOptions & { readonly runtimeRoot: string | undefined },
   ): Promise<ServedBackup> {
     const { signal } = options;
-    const links = new Map(
-      chosenTargets(chain, options.targets).map((target) => [target, chainLinks(layout, chain, target)]),
-    );
     await forEachLimited([...links.values()].flat(), PARALLEL_CHECKS, checkImage, signal);
     const daemon = await StorageDaemon.start({
       directory: processDirectoryPath(options.runtimeRoot),
@@ -52,7 +51,7 @@ export class ServedBackup implements OpenBackup {
       for (const [target, disk] of links) {
         addresses.push(await serve(daemon, target, disk, `disk-${addresses.length}`, signal));
       }
-      return new ServedBackup(daemon, links, addresses);
+      return new ServedBackup(daemon, links, addresses, hold);
     } catch (error) {
       await daemon.stop();
       throw error;
@@ -67,6 +66,7 @@ export class ServedBackup implements OpenBackup {
 
   async close(): Promise<void> {
     await this.#daemon.stop();
+    await this.#hold[Symbol.asyncDispose]();
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
@@ -74,7 +74,11 @@ export class ServedBackup implements OpenBackup {
   }
 }
 
-function chosenTargets(chain: readonly IntactEntry[], chosen: readonly string[] | undefined): string[] {
+/** Of the newest backup of a chain. Fails with DISK_NOT_FOUND. */
+export function chosenTargets(
+  chain: readonly IntactEntry[],
+  chosen: readonly string[] | undefined,
+): string[] {
   const all = (chain.at(-1)?.manifest.disks ?? []).map(({ target }) => target);
   const missing = chosen?.find((target) => !all.includes(target));
   if (missing !== undefined) throw diskNotFound(missing);

@@ -31,7 +31,7 @@ function missing(definition: protobuf.Type, value: unknown, path: string): strin
 describe.each([
   ["Domain", domainMessage(fullState), ["Domain.trouble"]],
   ["Checkpoint", checkpointMessage("web01", fullCheckpoint), []],
-  ["Backup", backupMessage(fullEntry), ["Backup.damage"]],
+  ["Backup", backupMessage(fullEntry), ["Backup.damage", "Backup.mergedInto"]],
   ["BlockSnapshot", blockSnapshotMessage(fullSnapshot, 4096), ["BlockSnapshot.quiesceFailure"]],
   ["DoctorReport", doctorMessage(fullReport), []],
 ] as const)("the translation to %s", (name, message, apart) => {

@@ -21,6 +21,9 @@ const VERBS = [
     "backup restore",
     "backup serve",
     "backup delete",
+    "backup protect",
+    "backup unprotect",
+    "backup prune",
   ],
 ];
 

@@ -71,13 +71,34 @@ describe("fleece backup", () => {
     expect((await run("backup", "verify", String(id))).stdout).toMatch(/is sound: 2 disks \(vda, vdb\)/);
   });
 
-  it("refuses to delete what others are based on, with exit code 4", async () => {
+  it("merges what another is based on into that when it is deleted, and says so", async () => {
     const run = await world();
     const { id } = message(await run("backup", "run", "vm", "--json"));
-    await run("backup", "run", "vm");
-    const { exitCode, stderr } = await run("backup", "delete", String(id));
-    expect(stderr).toContain("(BACKUP_HAS_CHILDREN)");
+    const next = message(await run("backup", "run", "vm", "--json"));
+    const { exitCode, stdout } = await run("backup", "delete", String(id));
+    expect(stdout).toBe(
+      `Deleted backup ${String(id)} of domain vm in repository default, merged into ${String(next["id"])}\n`,
+    );
+    expect(exitCode).toBe(0);
+  });
+
+  it("protects, and refuses to delete what is protected, with exit code 4", async () => {
+    const run = await world();
+    const id = String(message(await run("backup", "run", "vm", "--json"))["id"]);
+    expect((await run("backup", "protect", id)).stdout).toBe(`Backup ${id} is protected\n`);
+    expect((await run("backup", "show", id)).stdout).toMatch(/^Protected +yes$/m);
+    const { exitCode, stderr } = await run("backup", "delete", id);
+    expect(stderr).toContain("(BACKUP_PROTECTED)");
     expect(exitCode).toBe(4);
+    await run("backup", "unprotect", id);
+    expect((await run("backup", "delete", id)).exitCode).toBe(0);
+  });
+
+  it("has nothing to prune without retention rules", async () => {
+    const run = await world();
+    await run("backup", "run", "vm");
+    expect((await run("backup", "prune")).stdout).toBe("No backups of domains with retention rules\n");
+    expect((await run("backup", "prune", "other")).exitCode).toBe(3);
   });
 
   it("says so when there is none", async () => {

@@ -1,6 +1,13 @@
 import { describe, expect, it } from "vitest";
-import { deleteBackup, findBackup, findReadable, listBackups } from "../../../src/services/backup-catalog.js";
+import {
+  deleteBackup,
+  findBackup,
+  findReadable,
+  listBackups,
+  protectBackup,
+} from "../../../src/services/backup-catalog.js";
 import { runBackup } from "../../../src/services/backup-run.js";
+import { removeCheckpoint } from "../../../src/services/checkpoint-delete.js";
 import type { ServiceContext } from "../../../src/services/context.js";
 import { FakeWorld } from "../../support/fake-agent.js";
 import { temporaryDirectory } from "../../support/lifetime.js";
@@ -75,20 +82,52 @@ describe("runBackup", () => {
         { target: "vdb", mode: "whole", storedBytes: 65536, zeroBytes: 0 },
       ],
     });
-    await expect(deleteBackup(context, first.id)).rejects.toMatchObject({ code: "BACKUP_HAS_CHILDREN" });
+    await deleteBackup(context, first.id);
+    const { entry } = await findReadable(context, next.id);
+    expect(entry.manifest).toMatchObject({ level: "full", disks: [{ mode: "whole" }, { mode: "whole" }] });
+    expect(world.repository.content(next.id, "vdb").equals(world.domain.disk("vdb").content)).toBe(true);
   });
 });
 
 describe("deleteBackup", () => {
-  it("refuses a backup that others are based on, and says which", async () => {
+  it("merges a backup that another is based on into that one, and its checkpoint into the one before", async () => {
+    const { context, world, ids } = await chain();
+    const { entry, mergedInto } = await deleteBackup(context, ids[1] ?? "");
+    expect({ id: entry.id, mergedInto }).toEqual({ id: ids[1], mergedInto: ids[2] });
+    expect((await listBackups(context)).map(({ id }) => id)).toEqual([ids[0], ids[2]]);
+    const { entry: last } = await findReadable(context, ids[2] ?? "");
+    expect(last.manifest).toMatchObject({ level: "incremental", parent: ids[0] });
+    expect(world.repository.content(last.id, "vda").equals(world.domain.disk("vda").content)).toBe(true);
+    const names = world.domain
+      .disk("vda")
+      .state(true)
+      .checkpoints.map(({ name }) => name);
+    expect(names).toEqual([ids[0], ids[2]]);
+  });
+
+  it("refuses a backup that several are based on, and says which", async () => {
     const { context, ids } = await chain();
-    for (const [index, id] of ids.slice(0, 2).entries()) {
-      await expect(deleteBackup(context, id)).rejects.toMatchObject({
-        code: "BACKUP_HAS_CHILDREN",
-        facts: { backup: id, children: [ids[index + 1]] },
-      });
+    await deleteBackup(context, ids[2] ?? "");
+    await deleteBackup(context, ids[1] ?? "");
+    const children: string[] = [];
+    for (let turn = 0; turn < 2; turn++) {
+      children.push((await runBackup(context, { domain: "vm", disks: ["vda"] })).id);
+      await removeCheckpoint(context, "vm", children[turn] ?? "");
     }
+    await expect(deleteBackup(context, ids[0] ?? "")).rejects.toMatchObject({
+      code: "BACKUP_HAS_CHILDREN",
+      facts: { backup: ids[0], children },
+    });
     expect(await listBackups(context)).toHaveLength(3);
+  });
+
+  it("refuses a protected backup until that is ended", async () => {
+    const { context, ids } = await chain();
+    const id = ids[2] ?? "";
+    expect(await protectBackup(context, id, true)).toMatchObject({ id, protected: true });
+    await expect(deleteBackup(context, id)).rejects.toMatchObject({ code: "BACKUP_PROTECTED" });
+    await protectBackup(context, id, false);
+    await deleteBackup(context, id);
   });
 
   it("removes the newest, and then the next backup is based on what is left or full", async () => {
@@ -111,8 +150,9 @@ describe("deleteBackup", () => {
 
   it("releases its lock after a refusal", async () => {
     const { context, ids } = await chain();
-    await expect(deleteBackup(context, ids[0] ?? "")).rejects.toMatchObject({ code: "BACKUP_HAS_CHILDREN" });
-    await deleteBackup(context, ids[2] ?? "");
+    await protectBackup(context, ids[2] ?? "", true);
+    await expect(deleteBackup(context, ids[2] ?? "")).rejects.toMatchObject({ code: "BACKUP_PROTECTED" });
+    await deleteBackup(context, ids[1] ?? "");
   });
 
   it.each([
