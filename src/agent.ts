@@ -2,7 +2,15 @@ import { readFile } from "node:fs/promises";
 import { join } from "node:path";
 import { type ClientEntry, LOCAL_CLIENT, type Role } from "./model/access.js";
 import type { Config } from "./model/config.js";
-import { clientEntries, metricsAddress, nbdTlsPaths, parseConfig, quiesceSettings } from "./model/config.js";
+import {
+  clientEntries,
+  configuredJobs,
+  jobLimits,
+  metricsAddress,
+  nbdTlsPaths,
+  parseConfig,
+  quiesceSettings,
+} from "./model/config.js";
 import type { HostPort } from "./model/host-port.js";
 import type { MetricsAddress } from "./model/metrics-address.js";
 import { claimAgentPlace, removeStaleSocket } from "./drivers/agent-claim.js";
@@ -27,6 +35,9 @@ import { noMeter, type Meter } from "./ports/meter.js";
 import type { ServiceContext } from "./services/context.js";
 import { ExportFronts } from "./services/export-fronts.js";
 import { keepHouse, type Duty } from "./services/housekeeping.js";
+import { JobRunner } from "./services/jobs/job-runner.js";
+import { keepSchedule } from "./services/jobs/scheduler.js";
+import type { RunStep } from "./services/jobs/run-step.js";
 import { recoverAll } from "./services/recovery.js";
 import { watchSnapshots } from "./services/snapshot-watch.js";
 import { errorMessage, errnoOf, FleeceError } from "./shared/errors.js";
@@ -107,10 +118,22 @@ export { formatHostPort, parseHostPort } from "./model/host-port.js";
 /** Besides the ends of leases. */
 const DUTIES: readonly Duty[] = [watchSnapshots];
 
+/** What follows on each backup of a job. */
+const RUN_STEPS: readonly RunStep[] = [];
+
 /** Looks after leases and leftovers until it is disposed of. */
 export function startHousekeeping(context: ServiceContext): AsyncDisposable {
+  return follow((signal) => keepHouse(context, DUTIES, signal));
+}
+
+/** Runs jobs when they are due until it is disposed of; runs that it has begun go on. */
+export function startSchedule(context: ServiceContext): AsyncDisposable {
+  return follow((signal) => keepSchedule(context, signal));
+}
+
+function follow(work: (signal: AbortSignal) => Promise<void>): AsyncDisposable {
   const stop = new AbortController();
-  const kept = keepHouse(context, DUTIES, stop.signal);
+  const kept = work(stop.signal);
   return {
     async [Symbol.asyncDispose]() {
       stop.abort();
@@ -178,6 +201,11 @@ export async function startAgent(
       config.domains.map(({ name, scratch }) => [name, scratch?.limit ?? config.scratch.limit]),
     ),
     parallelDisks: config.parallelDisks,
+    jobs: {
+      list: configuredJobs(config),
+      limits: jobLimits(config),
+      runner: new JobRunner({ store, clock, log }, RUN_STEPS),
+    },
     ...(fronts === undefined ? {} : { fronts }),
   };
   if (changeNothing) return context;

@@ -10,6 +10,7 @@ import {
   reloadedConfig,
   shareSocket,
   startHousekeeping,
+  startSchedule,
 } from "../agent.js";
 import { errorMessage, FleeceError } from "../shared/errors.js";
 import { findConfiguration } from "./configuration-file.js";
@@ -64,6 +65,7 @@ export async function serveAgent(surroundings: SessionSurroundings, options: Glo
   const requests = await openRequests(context);
   const server = new ApiServer({ context, requests, log, calls: metrics, ...access });
   let housekeeping = startHousekeeping(context);
+  let schedule = startSchedule(context);
   using _reload = onHangup(async () => {
     await manager.reloading();
     try {
@@ -71,14 +73,18 @@ export async function serveAgent(surroundings: SessionSurroundings, options: Glo
       log.level = options.logLevel ?? next.logLevel;
       for (const key of refused) log.warn({ key }, `${key} stays as it was: only a restart changes it`);
       // What killed processes left was put in order at the start; the calls that run now are not killed.
+      const started = await surroundings.startAgent(next, log, { changeNothing: true, meter: metrics });
       const fresh = {
-        ...(await surroundings.startAgent(next, log, { changeNothing: true, meter: metrics })),
+        ...started,
+        jobs: { ...started.jobs, runner: context.jobs.runner },
         ...(fronts === undefined ? {} : { fronts }),
       };
       server.use(fresh);
       metrics.use(fresh);
       await housekeeping[Symbol.asyncDispose]();
       housekeeping = startHousekeeping(fresh);
+      await schedule[Symbol.asyncDispose]();
+      schedule = startSchedule(fresh);
       config = next;
       metrics.reloaded("done");
       log.info({ file }, "The configuration was read again");
@@ -105,7 +111,12 @@ export async function serveAgent(surroundings: SessionSurroundings, options: Glo
   } finally {
     using _impatience = exitOnSignal(log);
     await housekeeping[Symbol.asyncDispose]();
-    await Promise.all([manager.stopping(), server.close(config.api.shutdownGrace)]);
+    await schedule[Symbol.asyncDispose]();
+    await Promise.all([
+      manager.stopping(),
+      context.jobs.runner.close(),
+      server.close(config.api.shutdownGrace),
+    ]);
   }
   await access.audit.write({ event: "stop" });
   log.info({}, "The agent has ended");

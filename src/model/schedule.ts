@@ -76,14 +76,21 @@ export class Schedule {
     return found;
   }
 
+  /** The moments after `afterMs` and up to `untilMs`. */
+  between(afterMs: number, untilMs: number): readonly number[] {
+    return [...this.#before(untilMs, afterMs)].toReversed();
+  }
+
   /** The newest moment whose run may begin now. */
   due({ handledMs, nowMs, handled = new Set(), delayOf = () => 0 }: DueQuery): Due | undefined {
     for (const scheduledMs of this.#before(nowMs, handledMs)) {
-      if (handled.has(scheduledMs) || scheduledMs + delayOf(scheduledMs) > nowMs) continue;
+      // What was missed before that one has been given up with it.
+      if (handled.has(scheduledMs)) return undefined;
+      if (scheduledMs + delayOf(scheduledMs) > nowMs) continue;
       let missedCount = 0;
-      for (const missed of this.#before(scheduledMs - 1, handledMs)) {
-        if (!handled.has(missed)) missedCount++;
-        if (missedCount >= MOST_MISSED) break;
+      for (const missedMs of this.#before(scheduledMs - 1, handledMs)) {
+        if (handled.has(missedMs) || missedCount >= MOST_MISSED) break;
+        missedCount++;
       }
       return { scheduledMs, missedCount };
     }

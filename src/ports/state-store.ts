@@ -25,9 +25,10 @@ export interface OperationRecord {
 
 /**
  * What is remembered of what has ended, so that answers can say it: `ended-snapshots` by domain, `requests` by their keys.
- * Nothing goes wrong without it.
+ * Nothing goes wrong without it. `runs` of jobs, by id and job; `jobs`: which of their moments are handled, without which
+ * nothing was missed.
  */
-export type NoteKind = "ended-snapshots" | "requests";
+export type NoteKind = "ended-snapshots" | "requests" | "runs" | "jobs";
 
 /** Held from `lockDomain` until `release` or the end of the process, however that comes (a kernel lock). */
 export interface DomainLock {

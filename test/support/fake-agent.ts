@@ -5,6 +5,7 @@ import { StateDirectory } from "../../src/drivers/state-directory.js";
 import { noMeter } from "../../src/ports/meter.js";
 import type { DomainLock, OperationOwner, StateStore } from "../../src/ports/state-store.js";
 import type { ServiceContext } from "../../src/services/context.js";
+import { JobRunner } from "../../src/services/jobs/job-runner.js";
 import type { FakeDiskSpec, Gate } from "./fake-domain.js";
 import { FakeDomain } from "./fake-domain.js";
 import { gated } from "./fake-faults.js";
@@ -62,7 +63,7 @@ export class FakeProcess {
     this.#world = world;
     this.#store = new MortalStore(world.stateDir, number);
     const note = (_: object, message: string): void => void world.log.push(message);
-    this.context = {
+    const context: Omit<ServiceContext, "jobs"> = {
       store: gated<StateStore>(this.#store, "store", gate),
       host: gated(domain.host, "host", gate),
       clock: {
@@ -88,6 +89,8 @@ export class FakeProcess {
       scratchLimits: new Map([[domain.name, undefined]]),
       parallelDisks: 2,
     };
+    const limits = { domains: 2, repositories: new Map<string, number>() };
+    this.context = { ...context, jobs: { list: [], limits, runner: new JobRunner(context) } };
   }
 
   /** What the kernel does when a process is killed; the caller sees to it that its code does not go on. */
