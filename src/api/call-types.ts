@@ -8,6 +8,7 @@ import type { BlockExportsDefinition } from "./generated/fleece/v1/BlockExports.
 import type { BlockSnapshotsDefinition } from "./generated/fleece/v1/BlockSnapshots.js";
 import type { CheckpointsDefinition } from "./generated/fleece/v1/Checkpoints.js";
 import type { DomainsDefinition } from "./generated/fleece/v1/Domains.js";
+import type { JobsDefinition } from "./generated/fleece/v1/Jobs.js";
 import type { BackupProgress, Message, ServedBackup } from "./messages.js";
 
 /** The services of `fleece.v1`, as they are generated. */
@@ -17,6 +18,7 @@ interface Services {
   readonly BlockExports: BlockExportsDefinition;
   readonly Checkpoints: CheckpointsDefinition;
   readonly Backups: BackupsDefinition;
+  readonly Jobs: JobsDefinition;
 }
 
 /** Generated definitions have an index signature besides their methods. */

@@ -20,6 +20,13 @@ import {
 import type { Api, Call, CallName, CallOptions, CallRequest, CallResult } from "./call-types.js";
 import { deleteCheckpointHandler, getCheckpointHandler, listCheckpointsHandler } from "./checkpoints.js";
 import { doctorHandler } from "./doctor.js";
+import {
+  cancelJobHandler,
+  jobHistoryHandler,
+  listJobsHandler,
+  runJobHandler,
+  statusHandler,
+} from "./jobs.js";
 import { getDomainHandler, getDomainXmlHandler, listDomainsHandler } from "./domains.js";
 
 const LOOKS = { role: "viewer", mutates: false } as const;
@@ -86,6 +93,11 @@ export const CALLS: { readonly [Name in CallName]: Call<Name> } = {
     names: { id: "backup" },
     handler: serveBackupHandler,
   },
+  "Jobs.List": { ...LOOKS, names: {}, handler: listJobsHandler },
+  "Jobs.Run": { ...WORKS, names: { job: "job" }, handler: runJobHandler },
+  "Jobs.Cancel": { ...WORKS, names: { job: "job" }, handler: cancelJobHandler },
+  "Jobs.History": { ...LOOKS, names: {}, handler: jobHistoryHandler },
+  "Jobs.Status": { ...LOOKS, names: {}, handler: statusHandler },
   "Backups.Delete": { ...ADMINISTERS, names: { id: "backup" }, handler: deleteBackupHandler },
 };
 

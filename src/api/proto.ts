@@ -3,9 +3,16 @@ import protobuf from "protobufjs";
 
 /** From dist/api and from src/api alike. */
 export const PROTO_DIRECTORY = fileURLToPath(new URL("../../proto/", import.meta.url));
-export const PROTO_FILES = ["disk", "domain", "checkpoint", "backup", "block_snapshot", "doctor", "xml"].map(
-  (name) => `fleece/v1/${name}.proto`,
-);
+export const PROTO_FILES = [
+  "disk",
+  "domain",
+  "checkpoint",
+  "backup",
+  "block_snapshot",
+  "doctor",
+  "xml",
+  "jobs",
+].map((name) => `fleece/v1/${name}.proto`);
 
 let loaded: protobuf.Root | undefined;
 

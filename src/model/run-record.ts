@@ -127,10 +127,15 @@ export function notesOf({ manifest }: IntactEntry): readonly string[] {
   ];
 }
 
-export interface KeptRecord {
-  readonly id: string;
-  readonly job: string;
-  readonly state: RunState;
+/** Ids tell seconds alone. */
+export function newestFirst(
+  a: Pick<RunRecord, "startedAtMs" | "id">,
+  b: Pick<RunRecord, "startedAtMs" | "id">,
+): number {
+  return b.startedAtMs - a.startedAtMs || (a.id < b.id ? 1 : -1);
+}
+
+export interface KeptRecord extends Pick<RunRecord, "id" | "job" | "state" | "startedAtMs"> {
   readonly bytes: number;
 }
 
@@ -141,14 +146,14 @@ export function recordsToForget<Kept extends KeptRecord>(
   records: readonly Kept[],
   bounds = RUNS_KEPT,
 ): readonly Kept[] {
-  const newestFirst = records.toSorted((a, b) => (a.id < b.id ? 1 : -1));
+  const sorted = records.toSorted(newestFirst);
   const isDear = (record: Kept): boolean =>
     record.state === "running" ||
-    newestFirst.find((other) => other.job === record.job && endedWell(other)) === record;
+    sorted.find((other) => other.job === record.job && endedWell(other)) === record;
   const perJob = new Map<string, number>();
-  let bytes = newestFirst.filter(isDear).reduce((sum, record) => sum + record.bytes, 0);
+  let bytes = sorted.filter(isDear).reduce((sum, record) => sum + record.bytes, 0);
   const forgotten: Kept[] = [];
-  for (const record of newestFirst) {
+  for (const record of sorted) {
     const count = (perJob.get(record.job) ?? 0) + 1;
     perJob.set(record.job, count);
     if (isDear(record)) continue;

@@ -3,6 +3,7 @@ import type { RunOwner, RunRecord } from "../../model/run-record.js";
 import {
   endedRun,
   endedWell,
+  newestFirst,
   notesOf,
   OWNER_GONE,
   recordsToForget,
@@ -92,7 +93,7 @@ export class RunLog {
       const summary = this.#ended.get(name) ?? (await this.#summary(name));
       if (summary !== undefined) found.push(summary);
     }
-    return found.toSorted((a, b) => (a.id < b.id ? 1 : -1));
+    return found.toSorted(newestFirst);
   }
 
   /** Undefined if it is gone. */
