@@ -93,12 +93,12 @@ export const CALLS: { readonly [Name in CallName]: Call<Name> } = {
     names: { id: "backup" },
     handler: serveBackupHandler,
   },
+  "Backups.Delete": { ...ADMINISTERS, names: { id: "backup" }, handler: deleteBackupHandler },
   "Jobs.List": { ...LOOKS, names: {}, handler: listJobsHandler },
   "Jobs.Run": { ...WORKS, names: { job: "job" }, handler: runJobHandler },
   "Jobs.Cancel": { ...WORKS, names: { job: "job" }, handler: cancelJobHandler },
   "Jobs.History": { ...LOOKS, names: {}, handler: jobHistoryHandler },
   "Jobs.Status": { ...LOOKS, names: {}, handler: statusHandler },
-  "Backups.Delete": { ...ADMINISTERS, names: { id: "backup" }, handler: deleteBackupHandler },
 };
 
 /** Fails with INVALID_NAME, naming the field, for a name that no name can be; else as the call does. */

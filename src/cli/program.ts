@@ -8,6 +8,7 @@ import { SYSTEM_CONFIG } from "./configuration-file.js";
 import { addDomainCommands } from "./domain-commands.js";
 import { describeDoctorCommand } from "./doctor-command.js";
 import { addExportCommands } from "./export-commands.js";
+import { addJobCommands, describeStatusCommand } from "./job-commands.js";
 import { LOG_LEVELS } from "./logger.js";
 import { packageVersion } from "./package-version.js";
 import { describeServeCommand, type ServeAgent } from "./serve-command.js";
@@ -77,6 +78,8 @@ export function createProgram(
   const backup = group("backup", "run, list, show, verify, restore, serve and delete backups");
   addBackupCommands(backup, run);
   addBackupReadCommands(backup, run);
+  addJobCommands(group("job", "list, run and cancel jobs, and show their history"), run);
+  describeStatusCommand(program.command("status"), run);
   addCompletionCommands(program, surroundings);
   return {
     parse: (args) => program.parseAsync(args, { from: "user" }),
