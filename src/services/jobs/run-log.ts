@@ -1,3 +1,4 @@
+import { createHash } from "node:crypto";
 import { isIntact } from "../../model/backup.js";
 import type { RunOwner, RunRecord } from "../../model/run-record.js";
 import {
@@ -163,9 +164,9 @@ export class RunLog {
   }
 }
 
-/** The key of a run's backups, in their manifests. */
+/** The key of a run's backups, in the form that manifests have for those of requests. */
 export function backupKey({ id }: Pick<RunRecord, "id">): string {
-  return `run:${id}`;
+  return createHash("sha256").update(`run ${id}`).digest("hex");
 }
 
 /** With the backups that were published before the record could say so. */
