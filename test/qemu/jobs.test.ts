@@ -1,10 +1,14 @@
+import { readFile } from "node:fs/promises";
 import { setTimeout as delay } from "node:timers/promises";
 import { describe, expect, it } from "vitest";
 import type { JobHistoryResponse, JobRun, ListJobsResponse, Status } from "../../src/api/messages.js";
 import { startAgent, VendorClient } from "../support/agent.js";
 import { domainConfig, writeConfig } from "../support/config-file.js";
 import { runFleece } from "../support/fleece.js";
+import { createImage, fillImage } from "../support/image-tool.js";
+import { temporaryDirectory, untilTestEnds } from "../support/lifetime.js";
 import { type Site, startSite } from "../support/site.js";
+import { TestVm } from "../support/vm.js";
 
 const JOB = { name: "often", timeZone: "Europe/Berlin", domains: "all" };
 
@@ -114,4 +118,48 @@ describe("jobs of the agent", () => {
       expect.stringMatching(/^(scratch|run|state\/operations)\/[^ ]+ /),
     );
   });
+
+  it("back up ten domains within their limits, in bounded memory", async () => {
+    const at = await startSite();
+    const names = Array.from({ length: 10 }, (_, index) => `vm${index}`);
+    const domains = await Promise.all(names.map(async (name) => domainConfig(name, await smallVm())));
+    const jobs = [{ name: "ten", schedule: "0 0 1 1 *", domains: "all" }];
+    await writeConfig(at.directory.path, {
+      domains,
+      more: { runtimeDir: at.directory.file("run"), jobs, concurrency: { domains: 3 } },
+    });
+    const agent = await startAgent(at);
+    const client = new VendorClient(at);
+    const ran = client.call("Jobs.Run", { job: "ten" }).then((result) => result as unknown as JobRun);
+    let most = 0;
+    const [ended] = await runsOf(at, ([run]) => {
+      const running = run?.domains.filter(({ state }) => state === "RUNNING").length ?? 0;
+      most = Math.max(most, running);
+      return run?.job === "ten" && run.state !== "RUNNING";
+    });
+    expect(ended).toMatchObject({ state: "COMPLETE" });
+    expect((await ran).domains.filter(({ backup }) => backup !== null)).toHaveLength(10);
+    expect(most).toBeGreaterThan(0);
+    expect(most).toBeLessThanOrEqual(3);
+    // 208 MiB, where one domain took 123.
+    expect(await mostMemoryBytes(agent.pid)).toBeLessThan(400 * MIB);
+    client.close();
+  });
 });
+
+const MIB = 1024 * 1024;
+
+async function smallVm(): Promise<TestVm> {
+  const directory = await temporaryDirectory();
+  const path = directory.file("vda.qcow2");
+  await createImage(path, 8 * MIB, { format: "qcow2" });
+  await fillImage(path, "qcow2", { offset: 0, length: 4 * MIB, pattern: 0x5a });
+  const disks = [{ target: "vda", format: "qcow2", path } as const];
+  return untilTestEnds(await TestVm.start({ directory: directory.path, disks }));
+}
+
+/** The most that the process has had at any time. */
+async function mostMemoryBytes(pid: number): Promise<number> {
+  const [, kibibytes] = /^VmHWM:\s+(\d+) kB$/m.exec(await readFile(`/proc/${pid}/status`, "utf8")) ?? [];
+  return Number(kibibytes) * 1024;
+}

@@ -15,29 +15,37 @@ const LATE_MS = 60_000;
 /** Runs the jobs of the configuration when they are due, until the signal fires. What runs then goes on: see `JobRunner.close`. */
 export async function keepSchedule(context: ServiceContext, signal: AbortSignal): Promise<void> {
   const { list, runner } = context.jobs;
-  const { clock, log } = context;
+  const { log } = context;
   const watches = list.map((job) => new Watch(context, job));
   let isSettled = false;
   while (!signal.aborted) {
     let waitMs = LOOK_MS;
+    let runs: readonly RunSummary[] = [];
     try {
       // First of all: a run that was cut off is made up for.
       if (!isSettled) await runner.log.settle(context.repositories);
       isSettled = true;
       await runner.log.flush();
+      runs = await runner.log.summaries();
     } catch (error) {
       log.warn({}, `Cannot look after the runs of jobs: ${errorMessage(error)}`);
+      await pause(context, waitMs, signal);
+      continue;
     }
     for (const watch of watches) {
       try {
-        waitMs = Math.min(waitMs, await watch.look());
+        waitMs = Math.min(waitMs, await watch.look(runs));
       } catch (error) {
         log.warn({ job: watch.name }, `Cannot look after the job: ${errorMessage(error)}`);
       }
     }
-    // Only the signal ends a sleep early.
-    await clock.sleep(Math.max(1, waitMs), signal).catch(() => undefined);
+    await pause(context, waitMs, signal);
   }
+}
+
+/** Only the signal ends a pause early. */
+async function pause({ clock }: ServiceContext, ms: number, signal: AbortSignal): Promise<void> {
+  await clock.sleep(Math.max(1, ms), signal).catch(() => undefined);
 }
 
 /** What is remembered of a job's schedule: moments up to `handledMs` have been run, or left out. */
@@ -64,13 +72,13 @@ class Watch {
   }
 
   /** Begins what is due, and resolves with the time until there may be something to begin, in milliseconds. */
-  async look(): Promise<number> {
+  async look(runs: readonly RunSummary[]): Promise<number> {
     const { clock, jobs, log } = this.#context;
     const { name, schedule, catchUp } = this.#job;
     // What comes meanwhile is missed, and made up for afterwards.
     if (jobs.runner.isRunning(name)) return LOOK_MS;
     const handledMs = await this.#handled();
-    const history = (await jobs.runner.log.summaries(name)).filter(isScheduled);
+    const history = runs.filter((run) => run.job === name).filter(isScheduled);
     const nowMs = clock.now();
     const due = schedule.due({
       handledMs,

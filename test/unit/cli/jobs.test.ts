@@ -7,7 +7,7 @@ import { fleece, someConfig, type Outcome } from "./run-in-process.js";
 /** The command line over the real services and domains in memory, with these jobs. */
 async function world(
   jobs: readonly Job[],
-): Promise<{ readonly at: JobWorld; run(...args: string[]): Promise<Outcome> }> {
+): Promise<{ readonly at: JobWorld; run(this: void, ...args: string[]): Promise<Outcome> }> {
   const { path } = await temporaryDirectory();
   const at = new JobWorld(path, "2026-11-15T01:29:00Z", ["web01", "db01"]);
   const config = await someConfig();

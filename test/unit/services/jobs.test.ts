@@ -483,6 +483,21 @@ describe("JobRunner", () => {
     await expect(agent.runner.start(agent.context, order)).rejects.toMatchObject({ code: "INTERRUPTED" });
   });
 
+  it("backs a domain up for one job at a time; the other waits, and needs no second try", async () => {
+    const at = await world();
+    const agent = await at.process([nightly({ name: "a" }), nightly({ name: "b" })]).schedule();
+    const held = hold(at);
+    await agent.pass(MINUTE);
+    await held.reached;
+    const [other] = await agent.records("b");
+    expect(other).toMatchObject({ state: "running", domains: [{ state: "waiting", attempts: 0 }] });
+    held.letGo();
+    await agent.idle();
+    for (const job of ["a", "b"]) {
+      expect(await agent.records(job)).toMatchObject([{ state: "complete", domains: [{ attempts: 1 }] }]);
+    }
+  });
+
   it("keeps to the limits with ten domains, also between jobs", async () => {
     const names = Array.from({ length: 10 }, (_, index) => `vm${index}`);
     const at = await world(BEFORE, names);
