@@ -134,11 +134,11 @@ export class JobWorld {
 
 /** One process: its runs, and its look at the schedule. */
 export class JobProcess {
-  readonly context: ServiceContext;
+  context: ServiceContext;
   readonly runner: JobRunner;
   readonly #world: JobWorld;
   readonly #process: FakeProcess;
-  readonly #stop = new AbortController();
+  #stop = new AbortController();
   #schedule: Promise<void> = Promise.resolve();
 
   constructor(
@@ -160,6 +160,15 @@ export class JobProcess {
     this.#schedule = keepSchedule(this.context, this.#stop.signal);
     await this.#asleep();
     return this;
+  }
+
+  /** Takes other jobs over, as after SIGHUP. */
+  async reload(list: readonly Job[]): Promise<void> {
+    this.#stop.abort();
+    await this.#schedule;
+    this.#stop = new AbortController();
+    this.context = { ...this.context, jobs: { ...this.context.jobs, list } };
+    await this.schedule();
   }
 
   /** Time passes, and the schedule is looked at whenever it wants to; in a long time only near its end. */

@@ -118,6 +118,7 @@ export class RunLog {
   async settle(repositories: ReadonlyMap<string, BackupRepository>): Promise<void> {
     const { store, log } = this.#parts;
     for (const name of await store.notes("runs")) {
+      if (this.#active.has(name) || this.#unsaved.has(name)) continue;
       const note = await store.readNote("runs", name);
       if (!isRecord(note) || note.state !== "running" || this.#isAlive(note.owner)) continue;
       const told = endedRun(await withPublished(note, repositories), {

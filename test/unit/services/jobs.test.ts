@@ -446,6 +446,24 @@ describe("JobRunner", () => {
     ]);
   });
 
+  it("goes on with what runs when other jobs are taken over, and runs those", async () => {
+    const at = await world(BEFORE, ["web01", "db01"]);
+    const agent = await at.process([nightly()]).schedule();
+    const held = hold(at);
+    await agent.pass(MINUTE);
+    await held.reached;
+    const schedule = new Schedule("31 2 * * *", "Europe/Berlin");
+    await agent.reload([nightly(), nightly({ name: "later", schedule, domains: ["db01"] })]);
+    await agent.pass(MINUTE);
+    await until(() => !agent.runner.isRunning("later"));
+    expect(states(await agent.records("later"))).toEqual(["schedule complete"]);
+    expect(states(await agent.records())).toEqual(["schedule running"]);
+    held.letGo();
+    await agent.idle();
+    await agent.pass(MINUTE);
+    expect(states(await agent.records())).toEqual(["schedule complete"]);
+  });
+
   it("ends a run that is cancelled, undoes it, and does not make up for it", async () => {
     const at = await world();
     const agent = await at.process([nightly()]).schedule();
