@@ -2,7 +2,16 @@ import { readFile } from "node:fs/promises";
 import { join } from "node:path";
 import { type ClientEntry, LOCAL_CLIENT, type Role } from "./model/access.js";
 import type { Config } from "./model/config.js";
-import { clientEntries, metricsAddress, nbdTlsPaths, parseConfig, quiesceSettings, retentionPolicy } from "./model/config.js";
+import {
+  clientEntries,
+  configuredJobs,
+  jobLimits,
+  metricsAddress,
+  nbdTlsPaths,
+  parseConfig,
+  quiesceSettings,
+  retentionPolicy,
+} from "./model/config.js";
 import type { HostPort } from "./model/host-port.js";
 import type { MetricsAddress } from "./model/metrics-address.js";
 import { claimAgentPlace, removeStaleSocket } from "./drivers/agent-claim.js";
@@ -32,7 +41,12 @@ import type { Logger } from "./ports/logger.js";
 import { noMeter, type Meter } from "./ports/meter.js";
 import type { ServiceContext } from "./services/context.js";
 import { ExportFronts } from "./services/export-fronts.js";
-import { HouseKeeper, type Duty } from "./services/housekeeping.js";
+import { ContextWorker } from "./services/context-worker.js";
+import { keepHouse, type Duty } from "./services/housekeeping.js";
+import { JobRunner } from "./services/jobs/job-runner.js";
+import { pruneStep } from "./services/jobs/prune-step.js";
+import { keepSchedule } from "./services/jobs/scheduler.js";
+import type { RunStep } from "./services/jobs/run-step.js";
 import { recoverAll } from "./services/recovery.js";
 import { watchSnapshots } from "./services/snapshot-watch.js";
 import { errorMessage, errnoOf, FleeceError } from "./shared/errors.js";
@@ -115,9 +129,17 @@ export { formatHostPort, parseHostPort } from "./model/host-port.js";
 /** Besides the ends of leases. */
 const DUTIES: readonly Duty[] = [watchSnapshots];
 
-/** Looks after leases and leftovers of the context that it is given, until it is disposed of. */
-export function houseKeeper(): HouseKeeper {
-  return new HouseKeeper(DUTIES);
+/** What follows on each backup of a job, in this order. */
+const RUN_STEPS: readonly RunStep[] = [pruneStep];
+
+/** Looks after leases and leftovers. */
+export function houseKeeper(): ContextWorker {
+  return new ContextWorker((context, signal) => keepHouse(context, DUTIES, signal));
+}
+
+/** Runs jobs when they are due; runs that it has begun go on. */
+export function scheduleKeeper(): ContextWorker {
+  return new ContextWorker(keepSchedule);
 }
 
 function runtimeRootOf({ runtimeDir }: Config): string {
@@ -188,6 +210,11 @@ export async function startAgent(
     ),
     retention: (repository, domain) => retentionPolicy(config, repository, domain),
     parallelDisks: config.parallelDisks,
+    jobs: {
+      list: configuredJobs(config),
+      limits: jobLimits(config),
+      runner: new JobRunner({ store, clock, log }, RUN_STEPS),
+    },
     ...(fronts === undefined ? {} : { fronts }),
   };
   if (changeNothing) return context;

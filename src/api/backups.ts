@@ -16,7 +16,7 @@ import type {
 import { page } from "./page.js";
 import { timestampFromText } from "./timestamp.js";
 
-const LEVELS = { full: "FULL", incremental: "INCREMENTAL" } as const;
+export const LEVELS = { full: "FULL", incremental: "INCREMENTAL" } as const;
 const LEVELS_BY_NAME = { LEVEL_UNSPECIFIED: undefined, FULL: "full", INCREMENTAL: "incremental" } as const;
 /** Of a damaged backup. */
 const NOTHING_KNOWN = {
@@ -135,7 +135,7 @@ function backupDiskMessage(disk: ManifestDisk): BackupDisk {
   };
 }
 
-function progressMessage(progress: BackupProgress): ProgressMessage {
+export function progressMessage(progress: BackupProgress): ProgressMessage {
   switch (progress.step) {
     case "started": {
       const disks = progress.disks.map(({ target, sizeBytes }) => ({ target, sizeBytes }));

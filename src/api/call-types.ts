@@ -9,6 +9,7 @@ import type { BlockSnapshotsDefinition } from "./generated/fleece/v1/BlockSnapsh
 import type { CheckpointsDefinition } from "./generated/fleece/v1/Checkpoints.js";
 import type { DomainSnapshotsDefinition } from "./generated/fleece/v1/DomainSnapshots.js";
 import type { DomainsDefinition } from "./generated/fleece/v1/Domains.js";
+import type { JobsDefinition } from "./generated/fleece/v1/Jobs.js";
 import type { Message, Progress, ServedBackup } from "./messages.js";
 
 /** The services of `fleece.v1`, as they are generated. */
@@ -19,6 +20,7 @@ interface Services {
   readonly Checkpoints: CheckpointsDefinition;
   readonly Backups: BackupsDefinition;
   readonly DomainSnapshots: DomainSnapshotsDefinition;
+  readonly Jobs: JobsDefinition;
 }
 
 /** Generated definitions have an index signature besides their methods. */

@@ -31,6 +31,13 @@ import {
   listDomainSnapshotsHandler,
   revertDomainSnapshotHandler,
 } from "./domain-snapshots.js";
+import {
+  cancelJobHandler,
+  jobHistoryHandler,
+  listJobsHandler,
+  runJobHandler,
+  statusHandler,
+} from "./jobs.js";
 import { getDomainHandler, getDomainXmlHandler, listDomainsHandler } from "./domains.js";
 
 const LOOKS = { role: "viewer", mutates: false } as const;
@@ -114,6 +121,11 @@ export const CALLS: { readonly [Name in CallName]: Call<Name> } = {
   "DomainSnapshots.Clone": { ...ADMINISTERS, names: DOMAIN_SNAPSHOT, handler: cloneDomainSnapshotHandler },
   "Backups.Protect": { ...ADMINISTERS, names: { id: "backup" }, handler: protectBackupHandler },
   "Backups.Prune": { ...ADMINISTERS, names: {}, handler: pruneBackupsHandler },
+  "Jobs.List": { ...LOOKS, names: {}, handler: listJobsHandler },
+  "Jobs.Run": { ...WORKS, names: { job: "job" }, handler: runJobHandler },
+  "Jobs.Cancel": { ...WORKS, names: { job: "job" }, handler: cancelJobHandler },
+  "Jobs.History": { ...LOOKS, names: {}, handler: jobHistoryHandler },
+  "Jobs.Status": { ...LOOKS, names: {}, handler: statusHandler },
 };
 
 /** Fails with INVALID_NAME, naming the field, for a name that no name can be; else as the call does. */

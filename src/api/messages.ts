@@ -20,15 +20,24 @@ import type { ListDomainSnapshotsResponse__Output } from "./generated/fleece/v1/
 import type { RevertCost__Output } from "./generated/fleece/v1/RevertCost.js";
 import type { RevertedDomain__Output } from "./generated/fleece/v1/RevertedDomain.js";
 import type { Finding__Output } from "./generated/fleece/v1/Finding.js";
+import type { Job__Output } from "./generated/fleece/v1/Job.js";
+import type { JobHistoryResponse__Output } from "./generated/fleece/v1/JobHistoryResponse.js";
+import type {
+  JobRun__Output,
+  _fleece_v1_JobRun_Domain__Output,
+  _fleece_v1_JobRun_Trouble__Output,
+} from "./generated/fleece/v1/JobRun.js";
 import type { ListBackupsResponse__Output } from "./generated/fleece/v1/ListBackupsResponse.js";
 import type { ListBlockExportsResponse__Output } from "./generated/fleece/v1/ListBlockExportsResponse.js";
 import type { ListBlockSnapshotsResponse__Output } from "./generated/fleece/v1/ListBlockSnapshotsResponse.js";
 import type { ListCheckpointsResponse__Output } from "./generated/fleece/v1/ListCheckpointsResponse.js";
 import type { ListDomainsResponse__Output } from "./generated/fleece/v1/ListDomainsResponse.js";
 import type { PruneReport__Output } from "./generated/fleece/v1/PruneReport.js";
+import type { ListJobsResponse__Output } from "./generated/fleece/v1/ListJobsResponse.js";
 import type { Restoration__Output } from "./generated/fleece/v1/Restoration.js";
 import type { ServedBackup__Output } from "./generated/fleece/v1/ServedBackup.js";
 import type { StartBlockExportsResponse__Output } from "./generated/fleece/v1/StartBlockExportsResponse.js";
+import type { Status__Output, _fleece_v1_Status_Domain__Output } from "./generated/fleece/v1/Status.js";
 import type { StopBlockExportsResponse__Output } from "./generated/fleece/v1/StopBlockExportsResponse.js";
 import type { Verification__Output } from "./generated/fleece/v1/Verification.js";
 import type { XmlDocument__Output } from "./generated/fleece/v1/XmlDocument.js";
@@ -75,6 +84,14 @@ export type DeletedDomainSnapshot = Message<DeletedDomainSnapshot__Output>;
 export type ClonedDomainSnapshot = Message<ClonedDomainSnapshot__Output>;
 export type Finding = Message<Finding__Output>;
 export type DoctorReport = Message<DoctorReport__Output>;
+export type Job = Message<Job__Output>;
+export type ListJobsResponse = Message<ListJobsResponse__Output>;
+export type JobRun = Message<JobRun__Output>;
+export type JobRunDomain = Message<_fleece_v1_JobRun_Domain__Output>;
+export type JobTrouble = Message<_fleece_v1_JobRun_Trouble__Output>;
+export type JobHistoryResponse = Message<JobHistoryResponse__Output>;
+export type Status = Message<Status__Output>;
+export type StatusDomain = Message<_fleece_v1_Status_Domain__Output>;
 export type XmlDocument = Message<XmlDocument__Output>;
 export type DiskFormatName = Disk["format"];
 export type Level = Backup["level"];
@@ -104,4 +121,8 @@ export interface MessageTypes {
   readonly ClonedDomainSnapshot: ClonedDomainSnapshot;
   readonly DoctorReport: DoctorReport;
   readonly XmlDocument: XmlDocument;
+  readonly ListJobsResponse: ListJobsResponse;
+  readonly JobRun: JobRun;
+  readonly JobHistoryResponse: JobHistoryResponse;
+  readonly Status: Status;
 }

@@ -1,5 +1,6 @@
 import { Counter, collectDefaultMetrics, Gauge, Histogram, Registry } from "prom-client";
 import { type LastBackups, lastBackups } from "../model/last-backups.js";
+import type { RunState } from "../model/run-record.js";
 import type { Meter } from "../ports/meter.js";
 import type { ServiceContext } from "../services/context.js";
 import { domainUsage } from "../services/usage.js";
@@ -74,6 +75,15 @@ export class AgentMetrics implements Meter, CallMeter {
     ["domain"],
   );
   readonly #exports = this.#gauge("fleece_exports", "Disks of block snapshots offered over NBD", ["domain"]);
+  readonly #jobRuns = this.#counter("fleece_job_runs_total", "Runs of jobs that have ended, by state", [
+    "job",
+    "state",
+  ]);
+  readonly #jobSuccess = this.#gauge(
+    "fleece_job_last_success_timestamp_seconds",
+    "When the newest run of the job that gave each domain its backup ended; 0 without one",
+    ["job"],
+  );
   readonly #calls = this.#counter("fleece_calls_total", "Calls that have ended, by outcome", [
     "method",
     "outcome",
@@ -117,6 +127,10 @@ export class AgentMetrics implements Meter, CallMeter {
     this.#backups.delete(domain);
   }
 
+  jobRunEnded(job: string, state: RunState): void {
+    this.#jobRuns.inc({ job, state });
+  }
+
   callBegins(method: CallName): (failure?: ErrorCode) => void {
     this.#running.inc({ method });
     return (failure) => {
@@ -153,6 +167,7 @@ export class AgentMetrics implements Meter, CallMeter {
     const context = this.#context;
     if (context !== undefined) {
       await this.#collectUsage(context);
+      await this.#collectJobs(context);
       this.#listing ??= this.#collectBackups(context).finally(() => (this.#listing = undefined));
       const waited = new AbortController();
       const enough = context.clock.sleep(LISTING_WAIT_MS, waited.signal).catch(() => undefined);
@@ -169,6 +184,13 @@ export class AgentMetrics implements Meter, CallMeter {
       this.#snapshots.set({ domain }, openSnapshots);
       this.#exports.set({ domain }, exports);
       if (leaseEndMs !== undefined) this.#lease.set({ domain }, leaseEndMs / 1000);
+    }
+  }
+
+  async #collectJobs({ jobs: { list, runner } }: ServiceContext): Promise<void> {
+    this.#jobSuccess.reset();
+    for (const { name } of list) {
+      this.#jobSuccess.set({ job: name }, ((await runner.log.lastSuccessMs(name)) ?? 0) / 1000);
     }
   }
 

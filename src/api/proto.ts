@@ -12,6 +12,7 @@ export const PROTO_FILES = [
   "domain_snapshot",
   "doctor",
   "xml",
+  "jobs",
 ].map((name) => `fleece/v1/${name}.proto`);
 
 let loaded: protobuf.Root | undefined;

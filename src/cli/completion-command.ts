@@ -13,7 +13,7 @@ export function addCompletionCommands(program: Command, { stdout, ...place }: Co
     .command("completion")
     .summary("print what makes a shell complete commands")
     .description(
-      'Print a script that makes the shell complete commands, options, and names of domains and repositories. For bash: eval "$(fleece completion bash)"',
+      'Print a script that makes the shell complete commands, options, and names of domains, repositories and jobs. For bash: eval "$(fleece completion bash)"',
     )
     .addArgument(new Argument("<shell>", "which shell").choices(SHELLS))
     .action((shell) => void stdout.write(SCRIPTS[shell]));
@@ -35,7 +35,8 @@ function namesOf(words: readonly string[], place: Pick<Surroundings, "env" | "cw
   return async (kind) => {
     try {
       const config = await loadConfig(findConfiguration(named, place));
-      return (kind === "domain" ? config.domains : config.repositories).map(({ name }) => name);
+      const { domains: domain, repositories: repository, jobs: job } = config;
+      return { domain, repository, job }[kind].map(({ name }) => name);
     } catch {
       return [];
     }

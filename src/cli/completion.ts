@@ -12,7 +12,7 @@ export interface Completion {
 }
 
 /** Names that the configuration has, by the argument or option that takes them. */
-export type KnownNames = (kind: "domain" | "repository") => Promise<readonly string[]>;
+export type KnownNames = (kind: "domain" | "repository" | "job") => Promise<readonly string[]>;
 
 const NOTHING: Completion = { values: [], files: false };
 
@@ -102,7 +102,7 @@ async function valuesOf(of: Argument | Option, name: string, names: KnownNames):
     values: values.map((value) => ({ value, description: "" })),
   });
   if (of.argChoices !== undefined) return told(of.argChoices);
-  if (name === "domain" || name === "repository") return told(await names(name));
+  if (name === "domain" || name === "repository" || name === "job") return told(await names(name));
   // By how help calls the value.
   const isPath = "flags" in of && /<(file|directory|path)>/.test(of.flags);
   return { ...NOTHING, files: isPath };

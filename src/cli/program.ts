@@ -10,6 +10,7 @@ import { addDomainSnapshotCommands } from "./domain-snapshot-commands.js";
 import { addDomainCommands } from "./domain-commands.js";
 import { describeDoctorCommand } from "./doctor-command.js";
 import { addExportCommands } from "./export-commands.js";
+import { addJobCommands, describeStatusCommand } from "./job-commands.js";
 import { LOG_LEVELS } from "./logger.js";
 import { packageVersion } from "./package-version.js";
 import { describeServeCommand, type ServeAgent } from "./serve-command.js";
@@ -87,6 +88,8 @@ export function createProgram(
     run,
   );
   addBackupRetentionCommands(backup, run);
+  addJobCommands(group("job", "list, run and cancel jobs, and show their history"), run);
+  describeStatusCommand(program.command("status"), run);
   addCompletionCommands(program, surroundings);
   return {
     parse: (args) => program.parseAsync(args, { from: "user" }),

@@ -52,10 +52,12 @@ export class ProgressView {
       this.#showPhase(progress);
       return;
     }
-    const { started, scratch, disk } = progress;
-    if (started) this.#start(started);
-    if (scratch) this.#showScratch(scratch);
-    if (disk) this.#showDisk(disk);
+    const { started, scratch, disk, domain } = progress;
+    // Disks of several domains may have the same target.
+    const prefix = domain === undefined ? "" : `${domain} `;
+    if (started) this.#start(started, prefix);
+    if (scratch) this.#showScratch(scratch, prefix);
+    if (disk) this.#showDisk({ ...disk, target: prefix + disk.target });
   };
 
   /** Takes the bars away for good; what they led to is in the answer. Idempotent. */
@@ -89,13 +91,18 @@ export class ProgressView {
     row.bar.update(positionBytes, { facts });
   }
 
-  #start({ level, reason, disks }: Started): void {
-    this.log.write(`${level === "FULL" ? "Full" : "Incremental"} backup: ${printable(reason)}\n`);
+  #start({ level, reason, disks }: Started, prefix: string): void {
+    this.log.write(
+      `${printable(prefix)}${level === "FULL" ? "Full" : "Incremental"} backup: ${printable(reason)}\n`,
+    );
     // A domain that was started during its backup is begun again.
-    for (const { bar } of this.#rows.values()) this.#bars?.remove(bar);
-    this.#rows.clear();
-    const width = Math.max(...disks.map(({ target }) => target.length));
-    for (const { target, sizeBytes } of disks) this.#add(target, sizeBytes, width);
+    for (const [label, { bar }] of this.#rows) {
+      if (!label.startsWith(prefix)) continue;
+      this.#bars?.remove(bar);
+      this.#rows.delete(label);
+    }
+    const width = prefix.length + Math.max(...disks.map(({ target }) => target.length));
+    for (const { target, sizeBytes } of disks) this.#add(prefix + target, sizeBytes, width);
   }
 
   #showDisk(progress: DiskProgress): void {
@@ -130,9 +137,9 @@ export class ProgressView {
   }
 
   /** A line below the disks; before those are known there is none. */
-  #showScratch({ usedBytes, limitBytes }: NonNullable<BackupProgress["scratch"]>): void {
+  #showScratch({ usedBytes, limitBytes }: NonNullable<BackupProgress["scratch"]>, prefix: string): void {
     const limit = limitBytes === undefined ? "" : ` of ${formatBytes(limitBytes)}`;
-    const text = `Scratch space: ${formatBytes(usedBytes)}${limit}`;
+    const text = `${printable(prefix)}Scratch space: ${formatBytes(usedBytes)}${limit}`;
     this.#scratch ??= this.#bars?.create(1, 0, { text }, { format: "{text}" });
     this.#scratch?.update({ text });
   }

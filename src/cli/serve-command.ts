@@ -10,6 +10,7 @@ import {
   loadConfig,
   openAccess,
   reloadedConfig,
+  scheduleKeeper,
   type ServiceContext,
   shareSocket,
 } from "../agent.js";
@@ -58,22 +59,33 @@ export async function serveAgent(surroundings: SessionSurroundings, options: Glo
   ]);
   const metrics = new AgentMetrics(packageVersion());
   const context = await surroundings.startAgent(config, log, { meter: metrics, fronts: true });
-  const { fronts } = context;
+  const { fronts, jobs } = context;
   await using _fronts = fronts;
   signal.throwIfAborted();
   const requests = await openRequests(context);
   const server = new ApiServer({ context, requests, log, calls: metrics, ...access });
   await using housekeeping = houseKeeper();
+  await using schedule = scheduleKeeper();
   const followers: readonly Follower[] = [
     metrics,
     server,
     housekeeping,
+    schedule,
     ...(fronts === undefined ? [] : [fronts]),
   ];
   await followAll(followers, context);
   await using metricsServer =
     metricsAddress === undefined ? undefined : await serveMetrics(metrics, metricsAddress, log);
-  const reload: Reload = { file, log, level: options.logLevel, surroundings, metrics, fronts, followers };
+  const reload: Reload = {
+    file,
+    log,
+    level: options.logLevel,
+    surroundings,
+    metrics,
+    fronts,
+    runner: jobs.runner,
+    followers,
+  };
   await using _alive = manager.keepAlive(context.clock);
   await using _reload = onHangup(async () => {
     await manager.reloading();
@@ -95,9 +107,12 @@ export async function serveAgent(surroundings: SessionSurroundings, options: Glo
     log.info({ reason: errorMessage(signal.reason) }, "The agent ends");
   } finally {
     using _impatience = exitOnSignal(log);
+    // No run begins any more.
+    await schedule[Symbol.asyncDispose]();
     await Promise.all([
       manager.stopping(),
       housekeeping[Symbol.asyncDispose](),
+      jobs.runner.close(),
       server.close(config.api.shutdownGrace),
     ]);
   }
@@ -123,19 +138,22 @@ interface Reload {
   readonly metrics: AgentMetrics;
   /** They live as long as the agent. */
   readonly fronts: ServiceContext["fronts"];
+  /** So do the runs of jobs. */
+  readonly runner: ServiceContext["jobs"]["runner"];
   readonly followers: readonly Follower[];
 }
 
 /** Never fails: returns the configuration that is in force from now on, which is the old one if the file's is of no use. */
 async function readAgain(before: Config, reload: Reload): Promise<Config> {
-  const { file, log, level, surroundings, metrics: meter, fronts, followers } = reload;
+  const { file, log, level, surroundings, metrics: meter, fronts, runner, followers } = reload;
   try {
     const { config, refused } = reloadedConfig(before, await loadConfig(file));
     log.level = level ?? config.logLevel;
     for (const key of refused) log.warn({ key }, `${key} stays as it was: only a restart changes it`);
     // What killed processes left was put in order at the start; the calls that run now are not killed.
     const context = await surroundings.startAgent(config, log, { changeNothing: true, meter });
-    await followAll(followers, { ...context, ...(fronts === undefined ? {} : { fronts }) });
+    const jobs = { ...context.jobs, runner };
+    await followAll(followers, { ...context, jobs, ...(fronts === undefined ? {} : { fronts }) });
     meter.reloaded("done");
     log.info({ file }, "The configuration was read again");
     return config;

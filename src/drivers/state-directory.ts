@@ -228,14 +228,21 @@ function notPrivate(directory: string): FleeceError {
 /** Not mkdir's own `recursive`: on a file system that refuses with ENOENT, like /proc, Node 20 retries it for ever. */
 async function makeWithParents(directory: string): Promise<void> {
   try {
+    await makeDirectory(directory);
+  } catch (error) {
+    if (errnoOf(error) !== "ENOENT") throw error;
+    const parent = path.dirname(directory);
+    if (!(await exists(parent))) await makeWithParents(parent);
+    // Somebody else may have made the parent meanwhile.
+    await makeDirectory(directory);
+  }
+}
+
+async function makeDirectory(directory: string): Promise<void> {
+  try {
     await mkdir(directory, { mode: 0o700 });
   } catch (error) {
-    const errno = errnoOf(error);
-    if (errno === "EEXIST") return;
-    const parent = path.dirname(directory);
-    if (errno !== "ENOENT" || (await exists(parent))) throw error;
-    await makeWithParents(parent);
-    await mkdir(directory, { mode: 0o700 });
+    if (errnoOf(error) !== "EEXIST") throw error;
   }
 }
 

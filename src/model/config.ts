@@ -12,6 +12,9 @@ import type { MetricsAddress } from "./metrics-address.js";
 import { checkName } from "./names.js";
 import type { QuiesceSettings } from "./quiesce.js";
 import type { RetentionPolicy } from "./retention.js";
+import type { Job, JobLimits } from "./job.js";
+import { Schedule, scheduleProblem } from "./schedule.js";
+import { hostZone, isTimeZone } from "./time-zone.js";
 
 /** The configuration file: see config/README.md, which a test keeps complete. Every path is absolute once it is parsed. */
 
@@ -58,6 +61,13 @@ const duration = z.string().transform((value, context) => {
 /** QEMU counts in whole seconds. */
 const cbwTimeout = duration.refine((ms) => ms % 1000 === 0, { message: "Expected whole seconds" });
 
+const timeZone = z
+  .string()
+  .refine(isTimeZone, {
+    error: ({ input }) => `Expected a time zone like Europe/Berlin or UTC, got ${JSON.stringify(input)}`,
+  })
+  .default(hostZone);
+
 const disk = z.strictObject({
   target: name("disk"),
   file: filePath,
@@ -81,10 +91,7 @@ const retention = z
     yearly: atLeastOne,
     minimumChain: atLeastOne,
     maximumChainLength: atLeastOne,
-    timeZone: z
-      .string()
-      .refine(isTimeZone, { message: "Expected the name of a time zone like Europe/Berlin" })
-      .default(() => new Intl.DateTimeFormat().resolvedOptions().timeZone),
+    timeZone,
   })
   .refine(({ minimumChain = 1, maximumChainLength = minimumChain }) => minimumChain <= maximumChainLength, {
     message: "Expected at least `minimumChain`",
@@ -245,10 +252,46 @@ const nbd = z
     }
   });
 
+const parallel = z.int().min(1).max(1000);
+
 const repository = z.strictObject({
   name: name("repository"),
   path: filePath,
+  concurrency: parallel.optional(),
   retention: retention.optional(),
+});
+
+/** In milliseconds once it is parsed. */
+const jitter = z.string().transform((value, context) => {
+  const ms = parseDuration(value);
+  if (ms !== undefined && ms <= 12 * 3_600_000) return ms;
+  const message = `Expected a duration like 90s, 10m or 1h, at most 12h, got ${JSON.stringify(value)}`;
+  context.addIssue({ code: "custom", message });
+  return z.NEVER;
+});
+
+const cron = z.string().superRefine((value, context) => {
+  const problem = scheduleProblem(value);
+  if (problem === undefined) return;
+  const message = `Expected a cron expression like "30 2 * * *", got ${JSON.stringify(value)}: ${problem}`;
+  context.addIssue({ code: "custom", message });
+});
+
+const job = z.strictObject({
+  name: name("job"),
+  schedule: cron,
+  timeZone,
+  domains: z.union([z.literal("all"), z.array(name("domain")).min(1)]),
+  repository: name("repository").optional(),
+  level: z.enum(["auto", "full", "incremental"]).default("auto"),
+  quiesce: z.boolean().optional(),
+  notAfter: z
+    .string()
+    .regex(/^([01]\d|2[0-3]):[0-5]\d$/, 'Expected a time of day from "00:00" to "23:59"')
+    .optional(),
+  jitter: jitter.default(0),
+  retries: z.int().min(0).max(20).default(3),
+  catchUp: z.boolean().default(true),
 });
 
 export const configSchema = z
@@ -270,6 +313,8 @@ export const configSchema = z
     parallelDisks: z.int().min(1).max(64).default(4),
     domains: z.array(domain).min(1),
     repositories: z.array(repository).min(1),
+    concurrency: z.strictObject({ domains: parallel.default(2) }).prefault({}),
+    jobs: z.array(job).default([]),
   })
   .superRefine((value, context) => {
     reportRepeats(
@@ -285,6 +330,23 @@ export const configSchema = z
     value.domains.forEach((entry, index) => {
       const targets = entry.disks?.map(({ target }) => target) ?? [];
       reportRepeats(context, ["domains", index, "disks"], targets, "target");
+    });
+    reportRepeats(
+      context,
+      ["jobs"],
+      value.jobs.map((entry) => entry.name),
+    );
+    value.jobs.forEach((entry, index) => {
+      const listed = entry.domains === "all" ? [] : entry.domains;
+      const unknown = listed.filter((item) => !value.domains.some((known) => known.name === item));
+      for (const item of unknown) {
+        const message = `Expected names of \`domains\`, or all; there is no ${item}`;
+        context.addIssue({ code: "custom", message, path: ["jobs", index, "domains"] });
+      }
+      if (entry.repository === undefined) return;
+      if (value.repositories.some((known) => known.name === entry.repository)) return;
+      const message = `Expected a name of \`repositories\`, there is no ${entry.repository}`;
+      context.addIssue({ code: "custom", message, path: ["jobs", index, "repository"] });
     });
   });
 
@@ -325,6 +387,33 @@ export function quiesceSettings({ guestAgent, quiesce: keys }: DomainConfig): Qu
   return { byDefault: always, timeoutMs: timeout, onFailure };
 }
 
+/** In the order of the configuration. */
+export function configuredJobs({ jobs, domains, repositories }: Config): readonly Job[] {
+  return jobs.map((entry) => ({
+    name: entry.name,
+    schedule: new Schedule(entry.schedule, entry.timeZone),
+    domains: entry.domains === "all" ? domains.map((listed) => listed.name) : [...new Set(entry.domains)],
+    repository: entry.repository ?? repositories[0]?.name ?? "",
+    level: entry.level === "auto" ? undefined : entry.level,
+    quiesce: entry.quiesce,
+    notAfter: entry.notAfter,
+    jitterMs: entry.jitter,
+    retries: entry.retries,
+    catchUp: entry.catchUp,
+  }));
+}
+
+export function jobLimits({ concurrency, repositories }: Config): JobLimits {
+  return {
+    domains: concurrency.domains,
+    repositories: new Map(
+      repositories.flatMap((entry) =>
+        entry.concurrency === undefined ? [] : [[entry.name, entry.concurrency]],
+      ),
+    ),
+  };
+}
+
 /** Undefined where there is no TLS. */
 export function nbdTlsPaths({
   certificate,
@@ -333,15 +422,6 @@ export function nbdTlsPaths({
 }: NbdConfig): { readonly certificate: string; readonly key: string; readonly ca: string } | undefined {
   if (certificate === undefined || key === undefined || clientCa === undefined) return undefined;
   return { certificate, key, ca: clientCa };
-}
-
-function isTimeZone(value: string): boolean {
-  try {
-    new Intl.DateTimeFormat("en", { timeZone: value });
-    return true;
-  } catch {
-    return false;
-  }
 }
 
 function reportRepeats(

@@ -14,6 +14,7 @@ const MAX_LENGTH = {
   "domain snapshot": 128,
   backup: 64,
   repository: 64,
+  job: 64,
 } as const;
 
 export type NameKind = keyof typeof MAX_LENGTH;

@@ -1,3 +1,5 @@
+import type { RunState } from "../model/run-record.js";
+
 /** What services report for the metrics. Never fails, and nobody waits for it. */
 export interface Meter {
   /** What a backup under way has read and stored since it said so last, also if it fails later. */
@@ -6,6 +8,8 @@ export interface Meter {
   moment(domain: string, cost: { readonly heldMs: number; readonly frozenMs: number }): void;
   /** A backup of the domain was published or deleted. */
   backupsChanged(domain: string): void;
+  /** A run of the job has ended in that state. */
+  jobRunEnded(job: string, state: RunState): void;
 }
 
 /** For a process that nobody asks for metrics. */
@@ -13,4 +17,5 @@ export const noMeter: Meter = {
   backupBytes: () => undefined,
   moment: () => undefined,
   backupsChanged: () => undefined,
+  jobRunEnded: () => undefined,
 };

@@ -20,6 +20,7 @@ import type { SnapshotTakers } from "../ports/snapshot-taker.js";
 import type { HostCleaner, StateStore } from "../ports/state-store.js";
 import { FleeceError } from "../shared/errors.js";
 import type { ExportFronts } from "./export-fronts.js";
+import type { Jobs } from "./jobs/job-runner.js";
 import { DomainSession } from "./domain-session.js";
 import { recoverDomain } from "./recovery.js";
 
@@ -57,6 +58,7 @@ export interface ServiceContext {
   readonly parallelDisks: number;
   /** Of an agent: embedded commands do not live as long as what is offered to remote readers. */
   readonly fronts?: ExportFronts;
+  readonly jobs: Jobs;
 }
 
 /** Fails with INVALID_NAME or DOMAIN_NOT_FOUND. */

@@ -13,34 +13,11 @@ const LOOK_MS = 1000;
 /** A domain that cannot be put in order is tried again after so long, then twice as long, and so on. */
 const RETRY_MS = { first: 1000, most: 60_000 };
 
-/** Keeps house (see `keepHouse`) for one context at a time, until it is disposed of. */
-export class HouseKeeper implements AsyncDisposable {
-  readonly #duties: readonly Duty[];
-  #stop = new AbortController();
-  #kept: Promise<void> | undefined;
-
-  constructor(duties: readonly Duty[]) {
-    this.#duties = duties;
-  }
-
-  /** Resolves when what was begun for another context has ended. */
-  async use(context: ServiceContext): Promise<void> {
-    await this[Symbol.asyncDispose]();
-    this.#stop = new AbortController();
-    this.#kept = keepHouse(context, this.#duties, this.#stop.signal);
-  }
-
-  async [Symbol.asyncDispose](): Promise<void> {
-    this.#stop.abort();
-    await this.#kept;
-  }
-}
-
 /**
  * Ends block snapshots when their leases do, and undoes what killed commands have left, until the signal fires. What an
  * operation that holds the domain keeps from being ended is ended after it. QEMU is asked only when there is something to do.
  */
-async function keepHouse(
+export async function keepHouse(
   context: ServiceContext,
   duties: readonly Duty[],
   signal: AbortSignal,

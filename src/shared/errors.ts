@@ -18,10 +18,15 @@ export const ERROR_CODES = {
   REPOSITORY_NOT_FOUND: ["not-found", "The configuration has no repository of that name"],
   SNAPSHOT_NOT_FOUND: ["not-found", "The domain has no block snapshot of that name"],
   DOMAIN_SNAPSHOT_NOT_FOUND: ["not-found", "The domain has no domain snapshot of that name"],
+  JOB_NOT_FOUND: ["not-found", "The configuration has no job of that name"],
+  RUN_NOT_FOUND: ["not-found", "The job has no run under way in this process"],
   EXPORT_NOT_FOUND: ["not-found", "The block snapshot has no such export"],
   ALREADY_EXISTS: ["conflict", "Something of that name is there already"],
   DOMAIN_BUSY: ["conflict", "Another operation holds the domain; the message says which"],
-  REPOSITORY_BUSY: ["conflict", "Another process writes to the domain's part of the repository, or reads the backup that is to be changed"],
+  REPOSITORY_BUSY: [
+    "conflict",
+    "Another process writes to the domain's part of the repository, or reads the backup that is to be changed",
+  ],
   DISK_IN_USE: ["conflict", "Another program holds the disk's image file"],
   DISK_CHANGED: ["conflict", "The image of an inactive domain was written to during the operation"],
   CHECKPOINT_BUSY: ["conflict", "The checkpoint is in use by an export or a job"],
@@ -37,6 +42,7 @@ export const ERROR_CODES = {
   ],
   BACKUP_PROTECTED: ["conflict", "The backup is protected: it must stay until somebody unprotects it"],
   FOREIGN_FILTER: ["conflict", "Another tool's filter or job works on the disk"],
+  JOB_BUSY: ["conflict", "The job runs already"],
   AGENT_RUNNING: ["conflict", "An agent runs already on the same state directory or socket"],
   TOO_MANY_CALLS: ["conflict", "The agent, or this client, has as many calls under way as it may have"],
   AGENT_UNREACHABLE: [
@@ -66,6 +72,8 @@ export const ERROR_CODES = {
   TOOL_MISSING: ["failed", "A program of the QEMU package is not installed"],
   NBD_FAILED: ["failed", "Reading or writing over NBD failed"],
   CLEANUP_INCOMPLETE: ["failed", "Something could not be removed; the next command tries again"],
+  JOB_FAILED: ["failed", "A run of a job left a domain without its backup; its record says why"],
+  WINDOW_ENDED: ["failed", "The time came after which a run of the job may not go on"],
   INTERRUPTED: ["failed", "The operation was cancelled, and everything it had made was removed"],
   INTERNAL: ["failed", "A defect of this program"],
 } as const satisfies Record<string, readonly [ErrorCategory, string]>;

@@ -12,6 +12,7 @@ import type { RetentionPolicy } from "../../src/model/retention.js";
 import { noMeter } from "../../src/ports/meter.js";
 import type { DomainLock, OperationOwner, StateStore } from "../../src/ports/state-store.js";
 import type { ServiceContext } from "../../src/services/context.js";
+import { JobRunner } from "../../src/services/jobs/job-runner.js";
 import type { FakeDiskSpec, Gate } from "./fake-domain.js";
 import { FakeDomain } from "./fake-domain.js";
 import { gated } from "./fake-faults.js";
@@ -72,7 +73,7 @@ export class FakeProcess {
     this.#world = world;
     this.#store = new MortalStore(world.stateDir, number);
     const note = (_: object, message: string): void => void world.log.push(message);
-    this.context = {
+    const context: Omit<ServiceContext, "jobs"> = {
       store: gated<StateStore>(this.#store, "store", gate),
       domainSnapshots: new DomainSnapshotDirectory(world.stateDir),
       takers: new QemuTakers({ domains: [], clock: systemClock, runtimeRoot: world.stateDir }),
@@ -105,6 +106,8 @@ export class FakeProcess {
       retention: () => world.retention,
       parallelDisks: 2,
     };
+    const limits = { domains: 2, repositories: new Map<string, number>() };
+    this.context = { ...context, jobs: { list: [], limits, runner: new JobRunner(context) } };
   }
 
   /** What the kernel does when a process is killed; the caller sees to it that its code does not go on. */

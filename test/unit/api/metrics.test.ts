@@ -8,6 +8,7 @@ import { serveMetrics } from "../../../src/api/metrics-server.js";
 import { AgentMetrics } from "../../../src/api/metrics.js";
 import type { ServiceContext } from "../../../src/services/context.js";
 import { FakeWorld } from "../../support/fake-agent.js";
+import { JobWorld, nightly } from "../../support/job-world.js";
 import { temporaryDirectory, untilTestEnds } from "../../support/lifetime.js";
 
 const CONFIG_README = fileURLToPath(new URL("../../../config/README.md", import.meta.url));
@@ -106,6 +107,28 @@ describe("AgentMetrics", () => {
     expect(text).toContain('fleece_calls_running{method="Backups.Run"} 1\n');
     expect(text).toContain('fleece_build_info{version="1.2.3",');
     expect(text).toMatch(/process_resident_memory_bytes \d{7,}/);
+  });
+
+  it("tells when each job was last successful, also after a restart, and counts its runs by state", async () => {
+    const { path, metrics } = await measured();
+    const at = new JobWorld(path, "2026-11-15T12:00:00Z");
+    const { context } = at.process([nightly()]);
+    const measuredContext = { ...context, meter: metrics };
+    metrics.use(measuredContext);
+    const name = "fleece_job_last_success_timestamp_seconds";
+    expect(await values(metrics, name)).toEqual([`${name}{job="nightly"} 0`]);
+    await runCall(measuredContext, "Jobs.Run", { job: "nightly" });
+    at.domain().gate = () => {
+      throw new Error("It broke");
+    };
+    await runCall(measuredContext, "Jobs.Run", { job: "nightly" });
+    const text = await metrics.text();
+    expect(text).toContain('fleece_job_runs_total{job="nightly",state="complete"} 1\n');
+    expect(text).toContain('fleece_job_runs_total{job="nightly",state="failed"} 1\n');
+    const later = new AgentMetrics("1.2.3");
+    later.use(at.process([nightly()]).context);
+    const seconds = Date.parse("2026-11-15T12:00:00Z") / 1000;
+    expect(await values(later, name)).toEqual([`${name}{job="nightly"} ${seconds}`]);
   });
 
   it("says which repository cannot be listed, and goes on with the others", async () => {

@@ -5,6 +5,7 @@ import { delimiter, join } from "node:path";
 import { promisify } from "node:util";
 import { describe, expect, it } from "vitest";
 import { SHELLS } from "../../../src/cli/completion-scripts.js";
+import { writeConfig } from "../../support/config-file.js";
 import { temporaryDirectory } from "../../support/lifetime.js";
 import { fleece, someConfig } from "./run-in-process.js";
 
@@ -52,6 +53,14 @@ describe("fleece complete", () => {
     expect(await complete("backup", "restore", "b1", "--to", "/tmp/x")).toEqual([":files"]);
     expect(await complete("--config", "")).toEqual([":files"]);
     expect(await complete("block-snapshot", "create", "vm", "--name", "")).toEqual([]);
+  });
+
+  it("knows the jobs of the configuration, where one is expected", async () => {
+    const { path } = await temporaryDirectory();
+    const jobs = [{ name: "nightly", schedule: "@daily", domains: "all" }];
+    const config = await writeConfig(path, { domains: [{ name: "vm", qmp: "vm.qmp" }], more: { jobs } });
+    expect(await complete("--config", config, "job", "run", "")).toEqual(["nightly"]);
+    expect(await complete("--config", config, "job", "history", "n")).toEqual(["nightly"]);
   });
 
   it("knows the domains of the configuration, where one is expected", async () => {

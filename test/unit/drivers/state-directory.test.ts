@@ -27,6 +27,16 @@ describe("StateDirectory", () => {
     expect(await state.operations("other")).toEqual([]);
   });
 
+  it("makes its directories for several domains at the same time", async () => {
+    const { path } = await temporaryDirectory();
+    for (let round = 0; round < 10; round++) {
+      const state = new StateDirectory(`${path}/${round}/state`);
+      const domains = Array.from({ length: 8 }, (_, index) => `vm${index}`);
+      await Promise.all(domains.map((domain) => state.save({ ...record(state, "a", 1), domain })));
+      expect(await state.operations()).toHaveLength(8);
+    }
+  });
+
   it("lists the journal while another process removes a record", async () => {
     const { path, state } = await store();
     await mkdir(`${path}/operations/vm`, { recursive: true, mode: 0o700 });

@@ -1,5 +1,6 @@
 import { describe, expect, it } from "vitest";
-import { parseConfig, quiesceSettings } from "../../../src/model/config.js";
+import { configuredJobs, jobLimits, parseConfig, quiesceSettings } from "../../../src/model/config.js";
+import { Schedule } from "../../../src/model/schedule.js";
 import { FleeceError } from "../../../src/shared/errors.js";
 
 const LEAST = `stateDir: ./state
@@ -120,6 +121,8 @@ describe("parseConfig", () => {
           disks: [{ target: "vda", file: "/etc/images/web01.qcow2", format: "qcow2" }],
         },
       ],
+      concurrency: { domains: 2 },
+      jobs: [],
       repositories: [{ name: "default", path: "/etc/fleece/backups" }],
     });
   });
@@ -185,6 +188,64 @@ describe("parseConfig", () => {
       problems.some((problem) => problem.startsWith(`/etc/fleece/c.yaml:${expected}`)),
       problems.join("\n"),
     ).toBe(true);
+  });
+
+  it("reads a job in a few lines", () => {
+    const job =
+      'jobs: [{ name: nightly, schedule: "30 2 * * *", timeZone: Europe/Berlin, domains: all, notAfter: 06:00, jitter: 10m }]';
+    const config = parseConfig(`${LEAST}${job}\nconcurrency: { domains: 3 }\n`, "/c.yaml");
+    expect(configuredJobs(config)).toEqual([
+      {
+        name: "nightly",
+        schedule: new Schedule("30 2 * * *", "Europe/Berlin"),
+        domains: ["web01"],
+        repository: "default",
+        level: undefined,
+        quiesce: undefined,
+        notAfter: "06:00",
+        jitterMs: 600_000,
+        retries: 3,
+        catchUp: true,
+      },
+    ]);
+    expect(jobLimits(config)).toEqual({ domains: 3, repositories: new Map() });
+    const two = LEAST.replace("path: backups }", "path: backups, concurrency: 1 }");
+    expect(jobLimits(parseConfig(two, "/c.yaml"))).toEqual({
+      domains: 2,
+      repositories: new Map([["default", 1]]),
+    });
+  });
+
+  it.each([
+    [
+      'schedule: "30 25 * * *"',
+      'jobs.0.schedule: Expected a cron expression like "30 2 * * *", got "30 25 * * *": hour',
+    ],
+    ["schedule: 5", "jobs.0.schedule: "],
+    ["timeZone: Mars", 'jobs.0.timeZone: Expected a time zone like Europe/Berlin or UTC, got "Mars"'],
+    ["domains: [web02]", "jobs.0.domains: Expected names of `domains`, or all; there is no web02"],
+    ["domains: []", "jobs.0.domains: "],
+    ["repository: tape", "jobs.0.repository: Expected a name of `repositories`, there is no tape"],
+    ["notAfter: 6:00", 'jobs.0.notAfter: Expected a time of day from "00:00" to "23:59"'],
+    ["jitter: 13h", 'jobs.0.jitter: Expected a duration like 90s, 10m or 1h, at most 12h, got "13h"'],
+    ["retries: -1", "jobs.0.retries: "],
+    ["level: most", "jobs.0.level: "],
+    ["name: a/b", "jobs.0.name: Expected a job name"],
+  ])("refuses %s for a job", (setting, problem) => {
+    const keys = { name: "name: a", schedule: "schedule: '@daily'", domains: "domains: all" };
+    const [key = ""] = setting.split(":");
+    const job = Object.values({ ...keys, [key]: setting }).join(", ");
+    const [found, ...more] = problemsOf(`${LEAST}jobs: [{ ${job} }]\n`);
+    expect(more).toEqual([]);
+    expect(found).toContain(`/etc/fleece/c.yaml:10:`);
+    expect(found).toContain(problem);
+  });
+
+  it("refuses two jobs of one name", () => {
+    const job = "{ name: a, schedule: '@daily', domains: all }";
+    expect(problemsOf(`${LEAST}jobs: [${job}, ${job}]\n`)).toEqual([
+      expect.stringContaining("jobs.1.name: "),
+    ]);
   });
 
   it("names a required key that is missing, where its parent stands", () => {

@@ -12,7 +12,7 @@ const config = (more = "", stateDir = "/state") =>
 describe("reloadedConfig", () => {
   it("takes over domains, limits, the log level and the grace period", () => {
     const after = config(
-      "logLevel: debug\nparallelDisks: 9\napi: { shutdownGrace: 5s }\nscratch: { limit: 1G }\n",
+      "logLevel: debug\nparallelDisks: 9\nconcurrency: { domains: 9 }\njobs: [{ name: a, schedule: '@daily', domains: all }]\napi: { shutdownGrace: 5s }\nscratch: { limit: 1G }\n",
     );
     expect(reloadedConfig(config(), after)).toEqual({ config: after, refused: [] });
   });

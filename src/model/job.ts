@@ -1,0 +1,28 @@
+import type { BackupLevel } from "./backup.js";
+import type { Schedule } from "./schedule.js";
+
+/** Backups that are taken by themselves, as the configuration has them. */
+export interface Job {
+  readonly name: string;
+  readonly schedule: Schedule;
+  readonly domains: readonly string[];
+  readonly repository: string;
+  /** Undefined: incremental where that is possible. */
+  readonly level: BackupLevel | undefined;
+  /** Undefined: as each domain has it. */
+  readonly quiesce: boolean | undefined;
+  /** `HH:MM` in the schedule's zone: what has not ended then is given up. */
+  readonly notAfter: string | undefined;
+  readonly jitterMs: number;
+  /** How often a backup is tried again after an error that may pass. */
+  readonly retries: number;
+  /** Whether a run that was missed is made up for. */
+  readonly catchUp: boolean;
+}
+
+/** How many domains all jobs together back up at once. */
+export interface JobLimits {
+  readonly domains: number;
+  /** For each repository that has a limit of its own. */
+  readonly repositories: ReadonlyMap<string, number>;
+}

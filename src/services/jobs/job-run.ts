@@ -1,0 +1,241 @@
+import type { Job } from "../../model/job.js";
+import { PASSING_ERRORS, retryPauseMs } from "../../model/retry.js";
+import type { DomainRun, RunRecord, RunTrigger, RunTrouble } from "../../model/run-record.js";
+import { endedRun, endedWell, notesOf, runStateOf } from "../../model/run-record.js";
+import { errorMessage, FleeceError, isFleeceError } from "../../shared/errors.js";
+import { timedId } from "../../shared/ids.js";
+import type { BackupProgress } from "../backup-run.js";
+import { runBackup } from "../backup-run.js";
+import type { ServiceContext } from "../context.js";
+import type { Places } from "./places.js";
+import { backupKey, type RunLog } from "./run-log.js";
+import type { RunStep } from "./run-step.js";
+
+/** What one run is to do. */
+export interface RunOrder {
+  readonly job: Job;
+  readonly trigger: RunTrigger;
+  readonly scheduledMs?: number;
+  readonly missedCount?: number;
+  /** Those of the job that are to be backed up; left out: all. */
+  readonly domains?: readonly string[];
+  /** When the run must have ended. */
+  readonly endMs?: number;
+  readonly retries: number;
+  /** The key of the request that asks for it. */
+  readonly request?: string;
+  readonly onProgress?: (domain: string, progress: BackupProgress) => void;
+}
+
+export interface RunParts {
+  readonly context: ServiceContext;
+  readonly log: RunLog;
+  readonly places: Places;
+  readonly steps: readonly RunStep[];
+}
+
+/** The clock may be set: the end of the window is looked for again after so long. */
+const LOOK_MS = 10_000;
+
+/** One run of a job. Its record is durable before anything is done, and at each change of what a domain is at. */
+export class JobRun {
+  readonly #order: RunOrder;
+  readonly #parts: RunParts;
+  readonly #stop = new AbortController();
+  #record: RunRecord;
+
+  constructor(order: RunOrder, parts: RunParts) {
+    this.#order = order;
+    this.#parts = parts;
+    const { job, trigger, scheduledMs, missedCount = 0, request } = order;
+    const startedAtMs = parts.context.clock.now();
+    this.#record = {
+      schemaVersion: 1,
+      id: timedId(startedAtMs),
+      job: job.name,
+      repository: job.repository,
+      trigger,
+      scheduledMs,
+      missedCount,
+      startedAtMs,
+      state: "running",
+      request,
+      owner: parts.log.owner(),
+      domains: (order.domains ?? job.domains).map((domain) => ({
+        domain,
+        state: "waiting",
+        attempts: 0,
+        notes: [],
+      })),
+    };
+  }
+
+  get record(): RunRecord {
+    return this.#record;
+  }
+
+  /** Makes the run known. Never fails. */
+  async begin(): Promise<void> {
+    const { id, job, trigger } = this.#record;
+    this.#parts.context.log.info({ job, run: id, trigger }, "A run of a job begins");
+    await this.#parts.log.save(this.#record);
+  }
+
+  /** What runs is undone; what is complete stays. Somebody who `cancelled` it does not want it made up for. */
+  abort(reason: FleeceError, { cancelled = false } = {}): void {
+    if (this.#stop.signal.aborted) return;
+    if (cancelled) this.#record = { ...this.#record, cancelled };
+    this.#stop.abort(reason);
+  }
+
+  /** Resolves when all has ended. Never fails: what did is in the record. */
+  async perform(): Promise<RunRecord> {
+    const { context, log } = this.#parts;
+    const done = new AbortController();
+    const window = this.#watchWindow(done.signal);
+    await Promise.all(this.#record.domains.map(({ domain }) => this.#backUp(domain)));
+    done.abort();
+    await window;
+    const reason = this.#stop.signal.aborted ? troubleOf(this.#stop.signal.reason) : undefined;
+    const ended = endedRun(
+      this.#record,
+      { state: "interrupted", error: reason ?? { code: "INTERNAL", message: "It did not end" } },
+      context.clock.now(),
+    );
+    this.#record = ended;
+    await log.save(ended);
+    await log.forget();
+    context.meter.jobRunEnded(ended.job, ended.state);
+    const facts = { job: ended.job, run: ended.id, state: ended.state, ...ended.error };
+    if (endedWell(ended)) context.log.info(facts, "A run of a job has ended");
+    else context.log.warn(facts, `A run of a job has not succeeded: ${ended.error?.message ?? ""}`);
+    return ended;
+  }
+
+  async #watchWindow(done: AbortSignal): Promise<void> {
+    const { clock } = this.#parts.context;
+    const { endMs, job } = this.#order;
+    if (endMs === undefined) return;
+    const signal = AbortSignal.any([done, this.#stop.signal]);
+    while (!signal.aborted) {
+      const leftMs = endMs - clock.now();
+      if (leftMs <= 0) {
+        const message = `Expected to end not after ${job.notAfter ?? ""} (${job.schedule.timeZone}); what had not ended then was undone`;
+        this.#stop.abort(new FleeceError("WINDOW_ENDED", message));
+        return;
+      }
+      // Only the signal ends a sleep early.
+      await clock.sleep(Math.min(leftMs, LOOK_MS), signal).catch(() => undefined);
+    }
+  }
+
+  /** Tries until it succeeds, or fails in a way that does not pass. */
+  async #backUp(domain: string): Promise<void> {
+    const { clock, log } = this.#parts.context;
+    for (let attempts = 1; ; attempts++) {
+      const error = await this.#attempt(domain, attempts);
+      if (error === undefined) return;
+      const trouble = troubleOf(error);
+      const { signal } = this.#stop;
+      const pauseMs = retryPauseMs(attempts);
+      const isLate = clock.now() + pauseMs >= (this.#order.endMs ?? Infinity);
+      const isLast = PASSING_ERRORS[trouble.code] === undefined || attempts > this.#order.retries || isLate;
+      if (signal.aborted || isLast) {
+        await this.#end(domain, signal.aborted ? this.#aborted() : { state: "failed", error: trouble });
+        return;
+      }
+      const facts = { job: this.#record.job, run: this.#record.id, domain, code: trouble.code };
+      log.warn(facts, `The backup is tried again in ${pauseMs / 1000} s: ${trouble.message}`);
+      await this.#change(domain, {
+        phase: "pause",
+        error: trouble,
+        notes: [...this.#of(domain).notes, `try ${attempts} failed: ${trouble.message} (${trouble.code})`],
+      });
+      await clock.sleep(pauseMs, signal).catch(() => undefined);
+    }
+  }
+
+  #aborted(): Pick<DomainRun, "state" | "error"> {
+    const error = troubleOf(this.#stop.signal.reason);
+    return { state: error.code === "WINDOW_ENDED" ? "failed" : "interrupted", error };
+  }
+
+  /** Resolves with why the domain has no backup; undefined if it has one. */
+  async #attempt(domain: string, attempts: number): Promise<unknown> {
+    const { context, places } = this.#parts;
+    const { job, onProgress } = this.#order;
+    const { signal } = this.#stop;
+    try {
+      using _place = await places.take({ domain, repository: job.repository }, signal);
+      const startedAtMs = this.#of(domain).startedAtMs ?? context.clock.now();
+      await this.#change(domain, {
+        state: "running",
+        phase: "backup",
+        attempts,
+        startedAtMs,
+        error: undefined,
+      });
+      const entry = await runBackup(context, {
+        domain,
+        repository: job.repository,
+        request: backupKey(this.#record),
+        signal,
+        ...(job.level === undefined ? {} : { level: job.level }),
+        ...(job.quiesce === undefined ? {} : { quiesce: job.quiesce }),
+        onProgress: (progress) => {
+          if (progress.step === "started") {
+            void this.#change(domain, { level: progress.level, reason: progress.reason });
+          }
+          onProgress?.(domain, progress);
+        },
+      });
+      await this.#change(domain, { phase: "after-backup", backup: entry });
+      const notes = [...this.#of(domain).notes, ...notesOf(entry), ...(await this.#followUp(entry))];
+      await this.#end(domain, { state: notes.length === 0 ? "complete" : "complete-with-notes", notes });
+      return undefined;
+    } catch (error) {
+      return error;
+    }
+  }
+
+  async #followUp(entry: NonNullable<DomainRun["backup"]>): Promise<readonly string[]> {
+    const { context, steps } = this.#parts;
+    const notes: string[] = [];
+    for (const { name, perform } of steps) {
+      try {
+        notes.push(...(await perform(context, { job: this.#order.job, entry, signal: this.#stop.signal })));
+      } catch (error) {
+        const { code, message } = troubleOf(error);
+        notes.push(`${name} failed: ${message} (${code})`);
+      }
+    }
+    return notes;
+  }
+
+  #of(domain: string): DomainRun {
+    const found = this.#record.domains.find((listed) => listed.domain === domain);
+    if (found !== undefined) return found;
+    throw new FleeceError("INTERNAL", `Expected a domain of the run, got ${domain}`);
+  }
+
+  async #end(domain: string, how: Partial<DomainRun>): Promise<void> {
+    await this.#change(domain, { phase: undefined, finishedAtMs: this.#parts.context.clock.now(), ...how });
+  }
+
+  async #change(domain: string, what: Partial<DomainRun>): Promise<void> {
+    const domains = this.#record.domains.map((listed) =>
+      listed.domain === domain ? { ...listed, ...what } : listed,
+    );
+    this.#record = { ...this.#record, domains };
+    // The last one is told with the end of the run.
+    if (runStateOf(domains) === "running") await this.#parts.log.save(this.#record);
+  }
+}
+
+function troubleOf(error: unknown): RunTrouble {
+  const code = isFleeceError(error) ? error.code : "INTERNAL";
+  return { code, message: errorMessage(error).slice(0, LONGEST_MESSAGE) };
+}
+
+/** In characters: records are bounded. */
+const LONGEST_MESSAGE = 2000;
