@@ -182,6 +182,13 @@ export async function cloneDomainSnapshotHandler(
   return { domain, name, directory: outcome.directory, disks, memoryFile: memory, arguments: list };
 }
 
+/** What a file in the form of xl calls a snapshot. Fails with CONFIG_INVALID, also if it has no name. */
+export function snapshotNameIn(text: string, file: string): string {
+  const { name } = parseSnapshotFile(text, file);
+  if (name !== undefined) return name;
+  throw new FleeceError("CONFIG_INVALID", `${file}: Expected the name of a snapshot, got none`);
+}
+
 export function domainSnapshotMessage(all: DomainSnapshots, snapshot: ModelSnapshot): DomainSnapshot {
   const { name, description, timeMs, parent, state, kind, live, memory, consistency, machine } = snapshot;
   return {

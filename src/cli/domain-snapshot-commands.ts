@@ -1,8 +1,8 @@
 import { readFile } from "node:fs/promises";
 import { Option, type Command } from "@commander-js/extra-typings";
 import type { CallRequest } from "../api/call-types.js";
-import { parseSnapshotFile } from "../model/snapshot-file.js";
-import { fileError, FleeceError } from "../shared/errors.js";
+import { snapshotNameIn } from "../api/domain-snapshots.js";
+import { fileError } from "../shared/errors.js";
 import { diskOption } from "./disk-option.js";
 import {
   domainReverted,
@@ -210,9 +210,7 @@ function addRevert(group: Command, run: RunAction): void {
 
 /** A path has a slash, a name has none. */
 async function nameIn(file: string): Promise<string> {
-  const { name } = parseSnapshotFile(await readSnapshotFile(file), file);
-  if (name !== undefined) return name;
-  throw new FleeceError("CONFIG_INVALID", `${file}: Expected the name of a snapshot, got none`);
+  return snapshotNameIn(await readSnapshotFile(file), file);
 }
 
 async function readSnapshotFile(file: string): Promise<string> {

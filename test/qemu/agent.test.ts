@@ -74,7 +74,10 @@ async function story(site: Site, run: Run) {
   await tell("backup", "verify", full);
   await tell("backup", "restore", full, "--to", site.directory.file("out"), "--format", "raw");
   await tell("backup", "restore", full, "--to", site.directory.file("out"));
+  await tell("backup", "protect", full);
+  // Refused, and why.
   await tell("backup", "delete", full);
+  await tell("backup", "prune", "--dry-run", "--json");
   await tell("checkpoint", "list", "vm");
   await tell("checkpoint", "show", "vm", full, "--json");
   await tell("block-snapshot", "create", "vm", "--name", "night", "--checkpoint=cp", "--lease", "2h");

@@ -168,8 +168,8 @@ describe("backup run", () => {
     const next = await at.json<BackupMessage>("backup", "run", "vm");
     expect(next).toMatchObject({ level: "INCREMENTAL", parent: first.id });
     expect(next.disks[0]?.readBytes).toBe(String(301 * MIB));
+    // Its checkpoint goes with it.
     await at.json("backup", "delete", next.id);
-    await at.json("checkpoint", "delete", "vm", next.id);
     expect(await at.state()).toEqual(before);
   });
 });
@@ -215,16 +215,20 @@ describe("backup serve", () => {
 });
 
 describe("backup delete", () => {
-  it("refuses a backup that others are based on, and names them", async () => {
+  it("merges a backup that another is based on into that, and its checkpoint; the next one follows on", async () => {
     const at = await startSite();
     const full = await at.json<BackupMessage>("backup", "run", "vm");
     const next = await at.json<BackupMessage>("backup", "run", "vm");
-    const refused = await at.run("backup", "delete", full.id);
-    expect(refused.exitCode).toBe(4);
-    expect(refused.stderr).toContain(next.id);
-    await at.json("backup", "delete", next.id);
-    await at.json("backup", "delete", full.id);
-    expect((await at.json<{ backups: unknown[] }>("backup", "list")).backups).toEqual([]);
+    expect(await at.json("backup", "delete", full.id)).toMatchObject({ id: full.id, mergedInto: next.id });
+    const { backups } = await at.json<{ backups: BackupMessage[] }>("backup", "list");
+    expect(backups).toMatchObject([{ id: next.id, level: "FULL" }]);
+    const { checkpoints } = await at.json<{ checkpoints: { name: string }[] }>("checkpoint", "list", "vm");
+    expect(checkpoints.map(({ name }) => name)).toEqual([next.id]);
+    const last = await at.json<BackupMessage>("backup", "run", "vm");
+    expect(last).toMatchObject({ level: "INCREMENTAL", parent: next.id });
+    await at.json("backup", "verify", last.id);
+    for (const { id } of [last, next]) await at.json("backup", "delete", id);
+    expect((await at.json<{ backups?: unknown[] }>("backup", "list")).backups ?? []).toEqual([]);
     expect((await at.json<BackupMessage>("backup", "run", "vm")).level).toBe("FULL");
   });
 });

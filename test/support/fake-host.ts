@@ -39,6 +39,7 @@ export class FakeHost implements HostCleaner {
       case "daemon-export":
         this.#endExport(entry.directory, entry.id);
         return;
+      case "machine":
       case "checkpoint":
       case "vm-held":
       case "vm-saving":

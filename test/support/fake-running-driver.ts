@@ -213,6 +213,7 @@ export class FakeRunningDriver implements BlockDriver {
         case "empty-directory":
         case "daemon":
         case "daemon-export":
+        case "machine":
           throw new Error(`Undo of a ${entry.kind} is not a matter of QEMU`);
       }
     });

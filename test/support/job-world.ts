@@ -110,6 +110,9 @@ export class JobWorld {
       begin: (request, undo, signal) => of(request.domain).begin(request, undo, signal),
       open: (entry, how) => of(entry.domain).open(entry, how),
       remove: (entry) => of(entry.domain).remove(entry),
+      merge: (entry) => of(entry.domain).merge(entry),
+      finishMerges: (domain) => of(domain).finishMerges(),
+      protect: (entry, isProtected) => of(entry.domain).protect(entry, isProtected),
     });
     return {
       drivers: { open: (domain, signal) => this.domain(domain).open(domain, signal) },

@@ -120,9 +120,9 @@ describe("createDomainSnapshot when something fails", () => {
     const killing = changedTakers(takers, {
       open: async (...args) => {
         const taker = await takers.open(...args);
-        const { take } = taker;
+        const take = taker.take.bind(taker);
         taker.take = (plan, options) =>
-          take.call(taker, plan, {
+          take(plan, {
             ...options,
             beforeDisks: async (moment) => {
               await options.beforeDisks(moment);

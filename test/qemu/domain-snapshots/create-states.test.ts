@@ -150,9 +150,9 @@ describe("createDomainSnapshot", () => {
 function startedMeanwhile({ context: { takers }, vm }: BareScene): SnapshotTakers {
   const open = async (domain: string): Promise<SnapshotTaker> => {
     const taker = await takers.open(domain);
-    const { addOverlays } = taker;
+    const addOverlays = taker.addOverlays.bind(taker);
     taker.addOverlays = async (...args) => {
-      await addOverlays.apply(taker, args);
+      await addOverlays(...args);
       await vm.restart();
     };
     return taker;

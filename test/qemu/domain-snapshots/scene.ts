@@ -284,7 +284,7 @@ export class Scene implements AsyncDisposable {
   async #overlay(
     overlay: string,
     base: string,
-    format: DiskFormat | string,
+    format: string,
     bitmaps: string[],
   ): Promise<void> {
     const size = String(BLOCKS * BLOCK);

@@ -109,7 +109,9 @@ class Model {
         }
         return;
       }
-      default:
+      case "delete":
+      case "interruptedDelete":
+      case "protect":
         return this.#touch(next);
     }
   }
