@@ -11,7 +11,7 @@ import { startMachine } from "./launcher.js";
 import { findByArguments, listenerOf } from "./machine-process.js";
 import { keepNew, setAside, settleNew } from "./moved-paths.js";
 import { RunningMachine } from "./running-machine.js";
-import { checkImage, checkMemory, createOverlay, fileExists, removeFile } from "./snapshot-files.js";
+import { checkImage, checkMemory, createOverlay, fileExists, removeFile } from "./revert-files.js";
 
 /** How long an ending QEMU may write back what it holds. */
 const END_TIMEOUT_MS = 60_000;
