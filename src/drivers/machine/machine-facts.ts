@@ -1,58 +1,46 @@
 import type { MachineFacts } from "../../ports/machines.js";
 import type { QmpSession } from "../../qmp/index.js";
 
-/** What of a running machine decides whether a memory image fits: see `SnapshotMachine`. */
+/** What of a running machine decides whether a memory image fits: in the words of `SnapshotMachine`. */
 export async function readMachineFacts(qmp: QmpSession): Promise<MachineFacts> {
   const type = String(await qmp.execute("qom-get", { path: "/machine", property: "type" }));
   const cpus = await qmp.execute("query-cpus-fast");
-  const path = cpus[0]?.["qom-path"] ?? "";
-  const cpu = String(await qmp.execute("qom-get", { path, property: "type" }));
+  const path = cpus[0]?.["qom-path"];
+  const cpu = path === undefined ? "" : String(await qmp.execute("qom-get", { path, property: "type" }));
   const memory = await qmp.execute("query-memory-size-summary");
-  const tree = await qmp.execute("human-monitor-command", { "command-line": "info qtree" });
   const { major, minor, micro } = qmp.version;
   return {
     type: type.replace(/-machine$/, ""),
-    cpu,
+    cpu: cpu.replace(/-[a-z0-9_]+-cpu$/, ""),
     memoryBytes: memory["base-memory"] + (memory["plugged-memory"] ?? 0),
     cpus: cpus.length,
     qemuVersion: `${major}.${minor}.${micro}`,
-    devices: devicesOf(tree),
+    devices: await readDevices(qmp),
   };
 }
 
-/** Properties that say where on its bus a device is, beside the address of PCI. */
-const PLACES = /^(channel|scsi-id|lun|unit|port|nr|iobase) = (\S+)/;
-
-/**
- * `<type> <address> <id>` of each device, sorted; `-` for one without an id. The address is that of PCI, or the bus with what the
- * device says of its place on it. Only the human monitor tells all of this at once.
- */
-export function devicesOf(tree: string): string[] {
-  const devices: { type: string; id: string; bus: string; place: string[]; pci?: string }[] = [];
-  const buses: { depth: number; name: string }[] = [];
-  for (const line of tree.split(/\r?\n/)) {
-    const text = line.trimStart();
-    const depth = line.length - text.length;
-    const [, bus] = /^bus: (.+)$/.exec(text) ?? [];
-    if (bus !== undefined) {
-      while ((buses.at(-1)?.depth ?? -1) >= depth) buses.pop();
-      buses.push({ depth, name: bus });
-      continue;
+/** `<type> <bus> <address> <id>` of what was added to the machine, as far as each has it; what is built in goes with the type. */
+async function readDevices(qmp: QmpSession): Promise<readonly string[]> {
+  const devices: string[] = [];
+  for (const parent of ["/machine/peripheral", "/machine/peripheral-anon"]) {
+    for (const { name, type: child } of await qmp.execute("qom-list", { path: parent })) {
+      const [, type] = /^child<(.+)>$/.exec(child) ?? [];
+      if (type === undefined) continue;
+      const path = `${parent}/${name}`;
+      const members = new Set((await qmp.execute("qom-list", { path })).map((member) => member.name));
+      const read = async (property: string): Promise<unknown> =>
+        members.has(property) ? qmp.execute("qom-get", { path, property }) : undefined;
+      const bus = await read("parent_bus");
+      const address = await read("addr");
+      const place = typeof bus === "string" ? bus.replace(/^.*\//, "") : "";
+      devices.push([type, place, slotText(address), name].filter((word) => word !== "").join(" "));
     }
-    const [, type, id] = /^dev: ([^,]+), id "(.*)"$/.exec(text) ?? [];
-    if (type !== undefined && id !== undefined) {
-      while ((buses.at(-1)?.depth ?? -1) >= depth) buses.pop();
-      devices.push({ type, id: id === "" ? "-" : id, bus: buses.at(-1)?.name ?? "-", place: [] });
-      continue;
-    }
-    const device = devices.at(-1);
-    if (device === undefined) continue;
-    const [, address] = /^class .*, addr ([0-9a-f:.]+), pci id /.exec(text) ?? [];
-    if (address !== undefined) device.pci = `0000:${address}`;
-    const [, name, value] = PLACES.exec(text) ?? [];
-    if (name !== undefined) device.place.push(`${name}=${value ?? ""}`);
   }
-  return devices
-    .map(({ type, id, bus, place, pci }) => `${type} ${pci ?? [bus, ...place].join("/")} ${id}`)
-    .toSorted();
+  return devices.toSorted();
+}
+
+/** A PCI address is one number to QEMU: five bits of slot, three of function. */
+function slotText(address: unknown): string {
+  if (typeof address !== "number") return "";
+  return `${(address >> 3).toString(16).padStart(2, "0")}.${address & 7}`;
 }

@@ -10,14 +10,14 @@ import { errnoOf, fileError } from "../../shared/errors.js";
  */
 export async function setAside(moved: readonly MovedPath[]): Promise<void> {
   for (const { path, aside } of moved) {
-    await ignoring("ENOENT", path, () => rename(path, aside));
+    await ignoring(["ENOENT"], path, () => rename(path, aside));
   }
 }
 
 /** The old QEMU has its paths again; the new one has ended. */
 export async function takeBack(moved: readonly MovedPath[]): Promise<void> {
   for (const { path, aside, keep } of moved) {
-    await ignoring("ENOENT", path, () => rename(aside, path));
+    await ignoring(["ENOENT"], path, () => rename(aside, path));
     await rm(keep, { force: true });
   }
 }
@@ -25,25 +25,29 @@ export async function takeBack(moved: readonly MovedPath[]): Promise<void> {
 /** Before the old QEMU ends. */
 export async function keepNew(moved: readonly MovedPath[]): Promise<void> {
   for (const { path, keep } of moved) {
-    await ignoring("ENOENT", path, () => ignoring("EEXIST", path, () => link(path, keep)));
+    await ignoring(["ENOENT", "EEXIST"], path, () => link(path, keep));
   }
 }
 
 /** After the old QEMU has ended. */
 export async function settleNew(moved: readonly MovedPath[]): Promise<void> {
   for (const { path, aside, keep } of moved) {
-    await ignoring("ENOENT", path, () => rename(keep, path));
+    await ignoring(["ENOENT"], path, () => rename(keep, path));
     // Two names of one file stay both (rename(2)).
     await rm(keep, { force: true });
-    await ignoring("ENOENT", aside, () => unlink(aside));
+    await ignoring(["ENOENT"], aside, () => unlink(aside));
   }
 }
 
-async function ignoring(errno: string, path: string, action: () => Promise<unknown>): Promise<void> {
+async function ignoring(
+  errnos: readonly string[],
+  path: string,
+  action: () => Promise<unknown>,
+): Promise<void> {
   try {
     await action();
   } catch (error) {
-    if (errnoOf(error) === errno) return;
+    if (errnos.includes(errnoOf(error) ?? "")) return;
     throw fileError(error, "move", path);
   }
 }

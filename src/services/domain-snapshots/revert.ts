@@ -207,6 +207,7 @@ class Revert {
     const header = { id: this.#id, domain: this.#session.domain, startedAtMs: clock.now(), subject };
     const operation = await Operation.begin(store, header);
     let machine: Machine | undefined;
+    let isDecided = false;
     let stoppedAtMs = clock.monotonicMs();
     try {
       await this.#makeOverlays(operation, disks);
@@ -218,10 +219,11 @@ class Revert {
         await machine.load(this.#options.signal);
       }
       this.#options.signal?.throwIfAborted();
+      isDecided = true;
       await operation.setSubject({ ...subject, phase: "switched" });
       await this.#context.domainSnapshots.write(subject.document);
     } catch (error) {
-      await this.#goBack(operation, machine);
+      await this.#goBack(operation, machine, isDecided);
       throw error;
     }
     this.#options.onProgress?.({ phase: "finishing" });
@@ -303,12 +305,20 @@ class Revert {
       ends.paths.filter((path) => held.includes(path)),
       this.#id,
     );
+    const guardPath = moved.find(({ path }) => path === resolve(monitor))?.aside;
+    if (guardPath !== undefined && Buffer.byteLength(guardPath) > MAX_SOCKET_PATH_BYTES) {
+      throw new FleeceError(
+        "UNSUPPORTED",
+        `The path of the monitor ${monitor} leaves no room for another name beside it: a socket's path has at most ${MAX_SOCKET_PATH_BYTES} bytes`,
+        { facts: { domain } },
+      );
+    }
     const like = old?.process;
     const memory = snapshot.memory?.kind === "external" ? { memory: snapshot.memory.file } : {};
     return {
       to,
       moved,
-      guardPath: moved.find(({ path }) => path === resolve(monitor))?.aside,
+      guardPath,
       start: { domain, arguments: args, like: like === undefined ? undefined : { ...like, cwd }, ...memory },
     };
   }
@@ -352,8 +362,8 @@ class Revert {
     await this.#scene.old?.hold(guardPath ?? monitor, this.#options.signal);
   }
 
-  /** The guest first; then what was made for the new one. */
-  async #goBack(operation: Operation, machine: Machine | undefined): Promise<void> {
+  /** The guest first; then what was made for the new one. A document whose writing failed may be there all the same. */
+  async #goBack(operation: Operation, machine: Machine | undefined, isDecided: boolean): Promise<void> {
     const { log, host } = this.#context;
     const { domain } = this.#session;
     try {
@@ -364,12 +374,16 @@ class Revert {
     await machine?.close();
     await this.#scene.old?.close();
     try {
+      if (isDecided) await this.#context.domainSnapshots.write(this.#scene.facts.all);
       await unwind(operation, this.#session, host);
     } catch (error) {
       log.warn({ domain, operation: operation.record.id }, errorMessage(error));
     }
   }
 }
+
+/** unix(7). */
+const MAX_SOCKET_PATH_BYTES = 107;
 
 interface Launch {
   readonly to: SnapshotState;

@@ -305,3 +305,19 @@ describe("parseConfig", () => {
     },
   );
 });
+
+describe("A domain's launch entry", () => {
+  const at = (launch: string): string => LEAST.replace("    disks:", `    launch: ${launch}\n    disks:`);
+
+  it("is the argument list as it stands", () => {
+    const [domain] = parseConfig(at("[qemu, -m, '64']"), "/etc/f.yaml").domains;
+    expect(domain?.launch).toEqual(["qemu", "-m", "64"]);
+  });
+
+  it("needs a monitor, and a program", () => {
+    expect(() => parseConfig(at("[qemu]").replace(/ +qmp: .*\n/, ""), "/etc/f.yaml")).toThrow(
+      /launch: Expected `qmp` beside `launch`/,
+    );
+    expect(() => parseConfig(at("[]"), "/etc/f.yaml")).toThrow(/launch/);
+  });
+});

@@ -62,7 +62,13 @@ export async function startCounterSite(): Promise<CounterSite> {
   untilTestEnds({ [Symbol.asyncDispose]: () => endMachines(directory.path) });
   const extraArguments = ["-pidfile", directory.file("pid"), ...EXTRA_DEVICE];
   const guest = untilTestEnds(
-    await CounterGuest.boot({ directory: directory.path, name: "vm", disks, extraArguments }),
+    await CounterGuest.boot({
+      directory: directory.path,
+      name: "vm",
+      disks,
+      tickSeconds: 0.4,
+      extraArguments,
+    }),
   );
   const configPath = await writeConfig(directory.path, {
     domains: [{ name: DOMAIN, qmp: guest.vm.qmpPath }],
@@ -143,6 +149,8 @@ async function takeSnapshot(
     );
   }
   const memory = directory.file(`${name}.save`);
+  // Just after a turn: the guest compares RAM with its disks before it writes to them again.
+  await counter.waitTurns(1);
   await vm.qmp("stop");
   const count = counter.count();
   if (!diskOnly) {
