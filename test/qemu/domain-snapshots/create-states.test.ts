@@ -4,6 +4,7 @@ import type { SnapshotTaker, SnapshotTakers } from "../../../src/ports/snapshot-
 import { runCommand } from "../../guest/commands.js";
 import { qemuImg } from "../../support/image-tool.js";
 import { untilTestEnds } from "../../support/lifetime.js";
+import { ScriptedGuestAgent } from "../../support/scripted-guest-agent.js";
 import type { TestDisk } from "../../support/vm-arguments.js";
 import { TestVm } from "../../support/vm.js";
 import {
@@ -98,6 +99,16 @@ describe("createDomainSnapshot", () => {
     });
   });
 
+  it("freezes the guest's file systems for disks alone, if asked", async () => {
+    const scene = await startBareScene();
+    const agent = untilTestEnds(await ScriptedGuestAgent.listen(scene.directory.file("qga")));
+    const snapshot = await scene.create({ name: "q", diskOnly: true, quiesce: true });
+    expect(snapshot).toMatchObject({ consistency: "filesystem", pausedMs: 0 });
+    expect(agent.commands).toContain("guest-fsfreeze-freeze");
+    expect(agent.frozen).toBe(false);
+    expect(await scene.context.store.operations("vm")).toEqual([]);
+  });
+
   it("takes an inactive domain, whose next start is on the overlays", async () => {
     const scene = await startBareScene();
     await scene.vm.quit();
@@ -150,9 +161,9 @@ describe("createDomainSnapshot", () => {
 function startedMeanwhile({ context: { takers }, vm }: BareScene): SnapshotTakers {
   const open = async (domain: string): Promise<SnapshotTaker> => {
     const taker = await takers.open(domain);
-    const { addOverlays } = taker;
+    const addOverlays = taker.addOverlays.bind(taker);
     taker.addOverlays = async (...args) => {
-      await addOverlays.apply(taker, args);
+      await addOverlays(...args);
       await vm.restart();
     };
     return taker;
