@@ -94,7 +94,7 @@ export class MemoryFile implements AsyncDisposable {
   }
 
   async #write(chunk: Buffer): Promise<void> {
-    for (let done = 0; done < chunk.length; ) {
+    for (let done = 0; done < chunk.length;) {
       const { bytesWritten } = await this.#file.write(chunk, done, chunk.length - done);
       done += bytesWritten;
       this.#sizeBytes += bytesWritten;
