@@ -130,7 +130,7 @@ export function planCreation(request: CreateDomainSnapshotRequest, parts: PlanPa
   checkOptions(request, facts);
   checkKind(request, all);
   const withMemory = request.diskOnly !== true && facts.state !== "inactive";
-  const chosen = chooseDisks(request, facts);
+  const chosen = chooseDisks(request, facts, all);
   if (withMemory) checkMemory(chosen, facts, request.domain);
   const directory = request.directory ?? parts.directory;
   const file = (path: string): NewFile => ({
@@ -203,7 +203,7 @@ export function checkSpace(plan: CreationPlan, placeOf: (directory: string) => P
 }
 
 /** The document with the new snapshot, which the domain descends from then. */
-export function withSnapshot(
+export function addSnapshot(
   all: DomainSnapshots,
   plan: CreationPlan,
   snapshot: DomainSnapshot,
@@ -318,12 +318,19 @@ interface ChosenDisk {
   readonly requested?: RequestedDisk;
 }
 
-function chooseDisks(request: CreateDomainSnapshotRequest, facts: DomainFacts): readonly ChosenDisk[] {
+function chooseDisks(
+  request: CreateDomainSnapshotRequest,
+  facts: DomainFacts,
+  { layers }: DomainSnapshots,
+): readonly ChosenDisk[] {
   const { domain } = request;
   const chosen =
     request.disks === undefined
       ? facts.disks.filter(isOffered).map((disk): ChosenDisk => ({ disk }))
-      : request.disks.map((requested) => ({ disk: findDisk(requested.disk, facts, domain), requested }));
+      : request.disks.map((requested) => {
+          const target = layers.find(({ home }) => home === requested.disk)?.target ?? requested.disk;
+          return { disk: findDisk(target, facts, domain), requested };
+        });
   for (const { disk } of chosen) {
     if (isOffered(disk)) continue;
     const what = disk.removable ? "removable" : "read-only";

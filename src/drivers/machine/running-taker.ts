@@ -130,9 +130,9 @@ export class RunningTaker implements SnapshotTaker {
       await undo.settle(saving);
       return { ...moment, pausedMs: wasRunning ? pause.elapsedMs() : 0 };
     } catch (error) {
-      // The guard is served only once we are gone.
+      // The guard is served only once we are gone. It and the journal know of the guest if this fails, too.
       if (isQmpError(error, "QMP_TIMEOUT")) await this.#qmp.close();
-      else if (!isQmpError(error, "QMP_DISCONNECTED")) await this.#settle(wasRunning, guard);
+      else await this.#settle(wasRunning, guard).catch(() => undefined);
       throw error;
     } finally {
       pause.stop();

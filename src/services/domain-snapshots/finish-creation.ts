@@ -1,6 +1,6 @@
 import type { DomainSnapshot, DomainSnapshotOptions, SnapshotMemory } from "../../model/domain-snapshot.js";
 import { findSnapshot } from "../../model/domain-snapshot.js";
-import { filesOf, withSnapshot } from "../../model/domain-snapshot-plan.js";
+import { filesOf, addSnapshot } from "../../model/domain-snapshot-plan.js";
 import type { DomainSnapshotJournal } from "../../model/operation.js";
 import { consistencyOf } from "../../model/quiesce.js";
 import type { UndoEntry } from "../../model/undo.js";
@@ -90,7 +90,7 @@ export async function finishCreation(
     clones: [],
   };
   const all = await parts.domainSnapshots.read(plan.domain);
-  await parts.domainSnapshots.write(withSnapshot(all, plan, snapshot));
+  await parts.domainSnapshots.write(addSnapshot(all, plan, snapshot));
   await tidy(parts, session, operation, subject);
   if (lost === undefined) return snapshot;
   throw new FleeceError(

@@ -57,7 +57,9 @@ export async function startBareScene({ proxied = false } = {}): Promise<BareScen
   const proxyPath = directory.file("proxy.qmp");
   const proxy = untilTestEnds(await QmpProxy.listen(proxyPath, vm.qmpPath));
   const configPath = await writeConfig(directory.path, {
-    domains: [{ ...domainConfig("vm", vm), qmp: proxied ? proxyPath : vm.qmpPath }],
+    domains: [
+      { ...domainConfig("vm", vm), qmp: proxied ? proxyPath : vm.qmpPath, guestAgent: directory.file("qga") },
+    ],
     more: { runtimeDir: directory.file("run") },
   });
   const ignore = (): void => undefined;

@@ -1,6 +1,9 @@
 import { mkdir, readdir, truncate } from "node:fs/promises";
 import { dirname } from "node:path";
 import { describe, expect, it } from "vitest";
+import { loadConfig } from "../../../src/agent.js";
+import { QemuTakers } from "../../../src/drivers/machine/takers.js";
+import { systemClock } from "../../../src/drivers/system-clock.js";
 import type { DomainSnapshotProgress } from "../../../src/model/domain-snapshot.js";
 import { mountTmpfs } from "../../support/mount.js";
 import { type BareScene, changedTakers, FILL_BYTES, FILL_PATTERN, startBareScene } from "./bare-scene.js";
@@ -139,6 +142,27 @@ describe("createDomainSnapshot when something fails", () => {
       layers.map(() => scene.directory.file("state/domain-snapshots/vm")),
     );
     expect(await scene.context.store.operations("vm")).toEqual([]);
+  });
+
+  it("stops a live guest that changes its memory for too long", async () => {
+    const scene = await startBareScene({ proxied: true });
+    const { domains } = await loadConfig(scene.directory.file("fleece.yaml"));
+    const runtimeRoot = scene.directory.file("run");
+    const patient = new QemuTakers({ domains, clock: systemClock, runtimeRoot });
+    const hasty = new QemuTakers({ domains, clock: systemClock, runtimeRoot, convergeWithinMs: 0 });
+    scene.proxy.refuse(/"execute":"stop"/);
+    expect(await scene.create({ name: "patient", live: true }, { takers: patient })).toMatchObject({
+      live: true,
+    });
+    expect(scene.proxy.hasRefused).toBe(false);
+    await expect(scene.create({ name: "s", live: true }, { takers: hasty })).rejects.toThrow(
+      /stop failed: Refused/,
+    );
+    expect(await scene.status()).toBe("running");
+    expect(await scene.create({ name: "hasty", live: true }, { takers: hasty })).toMatchObject({
+      state: "running",
+    });
+    expect(await scene.status()).toBe("running");
   });
 
   it("refuses a second one while a block job works, and names it", async () => {

@@ -4,6 +4,7 @@ import type { SnapshotTaker, SnapshotTakers } from "../../../src/ports/snapshot-
 import { runCommand } from "../../guest/commands.js";
 import { qemuImg } from "../../support/image-tool.js";
 import { untilTestEnds } from "../../support/lifetime.js";
+import { ScriptedGuestAgent } from "../../support/scripted-guest-agent.js";
 import type { TestDisk } from "../../support/vm-arguments.js";
 import { TestVm } from "../../support/vm.js";
 import {
@@ -96,6 +97,16 @@ describe("createDomainSnapshot", () => {
     await expect(scene.create({ name: "e", diskOnly: true, directory })).rejects.toMatchObject({
       code: "ALREADY_EXISTS",
     });
+  });
+
+  it("freezes the guest's file systems for disks alone, if asked", async () => {
+    const scene = await startBareScene();
+    const agent = untilTestEnds(await ScriptedGuestAgent.listen(scene.directory.file("qga")));
+    const snapshot = await scene.create({ name: "q", diskOnly: true, quiesce: true });
+    expect(snapshot).toMatchObject({ consistency: "filesystem", pausedMs: 0 });
+    expect(agent.commands).toContain("guest-fsfreeze-freeze");
+    expect(agent.frozen).toBe(false);
+    expect(await scene.context.store.operations("vm")).toEqual([]);
   });
 
   it("takes an inactive domain, whose next start is on the overlays", async () => {

@@ -11,7 +11,7 @@ import {
   type DomainFacts,
   planCreation,
   type PlanParts,
-  withSnapshot,
+  addSnapshot,
 } from "../../../src/model/domain-snapshot-plan.js";
 import { MIB } from "../../../src/shared/units.js";
 
@@ -141,8 +141,10 @@ describe("planCreation", () => {
     const layers = [{ target: "vda", home: "/home", active: "/images/vda.qcow2", format: "qcow2" }] as const;
     const all = { ...noSnapshots("vm"), layers, current: "older", snapshots: [older] };
     const planned = plan({ name: "s" }, { all });
-    const next = withSnapshot(all, planned, { ...older, name: "s" });
+    const next = addSnapshot(all, planned, { ...older, name: "s" });
     expect(planned.parent).toBe("older");
+    const named = plan({ diskOnly: true, disks: [{ disk: "/home" }] }, { all });
+    expect(named.disks.map(({ target }) => target)).toEqual(["vda"]);
     expect(next.current).toBe("s");
     expect(next.layers).toEqual([
       { target: "vda", home: "/home", active: "/state/vm/vda-s.qcow2", format: "qcow2" },
