@@ -4,22 +4,11 @@ import { describe, expect, it } from "vitest";
 import { deleteDomainSnapshot } from "../../../src/services/domain-snapshots/delete.js";
 import { untilTestEnds } from "../../support/lifetime.js";
 import { imageInfo } from "../../support/image-tool.js";
-import { Scene, TARGETS } from "./scene.js";
+import { row, Scene, TARGETS } from "./scene.js";
 
 /** `npm run test:model` runs many more than the default test run. */
-const RUNS = Number(process.env["FLEECE_MODEL_RUNS"] ?? 2);
-const STEPS = Number(process.env["FLEECE_MODEL_STEPS"] ?? 16);
-
-/** Three snapshots in a row, each with a checkpoint before it and writes between. */
-async function row(scene: Scene): Promise<void> {
-  for (const [index, name] of ["one", "two", "three"].entries()) {
-    for (const target of TARGETS) await scene.write(target, index * 4, 6, 10 + index);
-    await scene.checkpoint(`cp-${name}`);
-    for (const target of TARGETS) await scene.write(target, index * 3 + 1, 2, 20 + index);
-    await scene.snapshot(name);
-  }
-  for (const target of TARGETS) await scene.write(target, 0, 2, 99);
-}
+const RUNS = Number(process.env["FLEECE_MODEL_RUNS"] ?? 1);
+const STEPS = Number(process.env["FLEECE_MODEL_STEPS"] ?? 14);
 
 async function remove(scene: Scene, name: string) {
   const outcome = await deleteDomainSnapshot(scene.context, { domain: "vm", name });
@@ -60,7 +49,8 @@ describe.each([true, false])("Deleting a domain snapshot, with the domain runnin
     expect((await away.document()).snapshots[0]?.disks[0]).not.toMatchObject(home);
   });
 
-  it("gives each of several children the content, and keeps their branches", async () => {
+  // With the domain running, a storage daemon works on the branches that it has not open.
+  it.runIf(running)("gives each of several children the content, and keeps their branches", async () => {
     const scene = untilTestEnds(await Scene.create());
     await row(scene);
     for (const [index, name] of ["two-b", "two-c"].entries()) {
@@ -69,7 +59,7 @@ describe.each([true, false])("Deleting a domain snapshot, with the domain runnin
       await scene.snapshot(name);
       for (const target of TARGETS) await scene.write(target, 20, 3, 50 + index);
     }
-    if (running) await scene.start();
+    await scene.start();
     await scene.check();
     const outcome = await remove(scene, "two");
     expect(outcome.reparented).toEqual(["three", "two-b", "two-c"]);
