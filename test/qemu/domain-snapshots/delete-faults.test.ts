@@ -9,7 +9,7 @@ import { recoverAll } from "../../../src/services/recovery.js";
 import { temporaryDirectory, untilTestEnds } from "../../support/lifetime.js";
 import { mountTmpfs } from "../../support/mount.js";
 import { QmpProxy } from "../../support/qmp-proxy.js";
-import { row, Scene, TARGETS } from "./scene.js";
+import { type Bitmaps, row, Scene, TARGETS } from "./scene.js";
 
 /** All faults, or a sample of them: see test/faults/README.md. */
 const ALL = process.env["FLEECE_FAULTS"] === "all";
@@ -77,7 +77,7 @@ class MortalProcess {
 }
 
 /** Recovery, then the rest of the deletion if it is not done. All must be as the model has it after each. */
-async function recoverAndFinish(scene: Scene, name: string, bitmaps = true): Promise<void> {
+async function recoverAndFinish(scene: Scene, name: string, bitmaps: Bitmaps = "exact"): Promise<void> {
   await recoverAll(scene.context);
   const isThere = (await scene.document()).snapshots.some((snapshot) => snapshot.name === name);
   if (!isThere) scene.forget(name);
@@ -151,7 +151,7 @@ describe("A deletion", () => {
       code: "DOMAIN_UNREACHABLE",
     });
     await killed;
-    await recoverAndFinish(scene, "three", false);
+    await recoverAndFinish(scene, "three", "lost");
   });
 
   it("into a full file system leaves the chain as it was", async ({ skip }) => {
