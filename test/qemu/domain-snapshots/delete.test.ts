@@ -94,11 +94,11 @@ describe("Deleting a domain snapshot", () => {
     await row(scene);
     let turns = 0;
     for (const name of ["three", "one", "two"]) {
-      let isDone = false;
+      const state: { isDone: boolean } = { isDone: false };
       const deletion = deleteDomainSnapshot(scene.context, { domain: "vm", name }).finally(
-        () => (isDone = true),
+        () => (state.isDone = true),
       );
-      while (!isDone) {
+      while (!state.isDone) {
         const turn = turns++;
         for (const target of TARGETS) await scene.write(target, (turn * 5) % 32, 1, (turn % 250) + 1);
       }
