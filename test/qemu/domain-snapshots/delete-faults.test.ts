@@ -1,0 +1,200 @@
+import { mkdir, symlink } from "node:fs/promises";
+import { describe, expect, it } from "vitest";
+import type { DomainSnapshotProgress } from "../../../src/model/domain-snapshot.js";
+import type { LayerMerger } from "../../../src/ports/layer-merger.js";
+import type { DomainLock } from "../../../src/ports/state-store.js";
+import type { ServiceContext } from "../../../src/services/context.js";
+import { deleteDomainSnapshot } from "../../../src/services/domain-snapshots/delete.js";
+import { recoverAll } from "../../../src/services/recovery.js";
+import { temporaryDirectory, untilTestEnds } from "../../support/lifetime.js";
+import { mountTmpfs } from "../../support/mount.js";
+import { QmpProxy } from "../../support/qmp-proxy.js";
+import { type Bitmaps, row, Scene, TARGETS } from "./scene.js";
+
+/** All faults, or a sample of them: see test/faults/README.md. */
+const ALL = process.env["FLEECE_FAULTS"] === "all";
+const EVERY = ALL ? 1 : 13;
+
+/** The services of a process that stops for ever at its `at`-th write to the journal, the document or a file. */
+class MortalProcess {
+  readonly context: ServiceContext;
+  readonly died: Promise<void>;
+  writes = 0;
+  readonly #locks: DomainLock[] = [];
+  readonly #mergers: LayerMerger[] = [];
+
+  constructor(context: ServiceContext, at: number) {
+    let die: () => void = () => undefined;
+    this.died = new Promise((resolve) => (die = resolve));
+    const step = async <T>(action: () => Promise<T>): Promise<T> => {
+      if (++this.writes < at) return await action();
+      // Half of the kills come after the write.
+      if (at % 2 === 1) await action();
+      die();
+      return await new Promise<never>(() => undefined);
+    };
+    const { store, domainSnapshots, snapshotFiles, layers } = context;
+    this.context = {
+      ...context,
+      store: new Proxy(store, {
+        get: (target, key) => {
+          if (key === "save")
+            return (record: Parameters<typeof store.save>[0]) => step(() => store.save(record));
+          if (key === "remove")
+            return (record: Parameters<typeof store.remove>[0]) => step(() => store.remove(record));
+          if (key === "lockDomain") {
+            return async (...args: Parameters<typeof store.lockDomain>) => {
+              const lock = await store.lockDomain(...args);
+              this.#locks.push(lock);
+              return lock;
+            };
+          }
+          const value: unknown = Reflect.get(target, key);
+          return typeof value === "function" ? (value.bind(target) as unknown) : value;
+        },
+      }),
+      domainSnapshots: {
+        read: (domain) => domainSnapshots.read(domain),
+        directory: (domain) => domainSnapshots.directory(domain),
+        write: (all) => step(() => domainSnapshots.write(all)),
+      },
+      snapshotFiles: { ...snapshotFiles, remove: (file) => step(() => snapshotFiles.remove(file)) },
+      layers: {
+        open: async (...args) => {
+          const merger = await layers.open(...args);
+          this.#mergers.push(merger);
+          return merger;
+        },
+      },
+    };
+  }
+
+  /** What the kernel does. */
+  async buried(): Promise<void> {
+    for (const merger of this.#mergers) await merger[Symbol.asyncDispose]();
+    for (const lock of this.#locks) await lock.release();
+  }
+}
+
+/** Recovery, then the rest of the deletion if it is not done. All must be as the model has it after each. */
+async function recoverAndFinish(scene: Scene, name: string, bitmaps: Bitmaps = "exact"): Promise<void> {
+  await recoverAll(scene.context);
+  const isThere = (await scene.document()).snapshots.some((snapshot) => snapshot.name === name);
+  if (!isThere) scene.forget(name);
+  await scene.check({ bitmaps });
+  if (!isThere) return;
+  await deleteDomainSnapshot(scene.context, { domain: "vm", name });
+  scene.forget(name);
+  await scene.check({ bitmaps });
+}
+
+async function writeMore(scene: Scene): Promise<void> {
+  for (const target of TARGETS) await scene.write(target, 2, 3, 123);
+  await scene.check();
+}
+
+describe.each([true, false])("A deletion whose process is killed, with the domain running: %s", (running) => {
+  it.each(ALL ? ["three", "two"] : [running ? "three" : "two"])(
+    "is finished or undone by the next command: %s",
+    async (name) => {
+      let writes = Infinity;
+      for (let at = 1; at <= writes; at += EVERY) {
+        await using scene = await Scene.create({ running });
+        await row(scene);
+        const process = new MortalProcess(scene.context, at);
+        const deletion = deleteDomainSnapshot(process.context, { domain: "vm", name });
+        await Promise.race([deletion, process.died]);
+        await process.buried();
+        if (process.writes < at) writes = process.writes;
+        await recoverAndFinish(scene, name);
+        await writeMore(scene);
+        await scene.stop();
+        await scene.check();
+      }
+      expect(writes).toBeGreaterThan(10);
+    },
+  );
+});
+
+describe("A deletion", () => {
+  it.each(["three", "two"])(
+    "that is cancelled leaves all as it was, and can be repeated: %s",
+    async (name) => {
+      const scene = untilTestEnds(await Scene.create({ running: true }));
+      await row(scene);
+      const controller = new AbortController();
+      const onProgress = ({ phase }: DomainSnapshotProgress): void => {
+        if (phase === "merging") controller.abort(new Error("enough"));
+      };
+      const { signal } = controller;
+      const request = { domain: "vm", name };
+      await expect(deleteDomainSnapshot(scene.context, request, { signal, onProgress })).rejects.toThrow(
+        "enough",
+      );
+      await scene.check();
+      await recoverAndFinish(scene, name);
+      await scene.stop();
+      await scene.check();
+    },
+  );
+
+  it("during which QEMU is killed loses nothing but checkpoints", async () => {
+    const scene = untilTestEnds(await Scene.create({ running: true }));
+    await row(scene);
+    for (const target of TARGETS) await scene.vm?.guestFlush(target);
+    let killed: Promise<void> | undefined;
+    const onProgress = ({ phase }: DomainSnapshotProgress): void => {
+      if (phase === "merging") killed ??= scene.kill();
+    };
+    const request = { domain: "vm", name: "three" };
+    await expect(deleteDomainSnapshot(scene.context, request, { onProgress })).rejects.toMatchObject({
+      code: "DOMAIN_UNREACHABLE",
+    });
+    await killed;
+    await recoverAndFinish(scene, "three", "lost");
+  });
+
+  it("into a full file system leaves the chain as it was", async ({ skip }) => {
+    const small = (await temporaryDirectory()).file("small");
+    await mkdir(small);
+    if (!(await mountTmpfs(small, "size=900k"))) skip("cannot run here: this user may not mount");
+    const scene = untilTestEnds(
+      await Scene.create({
+        running: true,
+        prepare: (directory) => symlink(`${small}/vda.img`, directory.file("vda.img")),
+      }),
+    );
+    await scene.snapshot("one");
+    for (const target of TARGETS) await scene.write(target, 0, 24, 5);
+    const request = { domain: "vm", name: "one" };
+    await expect(deleteDomainSnapshot(scene.context, request)).rejects.toMatchObject({ code: "NO_SPACE" });
+    await scene.check();
+    await scene.write("vda", 4, 4, 6);
+    await scene.check();
+  });
+
+  const losses = [
+    ["block-commit", "replies"],
+    ["job-complete", "replies"],
+    ["block-commit", "commands"],
+    ["transaction", "replies"],
+    ["job-complete", "commands"],
+    ["job-dismiss", "commands"],
+    ["blockdev-del", "commands"],
+  ] as const;
+  it.each(ALL ? losses : losses.slice(0, 2))(
+    "whose monitor is lost at %s (its %s) knows what QEMU did",
+    async (command, lost) => {
+      const scene = untilTestEnds(await Scene.create({ running: true, vmName: "real" }));
+      await row(scene);
+      await using proxy = await QmpProxy.listen(scene.directory.file("vm.qmp"), scene.vm?.qmpPath ?? "");
+      const stalled = proxy.stallAt(new RegExp(`"${command}"`), lost).then(() => proxy.hangUp());
+      const deletion = deleteDomainSnapshot(scene.context, { domain: "vm", name: "three" });
+      await Promise.all([stalled, expect(deletion).rejects.toMatchObject({ code: "DOMAIN_UNREACHABLE" })]);
+      await recoverAndFinish(scene, "three");
+      await writeMore(scene);
+      await scene.stop();
+      await scene.check();
+    },
+  );
+});
