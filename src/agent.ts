@@ -1,8 +1,16 @@
-import { readFile } from "node:fs/promises";
+import { readFile, rm } from "node:fs/promises";
 import { join } from "node:path";
 import { type ClientEntry, LOCAL_CLIENT, type Role } from "./model/access.js";
 import type { Config } from "./model/config.js";
-import { clientEntries, metricsAddress, nbdTlsPaths, parseConfig, quiesceSettings, retentionPolicy } from "./model/config.js";
+import {
+  clientEntries,
+  configOfRepository,
+  metricsAddress,
+  nbdTlsPaths,
+  parseConfig,
+  quiesceSettings,
+  retentionPolicy,
+} from "./model/config.js";
 import type { HostPort } from "./model/host-port.js";
 import type { MetricsAddress } from "./model/metrics-address.js";
 import { claimAgentPlace, removeStaleSocket } from "./drivers/agent-claim.js";
@@ -14,7 +22,13 @@ import { StorageDaemonImages } from "./drivers/images.js";
 import { NbdReaderFactory } from "./drivers/nbd-io.js";
 import { outputDirectories } from "./drivers/output-directory.js";
 import { DirectoryRepository } from "./drivers/repository/directory-repository.js";
-import { checkSocketPath, defaultRuntimeRoot, sweepRuntimeDirectories } from "./drivers/runtime-directory.js";
+import {
+  checkSocketPath,
+  defaultRuntimeRoot,
+  makeRuntimeDirectory,
+  processDirectoryPath,
+  sweepRuntimeDirectories,
+} from "./drivers/runtime-directory.js";
 import { ScratchDirectory } from "./drivers/scratch-directory.js";
 import { openToGroup } from "./drivers/socket-group.js";
 import { StateDirectory } from "./drivers/state-directory.js";
@@ -43,6 +57,23 @@ export async function loadConfig(file: string): Promise<Config> {
     });
   }
   return parseConfig(text, file);
+}
+
+export type { Config } from "./model/config.js";
+
+/**
+ * A configuration with nothing but the repository of this directory, for a host that has no other. Its state directory is
+ * gone with it, or, after a kill, with the next command of this user.
+ */
+export async function bareConfig(
+  repositoryPath: string,
+): Promise<{ readonly config: Config } & AsyncDisposable> {
+  const stateDir = processDirectoryPath();
+  await makeRuntimeDirectory(stateDir);
+  return {
+    config: configOfRepository(repositoryPath, stateDir),
+    [Symbol.asyncDispose]: () => rm(stateDir, { recursive: true, force: true }),
+  };
 }
 
 /** Where the agent of this configuration answers. Fails with INVALID_ARGUMENT if the path is too long for a socket. */

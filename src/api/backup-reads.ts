@@ -1,5 +1,8 @@
 import { isAbsolute } from "node:path";
+import type { IntactEntry } from "../model/backup.js";
 import type { ExportAddress } from "../model/snapshot-plan.js";
+import { parseTimeText } from "../model/time-text.js";
+import { findBackupAt, findReadable } from "../services/backup-catalog.js";
 import type { ReadOptions, RestoredDisk } from "../services/backup-read.js";
 import { restoreBackup, serveBackup, verifyBackup } from "../services/backup-read.js";
 import type { ServiceContext } from "../services/context.js";
@@ -8,6 +11,7 @@ import type { CallOptions, CallRequest } from "./call-types.js";
 import { formatName } from "./domains.js";
 import type { Restoration, ServedBackup, Verification } from "./messages.js";
 import { nbdUri } from "./nbd-uri.js";
+import { timestampFromText } from "./timestamp.js";
 import { endOrAbort } from "./until.js";
 
 const FORMATS_BY_NAME = { FORMAT_UNSPECIFIED: undefined, QCOW2: "qcow2", RAW: "raw" } as const;
@@ -26,17 +30,20 @@ export async function verifyBackupHandler(
 
 export async function restoreBackupHandler(
   context: ServiceContext,
-  { id, disks, directory, format: formatOrNone }: CallRequest<"Backups.Restore">,
+  request: CallRequest<"Backups.Restore">,
   options: CallOptions,
 ): Promise<Restoration> {
+  const { disks, directory, format: formatOrNone } = request;
   requireAbsolute("directory", directory);
   const { beforeEffect, promised } = options;
   if (promised?.proof !== undefined && (await context.outputs.identityOf(directory)) === promised.proof) {
     return promised.answer as Restoration;
   }
+  const { id, domain, repository, manifest } = await wantedBackup(context, request);
   const format = FORMATS_BY_NAME[formatOrNone];
   const message = (restored: readonly RestoredDisk[]): Restoration => ({
     backup: id,
+    ...{ domain, repository, time: timestampFromText(manifest.time) },
     directory,
     disks: restored.map((disk) => ({
       target: disk.target,
@@ -55,6 +62,24 @@ export async function restoreBackupHandler(
     ...readOptions(disks, options),
   });
   return message(restored);
+}
+
+/** By its id, or the newest of a domain. */
+async function wantedBackup(
+  context: ServiceContext,
+  { id, domain, at, repository }: CallRequest<"Backups.Restore">,
+): Promise<IntactEntry> {
+  if (domain !== undefined && id === "") {
+    const atMs = at === undefined ? undefined : parseTimeText(at);
+    return findBackupAt(context, { domain, atMs, repository });
+  }
+  if (domain === undefined && at === undefined && repository === undefined) {
+    return (await findReadable(context, id)).entry;
+  }
+  const message = "Expected either the id of a backup, or a domain and perhaps a moment and a repository";
+  throw new FleeceError("INVALID_ARGUMENT", message, {
+    facts: { field: domain === undefined ? "domain" : "id" },
+  });
 }
 
 /** Ends when it is cancelled. Fails with QEMU_FAILED if the NBD server ends by itself. */

@@ -20,6 +20,7 @@ const TELLING = [
   "snapshot",
   "since",
   "id",
+  "at",
   "repository",
   "disks",
   "directory",

@@ -1,6 +1,7 @@
 import { Option, type Command } from "@commander-js/extra-typings";
 import { restorationDone, servedBackup, verificationDone } from "./backup-view.js";
 import { diskOption } from "./disk-option.js";
+import { REPOSITORY_PATH_OPTION } from "./repository-path-option.js";
 import type { RunAction } from "./session.js";
 
 const ID = ["<id>", "id of the backup"] as const;
@@ -23,15 +24,19 @@ function addVerify(group: Command, run: RunAction): void {
     )
     .argument(...ID)
     .addOption(diskOption("verify this disk"))
-    .action((id, { disk: disks }) =>
-      run(async ({ answer, api, progress, signal }) => {
-        const message = await api.call(
-          "Backups.Verify",
-          { id, disks },
-          { signal, onProgress: progress.show },
-        );
-        answer("Verification", message, verificationDone);
-      }),
+    .addOption(REPOSITORY_PATH_OPTION)
+    .action((id, { disk: disks, repositoryPath }) =>
+      run(
+        async ({ answer, api, progress, signal }) => {
+          const message = await api.call(
+            "Backups.Verify",
+            { id, disks },
+            { signal, onProgress: progress.show },
+          );
+          answer("Verification", message, verificationDone);
+        },
+        { repositoryPath },
+      ),
     );
 }
 
@@ -41,9 +46,16 @@ function addRestore(group: Command, run: RunAction): void {
     .summary("restore a backup to files")
     .description(
       "Restore a backup to one file per disk, <target>.qcow2 or <target>.raw, in a new directory. Every block is " +
-        "checked on the way; the directory appears only when all of it is there.",
+        "checked on the way; the directory appears only when all of it is there. In place of an id, --domain takes the " +
+        "newest intact backup of a domain.",
     )
-    .argument(...ID)
+    .argument("[id]", ID[1])
+    .option("--domain <name>", "the newest intact backup of this domain")
+    .option(
+      "--at <time>",
+      "with --domain: the newest at or before this moment, as 2026-11-20 03:00 or RFC 3339",
+    )
+    .option("--repository <name>", "with --domain: only backups in this repository")
     .requiredOption("--to <directory>", "the directory to create; it must not exist, its parent must")
     .addOption(diskOption("restore this disk"))
     .addOption(
@@ -52,18 +64,23 @@ function addRestore(group: Command, run: RunAction): void {
         "raw",
       ] as const),
     )
-    .action((id, { to, disk: disks, format }) =>
-      run(async ({ absolutePath, answer, api, progress, signal, terminal }) => {
-        const directory = absolutePath(to);
-        const request = {
-          id,
-          disks,
-          directory,
-          format: format === undefined ? "FORMAT_UNSPECIFIED" : FORMATS[format],
-        } as const;
-        const message = await api.call("Backups.Restore", request, { signal, onProgress: progress.show });
-        answer("Restoration", message, (restoration) => restorationDone(restoration, terminal));
-      }),
+    .addOption(REPOSITORY_PATH_OPTION)
+    .action((id = "", { to, disk: disks, format, repositoryPath, ...newest }) =>
+      run(
+        async ({ absolutePath, answer, api, progress, signal, terminal }) => {
+          const directory = absolutePath(to);
+          const request = {
+            id,
+            ...newest,
+            disks,
+            directory,
+            format: format === undefined ? "FORMAT_UNSPECIFIED" : FORMATS[format],
+          } as const;
+          const message = await api.call("Backups.Restore", request, { signal, onProgress: progress.show });
+          answer("Restoration", message, (restoration) => restorationDone(restoration, terminal));
+        },
+        { repositoryPath },
+      ),
     );
 }
 
@@ -78,18 +95,22 @@ function addServe(group: Command, run: RunAction): void {
     .argument(...ID)
     .option("--socket <path>", "the socket to create; it must not exist (default: a private one)")
     .addOption(diskOption("offer this disk"))
-    .action((id, { socket, disk: disks }) =>
-      run(async ({ absolutePath, answer, api, signal, terminal }) => {
-        const socketPath = socket === undefined ? undefined : absolutePath(socket);
-        await api.call(
-          "Backups.Serve",
-          { id, disks, socketPath },
-          {
-            signal,
-            onServed: (served) =>
-              answer("ServedBackup", served, (message) => servedBackup(message, terminal)),
-          },
-        );
-      }),
+    .addOption(REPOSITORY_PATH_OPTION)
+    .action((id, { socket, disk: disks, repositoryPath }) =>
+      run(
+        async ({ absolutePath, answer, api, signal, terminal }) => {
+          const socketPath = socket === undefined ? undefined : absolutePath(socket);
+          await api.call(
+            "Backups.Serve",
+            { id, disks, socketPath },
+            {
+              signal,
+              onServed: (served) =>
+                answer("ServedBackup", served, (message) => servedBackup(message, terminal)),
+            },
+          );
+        },
+        { repositoryPath },
+      ),
     );
 }

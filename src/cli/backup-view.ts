@@ -78,7 +78,8 @@ export function verificationDone({ backup, disks }: Verification): string {
   return `Backup ${printable(backup)} is sound: ${plural(disks.length, "disk")} (${names}), ${formatBytes(bytes)} compared with the digests\n`;
 }
 
-export function restorationDone({ backup, directory, disks }: Restoration, terminal: boolean): string {
+export function restorationDone(restoration: Restoration, terminal: boolean): string {
+  const { backup, domain, time, directory, disks } = restoration;
   const files = table(
     disks,
     [
@@ -89,7 +90,8 @@ export function restorationDone({ backup, directory, disks }: Restoration, termi
     ],
     terminal,
   );
-  return `Restored backup ${printable(backup)} to ${printable(directory)}\n\n${files}`;
+  const what = `backup ${printable(backup)} of ${printable(domain)}, as it was at ${formatTime(time)},`;
+  return `Restored ${what} to ${printable(directory)}\n\n${files}`;
 }
 
 export function servedBackup({ backup, disks }: ServedBackup, terminal: boolean): string {

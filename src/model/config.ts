@@ -285,6 +285,16 @@ export type NbdConfig = NonNullable<Config["nbd"]>;
 export type DomainConfig = Config["domains"][number];
 export type DiskConfig = NonNullable<DomainConfig["disks"]>[number];
 
+/** Without domains, which no file may be; all other settings have their defaults. Both paths are absolute. */
+export function configOfRepository(path: string, stateDir: string): Config {
+  const settings = {
+    ...{ stateDir, scratchDir: stateDir },
+    domains: [{ name: "none", qmp: stateDir }],
+    repositories: [{ name: "directory", path }],
+  };
+  return { ...configSchema.parse(settings), domains: [] };
+}
+
 /** Undefined: metrics are not served. */
 export function metricsAddress({ metrics: keys }: Config): MetricsAddress | undefined {
   return keys === undefined ? undefined : parseMetricsAddress(keys.address);
