@@ -15,6 +15,7 @@ import type { HostPort } from "./model/host-port.js";
 import type { MetricsAddress } from "./model/metrics-address.js";
 import { claimAgentPlace, removeStaleSocket } from "./drivers/agent-claim.js";
 import { AuditFile } from "./drivers/audit-file.js";
+import { QemuDiskTargets } from "./drivers/disk-targets.js";
 import { QemuDriverFactory } from "./drivers/driver-factory.js";
 import { NbdFronts } from "./drivers/front/front-opener.js";
 import { QemuHostCleaner } from "./drivers/host-cleaner.js";
@@ -190,6 +191,7 @@ export async function startAgent(
     readers: new NbdReaderFactory(),
     images,
     outputs: outputDirectories,
+    diskTargets: new QemuDiskTargets({ runtimeRoot }),
     repositories: new Map(
       config.repositories.map(({ name, path }) => [
         name,

@@ -3,7 +3,8 @@ import type { IntactEntry } from "../model/backup.js";
 import type { ExportAddress } from "../model/snapshot-plan.js";
 import { parseTimeText } from "../model/time-text.js";
 import { findBackupAt, findReadable } from "../services/backup-catalog.js";
-import type { ReadOptions, RestoredDisk } from "../services/backup-read.js";
+import type { ReadOptions } from "../services/backup-read.js";
+import type { RestoredDisk } from "../services/restore-outputs.js";
 import { restoreBackup, serveBackup, verifyBackup } from "../services/backup-read.js";
 import type { ServiceContext } from "../services/context.js";
 import { FleeceError } from "../shared/errors.js";
@@ -14,6 +15,7 @@ import { nbdUri } from "./nbd-uri.js";
 import { timestampFromText } from "./timestamp.js";
 import { endOrAbort } from "./until.js";
 
+const KINDS = { file: "FILE", "block-device": "BLOCK_DEVICE", nbd: "NBD" } as const;
 const FORMATS_BY_NAME = { FORMAT_UNSPECIFIED: undefined, QCOW2: "qcow2", RAW: "raw" } as const;
 
 export async function verifyBackupHandler(
@@ -33,35 +35,44 @@ export async function restoreBackupHandler(
   request: CallRequest<"Backups.Restore">,
   options: CallOptions,
 ): Promise<Restoration> {
-  const { disks, directory, format: formatOrNone } = request;
-  requireAbsolute("directory", directory);
+  const { disks, places, format: formatOrNone } = request;
+  const directory = request.directory === "" && places.length > 0 ? undefined : request.directory;
+  if (directory !== undefined) requireAbsolute("directory", directory);
   const { beforeEffect, promised } = options;
-  if (promised?.proof !== undefined && (await context.outputs.identityOf(directory)) === promised.proof) {
-    return promised.answer as Restoration;
+  if (promised?.proof !== undefined && promised.proof !== "") {
+    const answer = promised.answer as Restoration;
+    if ((await identityOf(context, answer)) === promised.proof) return answer;
   }
   const { id, domain, repository, manifest } = await wantedBackup(context, request);
   const format = FORMATS_BY_NAME[formatOrNone];
   const message = (restored: readonly RestoredDisk[]): Restoration => ({
     backup: id,
     ...{ domain, repository, time: timestampFromText(manifest.time) },
-    directory,
+    directory: directory ?? "",
     disks: restored.map((disk) => ({
       target: disk.target,
       file: disk.file,
+      kind: KINDS[disk.kind],
       format: formatName(disk.format),
       sizeBytes: disk.sizeBytes,
     })),
   });
   const restored = await restoreBackup(context, {
-    id,
-    directory,
-    ...(format === undefined ? {} : { format }),
+    ...{ id, directory, places, format },
     ...(beforeEffect === undefined
       ? {}
       : { onComplete: (found, identity) => beforeEffect(message(found), identity) }),
     ...readOptions(disks, options),
   });
   return message(restored);
+}
+
+/** Of what an earlier call answered with: as `RestoreOutputs.identity` tells it, of what has these names now. */
+async function identityOf({ outputs }: ServiceContext, { directory, disks }: Restoration): Promise<string> {
+  const isWithin = (file: string): boolean => directory !== "" && file.startsWith(`${directory}/`);
+  const files = disks.filter(({ kind, file }) => kind === "FILE" && !isWithin(file));
+  const paths = [directory, ...files.map(({ file }) => file)].filter((path) => path !== "");
+  return (await Promise.all(paths.map((path) => outputs.identityOf(path)))).join(" ");
 }
 
 /** By its id, or the newest of a domain. */

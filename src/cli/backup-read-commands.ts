@@ -1,7 +1,9 @@
 import { Option, type Command } from "@commander-js/extra-typings";
 import { restorationDone, servedBackup, verificationDone } from "./backup-view.js";
 import { diskOption } from "./disk-option.js";
+import { FleeceError } from "../shared/errors.js";
 import { REPOSITORY_PATH_OPTION } from "./repository-path-option.js";
+import { isNbdUri, restoreDiskOption } from "./restore-disk-option.js";
 import type { RunAction } from "./session.js";
 
 const ID = ["<id>", "id of the backup"] as const;
@@ -43,11 +45,11 @@ function addVerify(group: Command, run: RunAction): void {
 function addRestore(group: Command, run: RunAction): void {
   group
     .command("restore")
-    .summary("restore a backup to files")
+    .summary("restore a backup to files, block devices or NBD exports")
     .description(
-      "Restore a backup to one file per disk, <target>.qcow2 or <target>.raw, in a new directory. Every block is " +
-        "checked on the way; the directory appears only when all of it is there. In place of an id, --domain takes the " +
-        "newest intact backup of a domain.",
+      "Restore a backup to one file per disk, <target>.qcow2 or <target>.raw, in a new directory, or each disk to a " +
+        "place of its own. Every block is checked on the way; files appear only when all of it is there. In place of an " +
+        "id, --domain takes the newest intact backup of a domain.",
     )
     .argument("[id]", ID[1])
     .option("--domain <name>", "the newest intact backup of this domain")
@@ -56,8 +58,8 @@ function addRestore(group: Command, run: RunAction): void {
       "with --domain: the newest at or before this moment, as 2026-11-20 03:00 or RFC 3339",
     )
     .option("--repository <name>", "with --domain: only backups in this repository")
-    .requiredOption("--to <directory>", "the directory to create; it must not exist, its parent must")
-    .addOption(diskOption("restore this disk"))
+    .option("--to <directory>", "the directory to create; it must not exist, its parent must")
+    .addOption(restoreDiskOption())
     .addOption(
       new Option("--format <format>", "format of the files (default: as the disk was)").choices([
         "qcow2",
@@ -65,23 +67,32 @@ function addRestore(group: Command, run: RunAction): void {
       ] as const),
     )
     .addOption(REPOSITORY_PATH_OPTION)
-    .action((id = "", { to, disk: disks, format, repositoryPath, ...newest }) =>
-      run(
+    .action((id = "", { to, disk: chosen, format, repositoryPath, ...newest }) => {
+      const hasPlaces = chosen.length > 0 && chosen.every(({ place }) => place !== undefined);
+      if (to === undefined && !hasPlaces) throw directoryMissing();
+      return run(
         async ({ absolutePath, answer, api, progress, signal, terminal }) => {
-          const directory = absolutePath(to);
+          const places = chosen.flatMap(({ target, place }) => {
+            if (place === undefined) return [];
+            return [{ target, to: isNbdUri(place) ? place : absolutePath(place) }];
+          });
           const request = {
-            id,
-            ...newest,
-            disks,
-            directory,
+            ...{ id, ...newest },
+            disks: chosen.filter(({ place }) => place === undefined).map(({ target }) => target),
+            ...{ places, directory: to === undefined ? "" : absolutePath(to) },
             format: format === undefined ? "FORMAT_UNSPECIFIED" : FORMATS[format],
           } as const;
           const message = await api.call("Backups.Restore", request, { signal, onProgress: progress.show });
           answer("Restoration", message, (restoration) => restorationDone(restoration, terminal));
         },
         { repositoryPath },
-      ),
-    );
+      );
+    });
+}
+
+function directoryMissing(): FleeceError {
+  const expected = "Expected --to DIRECTORY, or a place for each disk (--disk TARGET=PLACE)";
+  return new FleeceError("INVALID_ARGUMENT", expected, { facts: { option: "--to" } });
 }
 
 function addServe(group: Command, run: RunAction): void {

@@ -86,12 +86,12 @@ export function restorationDone(restoration: Restoration, terminal: boolean): st
       { head: "DISK", cell: ({ target }) => target },
       { head: "FORMAT", cell: ({ format }) => format.toLowerCase() },
       { head: "SIZE", cell: ({ sizeBytes }) => formatBytes(sizeBytes), align: "right" },
-      { head: "FILE", cell: ({ file }) => file },
+      { head: "WRITTEN TO", cell: ({ kind, file }) => (kind === "BLOCK_DEVICE" ? `${file} (device)` : file) },
     ],
     terminal,
   );
-  const what = `backup ${printable(backup)} of ${printable(domain)}, as it was at ${formatTime(time)},`;
-  return `Restored ${what} to ${printable(directory)}\n\n${files}`;
+  const what = `backup ${printable(backup)} of ${printable(domain)}, as it was at ${formatTime(time)}`;
+  return `Restored ${what}${directory === "" ? "" : `, to ${printable(directory)}`}\n\n${files}`;
 }
 
 export function servedBackup({ backup, disks }: ServedBackup, terminal: boolean): string {

@@ -5,6 +5,7 @@ import type { RetentionPolicy } from "../model/retention.js";
 import type { ReaderFactory } from "../ports/block-io.js";
 import type { DriverFactory } from "../ports/block-driver.js";
 import type { Clock } from "../ports/clock.js";
+import type { DiskTargets } from "../ports/disk-targets.js";
 import type { ImageFactory } from "../ports/image-writer.js";
 import type { Meter } from "../ports/meter.js";
 import type { OutputDirectories } from "../ports/output-directory.js";
@@ -30,6 +31,7 @@ export interface ServiceContext {
   readonly readers: ReaderFactory;
   readonly images: ImageFactory;
   readonly outputs: OutputDirectories;
+  readonly diskTargets: DiskTargets;
   /** In the order of the configuration; the first is the default. */
   readonly repositories: ReadonlyMap<string, BackupRepository>;
   readonly domains: readonly string[];
