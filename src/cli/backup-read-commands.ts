@@ -1,7 +1,6 @@
-import { Option, type Command } from "@commander-js/extra-typings";
+import { type Command, InvalidArgumentError, Option } from "@commander-js/extra-typings";
 import { restorationDone, servedBackup, verificationDone } from "./backup-view.js";
 import { diskOption } from "./disk-option.js";
-import { FleeceError } from "../shared/errors.js";
 import { REPOSITORY_PATH_OPTION } from "./repository-path-option.js";
 import { isNbdUri, restoreDiskOption } from "./restore-disk-option.js";
 import type { RunAction } from "./session.js";
@@ -90,9 +89,8 @@ function addRestore(group: Command, run: RunAction): void {
     });
 }
 
-function directoryMissing(): FleeceError {
-  const expected = "Expected --to DIRECTORY, or a place for each disk (--disk TARGET=PLACE)";
-  return new FleeceError("INVALID_ARGUMENT", expected, { facts: { option: "--to" } });
+function directoryMissing(): InvalidArgumentError {
+  return new InvalidArgumentError("Expected --to DIRECTORY, or a place for each disk (--disk TARGET=PLACE)");
 }
 
 function addServe(group: Command, run: RunAction): void {
