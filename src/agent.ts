@@ -199,6 +199,7 @@ export async function startAgent(
       ]),
     ),
     domains: config.domains.map(({ name }) => name),
+    machineFiles: new Map(config.domains.map(({ name, machineFiles }) => [name, machineFiles ?? []])),
     quiesce: new Map(
       config.domains.flatMap((domain) => {
         const settings = quiesceSettings(domain);

@@ -8,6 +8,7 @@ import type { RestoredDisk } from "../services/restore-outputs.js";
 import { restoreBackup, serveBackup, verifyBackup } from "../services/backup-read.js";
 import type { ServiceContext } from "../services/context.js";
 import { FleeceError } from "../shared/errors.js";
+import { machineFileMessages } from "./backups.js";
 import type { CallOptions, CallRequest } from "./call-types.js";
 import { formatName } from "./domains.js";
 import type { Restoration, ServedBackup, Verification } from "./messages.js";
@@ -49,6 +50,7 @@ export async function restoreBackupHandler(
     backup: id,
     ...{ domain, repository, time: timestampFromText(manifest.time) },
     directory: directory ?? "",
+    machineFiles: directory === undefined ? [] : machineFileMessages(manifest),
     disks: restored.map((disk) => ({
       target: disk.target,
       file: disk.file,

@@ -57,6 +57,7 @@ export function backupDetails(backup: Backup, terminal: boolean): string {
       backup.scratchPeakBytes === undefined ? undefined : `${formatBytes(backup.scratchPeakBytes)} at most`,
     ],
     ["Took", tookOf(backup)],
+    ["Machine files", machineFiles(backup)],
   ]);
   return `${head}\n${diskTable(backup, terminal)}`;
 }
@@ -91,7 +92,9 @@ export function restorationDone(restoration: Restoration, terminal: boolean): st
     terminal,
   );
   const what = `backup ${printable(backup)} of ${printable(domain)}, as it was at ${formatTime(time)}`;
-  return `Restored ${what}${directory === "" ? "" : `, to ${printable(directory)}`}\n\n${files}`;
+  const machine = machineFiles(restoration);
+  const beside = machine === undefined ? "" : `\nMachine files, in machine: ${printable(machine)}\n`;
+  return `Restored ${what}${directory === "" ? "" : `, to ${printable(directory)}`}\n\n${files}${beside}`;
 }
 
 export function servedBackup({ backup, disks }: ServedBackup, terminal: boolean): string {
@@ -113,6 +116,10 @@ export const CONSISTENCY = {
   FILESYSTEM: "file systems frozen",
   CRASH: "crash (as after a power cut)",
 } as const;
+
+function machineFiles({ machineFiles: files }: Pick<Backup, "machineFiles">): string | undefined {
+  return files.length === 0 ? undefined : files.map(({ path }) => path).join(", ");
+}
 
 export function milliseconds(ms: number | undefined): string | undefined {
   return ms === undefined ? undefined : `${ms} ms`;

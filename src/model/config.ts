@@ -70,6 +70,16 @@ const quiesce = z.strictObject({
   onFailure: z.enum(["continue", "stop"]).default("continue"),
 });
 
+const machineFile = z.strictObject({
+  name: z
+    .string()
+    .regex(
+      /^\w[\w.-]{0,63}$/,
+      "Expected 1 to 64 letters, digits and _ . - that start with a letter, digit or _",
+    ),
+  path: filePath,
+});
+
 const atLeastOne = z.int().min(1).max(100_000).optional();
 
 const retention = z
@@ -102,6 +112,7 @@ const domain = z
     /** Left out: `auto`. */
     exports: z.enum(["auto", "staged"]).optional(),
     retention: retention.optional(),
+    machineFiles: z.array(machineFile).min(1).optional(),
   })
   .refine((value) => value.qmp !== undefined || value.disks !== undefined, {
     message: "Expected `qmp` (to reach the domain while it runs), `disks` (while it is inactive) or both",
@@ -277,6 +288,8 @@ export const configSchema = z
     value.domains.forEach((entry, index) => {
       const targets = entry.disks?.map(({ target }) => target) ?? [];
       reportRepeats(context, ["domains", index, "disks"], targets, "target");
+      const files = entry.machineFiles?.map((file) => file.name) ?? [];
+      reportRepeats(context, ["domains", index, "machineFiles"], files);
     });
   });
 
@@ -442,6 +455,9 @@ function absolute(config: Config, base: string): Config {
       ...(entry.disks === undefined
         ? {}
         : { disks: entry.disks.map((listed) => ({ ...listed, file: from(listed.file) })) }),
+      ...(entry.machineFiles === undefined
+        ? {}
+        : { machineFiles: entry.machineFiles.map((listed) => ({ ...listed, path: from(listed.path) })) }),
     })),
     repositories: config.repositories.map((entry) => ({ ...entry, path: from(entry.path) })),
   };

@@ -49,6 +49,7 @@ export async function verifyBackup(
     const checkedBytes = await checkDisk(context, backup, address, { ...options, signal });
     verified.push({ target: address.target, checkedBytes });
   });
+  if (options.disks === undefined) await backup.checkMachineFiles(signalOf(options));
   return verified.toSorted((a, b) => a.target.localeCompare(b.target));
 }
 
@@ -89,6 +90,8 @@ export async function restoreBackup(
           outputs.writer(address.target),
         );
       });
+      const machineFiles = outputs.machineFiles;
+      if (machineFiles !== undefined) await backup.checkMachineFiles({ copyTo: machineFiles, signal });
       await outputs.finish();
       await request.onComplete?.(plan, await outputs.identity());
       await outputs.publish();

@@ -10,7 +10,7 @@ import type { ImageFactory } from "../ports/image-writer.js";
 import type { Meter } from "../ports/meter.js";
 import type { OutputDirectories } from "../ports/output-directory.js";
 import type { Logger } from "../ports/logger.js";
-import type { BackupRepository } from "../ports/repository.js";
+import type { BackupRepository, MachineFile } from "../ports/repository.js";
 import type { ScratchSpace } from "../ports/scratch-space.js";
 import type { HostCleaner, StateStore } from "../ports/state-store.js";
 import { FleeceError } from "../shared/errors.js";
@@ -32,6 +32,8 @@ export interface ServiceContext {
   readonly images: ImageFactory;
   readonly outputs: OutputDirectories;
   readonly diskTargets: DiskTargets;
+  /** What is backed up of a domain beside its disks. */
+  readonly machineFiles: ReadonlyMap<string, readonly MachineFile[]>;
   /** In the order of the configuration; the first is the default. */
   readonly repositories: ReadonlyMap<string, BackupRepository>;
   readonly domains: readonly string[];

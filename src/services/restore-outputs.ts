@@ -124,6 +124,12 @@ export class RestoreOutputs {
       : { writer, isNew: false };
   }
 
+  /** Where machine files go: into a directory beside the disks, if there is one for those. */
+  get machineFiles(): string | undefined {
+    const shared = this.#news.find(({ file }) => file === undefined)?.output;
+    return shared === undefined ? undefined : `${shared.temporaryPath}/machine`;
+  }
+
   /** What was flushed is durable then. */
   async finish(): Promise<void> {
     await this.#images.finish();

@@ -85,6 +85,7 @@ export class FakeProcess {
       diskTargets: new QemuDiskTargets(),
       repositories: new Map([[repository.name, gated(repository, "repository", gate)]]),
       domains: [domain.name],
+      machineFiles: new Map(),
       quiesce: new Map([
         [domain.name, { byDefault: false, timeoutMs: 10_000, onFailure: "continue" as const }],
       ]),
