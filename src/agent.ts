@@ -1,4 +1,4 @@
-import { readFile } from "node:fs/promises";
+import { readFile, rm } from "node:fs/promises";
 import { join } from "node:path";
 import { type ClientEntry, LOCAL_CLIENT, type Role } from "./model/access.js";
 import type { Config } from "./model/config.js";
@@ -6,6 +6,7 @@ import {
   clientEntries,
   configuredJobs,
   jobLimits,
+  configOfRepository,
   metricsAddress,
   nbdTlsPaths,
   parseConfig,
@@ -17,6 +18,7 @@ import type { MetricsAddress } from "./model/metrics-address.js";
 import { claimAgentPlace, removeStaleSocket } from "./drivers/agent-claim.js";
 import { AuditFile } from "./drivers/audit-file.js";
 import { DomainSnapshotDirectory } from "./drivers/domain-snapshot-directory.js";
+import { QemuDiskTargets } from "./drivers/disk-targets.js";
 import { QemuDriverFactory } from "./drivers/driver-factory.js";
 import { NbdFronts } from "./drivers/front/front-opener.js";
 import { QemuHostCleaner } from "./drivers/host-cleaner.js";
@@ -29,7 +31,13 @@ import { snapshotFiles } from "./drivers/machine/snapshot-files.js";
 import { NbdReaderFactory } from "./drivers/nbd-io.js";
 import { outputDirectories } from "./drivers/output-directory.js";
 import { DirectoryRepository } from "./drivers/repository/directory-repository.js";
-import { checkSocketPath, defaultRuntimeRoot, sweepRuntimeDirectories } from "./drivers/runtime-directory.js";
+import {
+  checkSocketPath,
+  defaultRuntimeRoot,
+  makeRuntimeDirectory,
+  processDirectoryPath,
+  sweepRuntimeDirectories,
+} from "./drivers/runtime-directory.js";
 import { ScratchDirectory } from "./drivers/scratch-directory.js";
 import { openToGroup } from "./drivers/socket-group.js";
 import { StateDirectory } from "./drivers/state-directory.js";
@@ -63,6 +71,23 @@ export async function loadConfig(file: string): Promise<Config> {
     });
   }
   return parseConfig(text, file);
+}
+
+export type { Config } from "./model/config.js";
+
+/**
+ * A configuration with nothing but the repository of this directory, for a host that has no other. Its state directory is
+ * gone with it, or, after a kill, with the next command of this user.
+ */
+export async function bareConfig(
+  repositoryPath: string,
+): Promise<{ readonly config: Config } & AsyncDisposable> {
+  const stateDir = processDirectoryPath();
+  await makeRuntimeDirectory(stateDir);
+  return {
+    config: configOfRepository(repositoryPath, stateDir),
+    [Symbol.asyncDispose]: () => rm(stateDir, { recursive: true, force: true }),
+  };
 }
 
 /** Where the agent of this configuration answers. Fails with INVALID_ARGUMENT if the path is too long for a socket. */
@@ -190,6 +215,7 @@ export async function startAgent(
     readers: new NbdReaderFactory(),
     images,
     outputs: outputDirectories,
+    diskTargets: new QemuDiskTargets({ runtimeRoot }),
     repositories: new Map(
       config.repositories.map(({ name, path }) => [
         name,
@@ -197,6 +223,7 @@ export async function startAgent(
       ]),
     ),
     domains: config.domains.map(({ name }) => name),
+    machineFiles: new Map(config.domains.map(({ name, machineFiles }) => [name, machineFiles ?? []])),
     quiesce: new Map(
       config.domains.flatMap((domain) => {
         const settings = quiesceSettings(domain);

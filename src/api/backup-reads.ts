@@ -1,15 +1,22 @@
 import { isAbsolute } from "node:path";
+import type { IntactEntry } from "../model/backup.js";
 import type { ExportAddress } from "../model/snapshot-plan.js";
-import type { ReadOptions, RestoredDisk } from "../services/backup-read.js";
+import { parseTimeText } from "../model/time-text.js";
+import { findBackupAt, findReadable } from "../services/backup-catalog.js";
+import type { ReadOptions } from "../services/backup-read.js";
+import type { RestoredDisk } from "../services/restore-outputs.js";
 import { restoreBackup, serveBackup, verifyBackup } from "../services/backup-read.js";
 import type { ServiceContext } from "../services/context.js";
 import { FleeceError } from "../shared/errors.js";
+import { machineFileMessages } from "./backups.js";
 import type { CallOptions, CallRequest } from "./call-types.js";
 import { formatName } from "./domains.js";
 import type { Restoration, ServedBackup, Verification } from "./messages.js";
 import { nbdUri } from "./nbd-uri.js";
+import { timestampFromText } from "./timestamp.js";
 import { endOrAbort } from "./until.js";
 
+const KINDS = { file: "FILE", "block-device": "BLOCK_DEVICE", nbd: "NBD" } as const;
 const FORMATS_BY_NAME = { FORMAT_UNSPECIFIED: undefined, QCOW2: "qcow2", RAW: "raw" } as const;
 
 export async function verifyBackupHandler(
@@ -26,35 +33,66 @@ export async function verifyBackupHandler(
 
 export async function restoreBackupHandler(
   context: ServiceContext,
-  { id, disks, directory, format: formatOrNone }: CallRequest<"Backups.Restore">,
+  request: CallRequest<"Backups.Restore">,
   options: CallOptions,
 ): Promise<Restoration> {
-  requireAbsolute("directory", directory);
+  const { disks, places, format: formatOrNone } = request;
+  const directory = request.directory === "" && places.length > 0 ? undefined : request.directory;
+  if (directory !== undefined) requireAbsolute("directory", directory);
   const { beforeEffect, promised } = options;
-  if (promised?.proof !== undefined && (await context.outputs.identityOf(directory)) === promised.proof) {
-    return promised.answer as Restoration;
+  if (promised?.proof !== undefined && promised.proof !== "") {
+    const answer = promised.answer as Restoration;
+    if ((await identityOf(context, answer)) === promised.proof) return answer;
   }
+  const { id, domain, repository, manifest } = await wantedBackup(context, request);
   const format = FORMATS_BY_NAME[formatOrNone];
   const message = (restored: readonly RestoredDisk[]): Restoration => ({
     backup: id,
-    directory,
+    ...{ domain, repository, time: timestampFromText(manifest.time) },
+    directory: directory ?? "",
+    machineFiles: directory === undefined ? [] : machineFileMessages(manifest),
     disks: restored.map((disk) => ({
       target: disk.target,
       file: disk.file,
+      kind: KINDS[disk.kind],
       format: formatName(disk.format),
       sizeBytes: disk.sizeBytes,
     })),
   });
   const restored = await restoreBackup(context, {
-    id,
-    directory,
-    ...(format === undefined ? {} : { format }),
+    ...{ id, directory, places, format },
     ...(beforeEffect === undefined
       ? {}
       : { onComplete: (found, identity) => beforeEffect(message(found), identity) }),
     ...readOptions(disks, options),
   });
   return message(restored);
+}
+
+/** Of what an earlier call answered with: as `RestoreOutputs.identity` tells it, of what has these names now. */
+async function identityOf({ outputs }: ServiceContext, { directory, disks }: Restoration): Promise<string> {
+  const isWithin = (file: string): boolean => directory !== "" && file.startsWith(`${directory}/`);
+  const files = disks.filter(({ kind, file }) => kind === "FILE" && !isWithin(file));
+  const paths = [directory, ...files.map(({ file }) => file)].filter((path) => path !== "");
+  return (await Promise.all(paths.map((path) => outputs.identityOf(path)))).join(" ");
+}
+
+/** By its id, or the newest of a domain. */
+async function wantedBackup(
+  context: ServiceContext,
+  { id, domain, at, repository }: CallRequest<"Backups.Restore">,
+): Promise<IntactEntry> {
+  if (domain !== undefined && id === "") {
+    const atMs = at === undefined ? undefined : parseTimeText(at);
+    return findBackupAt(context, { domain, atMs, repository });
+  }
+  if (domain === undefined && at === undefined && repository === undefined) {
+    return (await findReadable(context, id)).entry;
+  }
+  const message = "Expected either the id of a backup, or a domain and perhaps a moment and a repository";
+  throw new FleeceError("INVALID_ARGUMENT", message, {
+    facts: { field: domain === undefined ? "domain" : "id" },
+  });
 }
 
 /** Ends when it is cancelled. Fails with QEMU_FAILED if the NBD server ends by itself. */

@@ -1,4 +1,4 @@
-import type { BackupEntry, IntactEntry, ManifestDisk } from "../model/backup.js";
+import type { BackupEntry, IntactEntry, Manifest, ManifestDisk } from "../model/backup.js";
 import { isIntact, momentMs } from "../model/backup.js";
 import { type DeletedBackup, deleteBackup, findBackup, listBackups } from "../services/backup-catalog.js";
 import type { BackupProgress } from "../services/backup-run.js";
@@ -29,6 +29,7 @@ const NOTHING_KNOWN = {
   heldMs: 0,
   checkpoint: "",
   disks: [],
+  machineFiles: [],
 } as const;
 const MODES = { changes: "CHANGES", compare: "COMPARE", whole: "WHOLE" } as const;
 
@@ -116,7 +117,12 @@ function soundBackupMessage(entry: IntactEntry): Backup {
     checkpoint: manifest.checkpoint,
     disks: manifest.disks.map(backupDiskMessage),
     protected: entry.protected === true,
+    machineFiles: machineFileMessages(manifest),
   };
+}
+
+export function machineFileMessages({ machineFiles = [] }: Manifest): Backup["machineFiles"] {
+  return machineFiles.map(({ path, sizeBytes }) => ({ path, sizeBytes }));
 }
 
 function backupDiskMessage(disk: ManifestDisk): BackupDisk {

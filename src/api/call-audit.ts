@@ -20,8 +20,10 @@ const TELLING = [
   "snapshot",
   "since",
   "id",
+  "at",
   "repository",
   "disks",
+  "places",
   "directory",
   "socketPath",
   "level",
@@ -133,5 +135,8 @@ function madeBy(result: unknown): AuditEntry {
 function short(value: unknown): unknown {
   if (typeof value === "string") return value.slice(0, LONGEST_TEXT);
   if (Array.isArray(value)) return value.slice(0, MOST_ITEMS).map(short);
+  if (typeof value === "object" && value !== null) {
+    return Object.fromEntries(Object.entries(value).map(([key, item]) => [key, short(item)]));
+  }
   return value;
 }

@@ -98,7 +98,7 @@ export const CALLS: { readonly [Name in CallName]: Call<Name> } = {
   "Backups.List": { ...LOOKS, names: {}, handler: listBackupsHandler },
   "Backups.Get": { ...LOOKS, names: { id: "backup" }, handler: getBackupHandler },
   "Backups.Verify": { ...LOOKS, names: { id: "backup" }, handler: verifyBackupHandler },
-  "Backups.Restore": { ...ADMINISTERS, names: { id: "backup" }, handler: restoreBackupHandler },
+  "Backups.Restore": { ...ADMINISTERS, names: {}, handler: restoreBackupHandler },
   "Backups.Serve": {
     ...WORKS,
     administers: ["socketPath"],

@@ -3,6 +3,7 @@ import { backupDeleted, backupDetails, backupDone, backupList } from "./backup-v
 import { diskOption } from "./disk-option.js";
 import { everyPage } from "./every-page.js";
 import { NO_QUIESCE_OPTION, QUIESCE_OPTION } from "./quiesce-option.js";
+import { REPOSITORY_PATH_OPTION } from "./repository-path-option.js";
 import type { RunAction } from "./session.js";
 
 /** Taking, finding and deleting; what reads the content is in backup-read-commands.ts. */
@@ -15,14 +16,18 @@ export function addBackupCommands(group: Command, run: RunAction): void {
     .description("List the backups in all repositories, oldest first in each.")
     .argument("[domain]", "only backups of this domain")
     .option("--repository <name>", "only backups in this repository")
-    .action((domain, { repository }) =>
-      run(async ({ answer, api, signal, terminal }) => {
-        const backups = await everyPage(
-          (paging) => api.call("Backups.List", { domain, repository, ...paging }, { signal }),
-          (page) => page.backups,
-        );
-        answer("ListBackupsResponse", { backups }, (list) => backupList(list, terminal));
-      }),
+    .addOption(REPOSITORY_PATH_OPTION)
+    .action((domain, { repository, repositoryPath }) =>
+      run(
+        async ({ answer, api, signal, terminal }) => {
+          const backups = await everyPage(
+            (paging) => api.call("Backups.List", { domain, repository, ...paging }, { signal }),
+            (page) => page.backups,
+          );
+          answer("ListBackupsResponse", { backups }, (list) => backupList(list, terminal));
+        },
+        { repositoryPath },
+      ),
     );
 
   group
@@ -30,11 +35,15 @@ export function addBackupCommands(group: Command, run: RunAction): void {
     .summary("show a backup")
     .description("Show what is known of a backup: level, moment, consistency, and what each disk took.")
     .argument("<id>", "id of the backup")
-    .action((id) =>
-      run(async ({ answer, api, signal, terminal }) => {
-        const message = await api.call("Backups.Get", { id }, { signal });
-        answer("Backup", message, (found) => backupDetails(found, terminal));
-      }),
+    .addOption(REPOSITORY_PATH_OPTION)
+    .action((id, { repositoryPath }) =>
+      run(
+        async ({ answer, api, signal, terminal }) => {
+          const message = await api.call("Backups.Get", { id }, { signal });
+          answer("Backup", message, (found) => backupDetails(found, terminal));
+        },
+        { repositoryPath },
+      ),
     );
 
   group

@@ -1,6 +1,8 @@
-import { Option, type Command } from "@commander-js/extra-typings";
+import { type Command, InvalidArgumentError, Option } from "@commander-js/extra-typings";
 import { restorationDone, servedBackup, verificationDone } from "./backup-view.js";
 import { diskOption } from "./disk-option.js";
+import { REPOSITORY_PATH_OPTION } from "./repository-path-option.js";
+import { isNbdUri, restoreDiskOption } from "./restore-disk-option.js";
 import type { RunAction } from "./session.js";
 
 const ID = ["<id>", "id of the backup"] as const;
@@ -23,48 +25,72 @@ function addVerify(group: Command, run: RunAction): void {
     )
     .argument(...ID)
     .addOption(diskOption("verify this disk"))
-    .action((id, { disk: disks }) =>
-      run(async ({ answer, api, progress, signal }) => {
-        const message = await api.call(
-          "Backups.Verify",
-          { id, disks },
-          { signal, onProgress: progress.show },
-        );
-        answer("Verification", message, verificationDone);
-      }),
+    .addOption(REPOSITORY_PATH_OPTION)
+    .action((id, { disk: disks, repositoryPath }) =>
+      run(
+        async ({ answer, api, progress, signal }) => {
+          const message = await api.call(
+            "Backups.Verify",
+            { id, disks },
+            { signal, onProgress: progress.show },
+          );
+          answer("Verification", message, verificationDone);
+        },
+        { repositoryPath },
+      ),
     );
 }
 
 function addRestore(group: Command, run: RunAction): void {
   group
     .command("restore")
-    .summary("restore a backup to files")
+    .summary("restore a backup to files, block devices or NBD exports")
     .description(
-      "Restore a backup to one file per disk, <target>.qcow2 or <target>.raw, in a new directory. Every block is " +
-        "checked on the way; the directory appears only when all of it is there.",
+      "Restore a backup to one file per disk, <target>.qcow2 or <target>.raw, in a new directory, or each disk to a " +
+        "place of its own. Every block is checked on the way; files appear only when all of it is there. In place of an " +
+        "id, --domain takes the newest intact backup of a domain.",
     )
-    .argument(...ID)
-    .requiredOption("--to <directory>", "the directory to create; it must not exist, its parent must")
-    .addOption(diskOption("restore this disk"))
+    .argument("[id]", ID[1])
+    .option("--domain <name>", "the newest intact backup of this domain")
+    .option(
+      "--at <time>",
+      "with --domain: the newest at or before this moment, as 2026-11-20 03:00 or RFC 3339",
+    )
+    .option("--repository <name>", "with --domain: only backups in this repository")
+    .option("--to <directory>", "the directory to create; it must not exist, its parent must")
+    .addOption(restoreDiskOption())
     .addOption(
       new Option("--format <format>", "format of the files (default: as the disk was)").choices([
         "qcow2",
         "raw",
       ] as const),
     )
-    .action((id, { to, disk: disks, format }) =>
-      run(async ({ absolutePath, answer, api, progress, signal, terminal }) => {
-        const directory = absolutePath(to);
-        const request = {
-          id,
-          disks,
-          directory,
-          format: format === undefined ? "FORMAT_UNSPECIFIED" : FORMATS[format],
-        } as const;
-        const message = await api.call("Backups.Restore", request, { signal, onProgress: progress.show });
-        answer("Restoration", message, (restoration) => restorationDone(restoration, terminal));
-      }),
-    );
+    .addOption(REPOSITORY_PATH_OPTION)
+    .action((id = "", { to, disk: chosen, format, repositoryPath, ...newest }) => {
+      const hasPlaces = chosen.length > 0 && chosen.every(({ place }) => place !== undefined);
+      if (to === undefined && !hasPlaces) throw directoryMissing();
+      return run(
+        async ({ absolutePath, answer, api, progress, signal, terminal }) => {
+          const places = chosen.flatMap(({ target, place }) => {
+            if (place === undefined) return [];
+            return [{ target, to: isNbdUri(place) ? place : absolutePath(place) }];
+          });
+          const request = {
+            ...{ id, ...newest },
+            disks: chosen.filter(({ place }) => place === undefined).map(({ target }) => target),
+            ...{ places, directory: to === undefined ? "" : absolutePath(to) },
+            format: format === undefined ? "FORMAT_UNSPECIFIED" : FORMATS[format],
+          } as const;
+          const message = await api.call("Backups.Restore", request, { signal, onProgress: progress.show });
+          answer("Restoration", message, (restoration) => restorationDone(restoration, terminal));
+        },
+        { repositoryPath },
+      );
+    });
+}
+
+function directoryMissing(): InvalidArgumentError {
+  return new InvalidArgumentError("Expected --to DIRECTORY, or a place for each disk (--disk TARGET=PLACE)");
 }
 
 function addServe(group: Command, run: RunAction): void {
@@ -78,18 +104,22 @@ function addServe(group: Command, run: RunAction): void {
     .argument(...ID)
     .option("--socket <path>", "the socket to create; it must not exist (default: a private one)")
     .addOption(diskOption("offer this disk"))
-    .action((id, { socket, disk: disks }) =>
-      run(async ({ absolutePath, answer, api, signal, terminal }) => {
-        const socketPath = socket === undefined ? undefined : absolutePath(socket);
-        await api.call(
-          "Backups.Serve",
-          { id, disks, socketPath },
-          {
-            signal,
-            onServed: (served) =>
-              answer("ServedBackup", served, (message) => servedBackup(message, terminal)),
-          },
-        );
-      }),
+    .addOption(REPOSITORY_PATH_OPTION)
+    .action((id, { socket, disk: disks, repositoryPath }) =>
+      run(
+        async ({ absolutePath, answer, api, signal, terminal }) => {
+          const socketPath = socket === undefined ? undefined : absolutePath(socket);
+          await api.call(
+            "Backups.Serve",
+            { id, disks, socketPath },
+            {
+              signal,
+              onServed: (served) =>
+                answer("ServedBackup", served, (message) => servedBackup(message, terminal)),
+            },
+          );
+        },
+        { repositoryPath },
+      ),
     );
 }

@@ -57,6 +57,7 @@ export function backupDetails(backup: Backup, terminal: boolean): string {
       backup.scratchPeakBytes === undefined ? undefined : `${formatBytes(backup.scratchPeakBytes)} at most`,
     ],
     ["Took", tookOf(backup)],
+    ["Machine files", machineFiles(backup)],
   ]);
   return `${head}\n${diskTable(backup, terminal)}`;
 }
@@ -78,18 +79,22 @@ export function verificationDone({ backup, disks }: Verification): string {
   return `Backup ${printable(backup)} is sound: ${plural(disks.length, "disk")} (${names}), ${formatBytes(bytes)} compared with the digests\n`;
 }
 
-export function restorationDone({ backup, directory, disks }: Restoration, terminal: boolean): string {
+export function restorationDone(restoration: Restoration, terminal: boolean): string {
+  const { backup, domain, time, directory, disks } = restoration;
   const files = table(
     disks,
     [
       { head: "DISK", cell: ({ target }) => target },
       { head: "FORMAT", cell: ({ format }) => format.toLowerCase() },
       { head: "SIZE", cell: ({ sizeBytes }) => formatBytes(sizeBytes), align: "right" },
-      { head: "FILE", cell: ({ file }) => file },
+      { head: "WRITTEN TO", cell: ({ kind, file }) => (kind === "BLOCK_DEVICE" ? `${file} (device)` : file) },
     ],
     terminal,
   );
-  return `Restored backup ${printable(backup)} to ${printable(directory)}\n\n${files}`;
+  const what = `backup ${printable(backup)} of ${printable(domain)}, as it was at ${formatTime(time)}`;
+  const machine = machineFiles(restoration);
+  const beside = machine === undefined ? "" : `\nMachine files, in machine: ${printable(machine)}\n`;
+  return `Restored ${what}${directory === "" ? "" : `, to ${printable(directory)}`}\n\n${files}${beside}`;
 }
 
 export function servedBackup({ backup, disks }: ServedBackup, terminal: boolean): string {
@@ -111,6 +116,10 @@ export const CONSISTENCY = {
   FILESYSTEM: "file systems frozen",
   CRASH: "crash (as after a power cut)",
 } as const;
+
+function machineFiles({ machineFiles: files }: Pick<Backup, "machineFiles">): string | undefined {
+  return files.length === 0 ? undefined : files.map(({ path }) => path).join(", ");
+}
 
 export function milliseconds(ms: number | undefined): string | undefined {
   return ms === undefined ? undefined : `${ms} ms`;

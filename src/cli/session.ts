@@ -1,9 +1,17 @@
 import { resolve } from "node:path";
-import { agentSocket, loadConfig, readClientFiles, type startAgent } from "../agent.js";
+import {
+  agentSocket,
+  bareConfig,
+  type Config,
+  loadConfig,
+  readClientFiles,
+  type startAgent,
+} from "../agent.js";
 import type { messageToText as JsonPrinter } from "../api/json.js";
 import type { Api } from "../api/call-types.js";
 import { embeddedApi } from "../api/calls.js";
 import type { MessageTypes } from "../api/messages.js";
+import { FleeceError } from "../shared/errors.js";
 import { findConfiguration } from "./configuration-file.js";
 import type { LogLevel } from "./logger.js";
 import { createLogger } from "./logger.js";
@@ -55,6 +63,8 @@ export type RunAction = (action: (session: Session) => Promise<void>, options?: 
 export interface RunOptions {
   /** The command only looks: what killed commands left stays as it is, too. */
   readonly changeNothing?: boolean;
+  /** The directory of a repository that the command works on alone, embedded and without a configuration. */
+  readonly repositoryPath?: string | undefined;
 }
 
 /** With what one command has of its own. */
@@ -72,9 +82,10 @@ export async function runSession(
 ): Promise<void> {
   const { stdout, cwd, progress, signal } = surroundings;
   const json = options.json === true ? await loadJsonPrinter() : undefined;
-  const remote = remoteAgent(options, surroundings);
-  using connected = await connectAgent(remote, options, surroundings);
-  const api = connected ?? (await startEmbedded(surroundings, options, runOptions));
+  await using bare = await openBare(surroundings, options, runOptions);
+  const remote = bare === undefined ? remoteAgent(options, surroundings) : undefined;
+  using connected = bare === undefined ? await connectAgent(remote, options, surroundings) : undefined;
+  const api = connected ?? (await startEmbedded(surroundings, options, bare?.config, runOptions));
   signal.throwIfAborted();
   await action({
     api,
@@ -90,14 +101,27 @@ export async function runSession(
   });
 }
 
+/** Undefined for a command that was not told to work on a repository alone. */
+async function openBare(
+  { cwd }: SessionSurroundings,
+  { config, agent }: GlobalOptions,
+  { repositoryPath }: RunOptions,
+): Promise<Awaited<ReturnType<typeof bareConfig>> | undefined> {
+  if (repositoryPath === undefined) return undefined;
+  if (config === undefined && agent === undefined) return bareConfig(resolve(cwd, repositoryPath));
+  const other = config === undefined ? "--agent" : "--config";
+  throw new FleeceError("INVALID_ARGUMENT", `Expected either --repository-path or ${other}, got both`);
+}
+
 async function startEmbedded(
   surroundings: SessionSurroundings,
   { config: file, logLevel }: GlobalOptions,
-  runOptions: RunOptions,
+  bare: Config | undefined,
+  { changeNothing = false }: RunOptions,
 ): Promise<Api> {
-  const config = await loadConfig(findConfiguration(file, surroundings));
+  const config = bare ?? (await loadConfig(findConfiguration(file, surroundings)));
   const log = await createLogger(logLevel ?? config.logLevel, surroundings.progress.log);
-  return embeddedApi(await surroundings.startAgent(config, log, runOptions));
+  return embeddedApi(await surroundings.startAgent(config, log, { changeNothing }));
 }
 
 /** Undefined for the embedded mode. gRPC is loaded only here: it takes as long as all the rest. */

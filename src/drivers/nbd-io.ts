@@ -137,6 +137,30 @@ export async function openNbdWriter(
   return new NbdWriter(connection, target, explain);
 }
 
+/**
+ * Opens an export of somebody else's, to write a disk of this size over it. Fails with INVALID_ARGUMENT if that cannot be done
+ * with it, or if the URI is none.
+ */
+export async function openNbdTarget(
+  target: string,
+  uri: string,
+  sizeBytes: number,
+  signal?: AbortSignal,
+): Promise<BlockWriter> {
+  const connection = await nbdCall(target, signal, () => connectNbd(uri, withSignal(signal)));
+  const { minimumBytes } = connection.blockSize;
+  const obstacle = connection.readOnly
+    ? "it is read-only"
+    : sizeBytes % minimumBytes !== 0 || BLOCK_SIZE % minimumBytes !== 0
+      ? `it takes multiples of ${minimumBytes} bytes alone`
+      : undefined;
+  if (obstacle === undefined) return new NbdWriter(connection, target, (error) => Promise.resolve(error));
+  await connection.close();
+  throw new FleeceError("INVALID_ARGUMENT", `Cannot write disk ${target} to ${uri}: ${obstacle}`);
+}
+
+const ZEROES = new Uint8Array(MIB);
+
 class NbdWriter implements BlockWriter {
   readonly sizeBytes: number;
   readonly #connection: NbdConnection;
@@ -155,10 +179,18 @@ class NbdWriter implements BlockWriter {
   }
 
   async writeZeroes(offset: number, length: number, signal?: AbortSignal): Promise<void> {
-    await this.#call(signal, () => this.#connection.writeZeroes(offset, length, withSignal(signal)));
+    if (this.#connection.canWriteZeroes) {
+      await this.#call(signal, () => this.#connection.writeZeroes(offset, length, withSignal(signal)));
+      return;
+    }
+    for (let done = 0; done < length; done += ZEROES.length) {
+      await this.write(offset + done, ZEROES.subarray(0, length - done), signal);
+    }
   }
 
   async flush(signal?: AbortSignal): Promise<void> {
+    // Some servers offer none; there is no other way to ask them.
+    if (!this.#connection.canFlush) return;
     await this.#call(signal, () => this.#connection.flush(withSignal(signal)));
   }
 
@@ -201,7 +233,8 @@ function nbdFailure(error: unknown, target: string, signal: AbortSignal | undefi
   if (error.errno === "ENOSPC") {
     return new FleeceError("NO_SPACE", `No space left to write disk ${target}`, options);
   }
-  return new FleeceError("NBD_FAILED", `Disk ${target}: ${error.message}`, options);
+  const code = error.code === "INVALID_URI" ? "INVALID_ARGUMENT" : "NBD_FAILED";
+  return new FleeceError(code, `Disk ${target}: ${error.message}`, options);
 }
 
 /**

@@ -21,14 +21,15 @@ export const outputDirectories: OutputDirectories = {
     }
     return {
       temporaryPath,
-      async identity() {
-        return (await identityOf(temporaryPath)) ?? "";
+      async identity(file = "") {
+        return (await identityOf(path.join(temporaryPath, file))) ?? "";
       },
-      async publish() {
+      async publish(file) {
         await syncDirectory(temporaryPath);
         await checkAbsent(wanted);
-        await rename(temporaryPath, wanted);
+        await rename(path.join(temporaryPath, file ?? ""), wanted);
         await syncDirectory(path.dirname(wanted));
+        if (file !== undefined) await rm(temporaryPath, { recursive: true, force: true });
       },
       discard: () => rm(temporaryPath, { recursive: true, force: true }),
     };
@@ -53,7 +54,7 @@ async function checkAbsent(wanted: string): Promise<void> {
     if (errnoOf(error) === "ENOENT") return;
     throw fileError(error, "look at", wanted);
   }
-  throw new FleeceError("ALREADY_EXISTS", `Expected a directory that does not exist yet, found ${wanted}`, {
+  throw new FleeceError("ALREADY_EXISTS", `Expected a path where nothing is yet, found ${wanted}`, {
     facts: { path: wanted },
   });
 }

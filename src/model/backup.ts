@@ -11,8 +11,8 @@ export type Consistency = "clean" | "filesystem" | "crash";
 
 /** What a repository knows of a finished backup: the content of its manifest.json. Times are RFC 3339 in UTC. */
 export interface Manifest {
-  /** 1: before a disk had a mode of its own; read as if it had. 3: an earlier backup has been merged into it. */
-  readonly schemaVersion: 1 | 2 | 3;
+  /** 1: before a disk had a mode of its own; read as if it had. 3: an earlier backup has been merged into it. 4: has machine files. */
+  readonly schemaVersion: 1 | 2 | 3 | 4;
   readonly id: string;
   readonly domain: string;
   readonly level: BackupLevel;
@@ -38,6 +38,16 @@ export interface Manifest {
   /** The key of the request that it was taken for, if that had an id. */
   readonly request?: string | undefined;
   readonly disks: readonly ManifestDisk[];
+  /** What belongs to the machine beside its disks, if the configuration named any; copied just after the frozen moment. */
+  readonly machineFiles?: readonly ManifestFile[] | undefined;
+}
+
+export interface ManifestFile {
+  /** The name of the configuration, and for a file of a directory its path below that. */
+  readonly path: string;
+  readonly sizeBytes: number;
+  /** In hex. */
+  readonly sha256: string;
 }
 
 export interface ManifestDisk {

@@ -80,6 +80,16 @@ const quiesce = z.strictObject({
   onFailure: z.enum(["continue", "stop"]).default("continue"),
 });
 
+const machineFile = z.strictObject({
+  name: z
+    .string()
+    .regex(
+      /^\w[\w.-]{0,63}$/,
+      "Expected 1 to 64 letters, digits and _ . - that start with a letter, digit or _",
+    ),
+  path: filePath,
+});
+
 const atLeastOne = z.int().min(1).max(100_000).optional();
 
 const retention = z
@@ -113,6 +123,7 @@ const domain = z
     /** Left out: `auto`. */
     exports: z.enum(["auto", "staged"]).optional(),
     retention: retention.optional(),
+    machineFiles: z.array(machineFile).min(1).optional(),
   })
   .refine((value) => value.qmp !== undefined || value.disks !== undefined, {
     message: "Expected `qmp` (to reach the domain while it runs), `disks` (while it is inactive) or both",
@@ -330,6 +341,8 @@ export const configSchema = z
     value.domains.forEach((entry, index) => {
       const targets = entry.disks?.map(({ target }) => target) ?? [];
       reportRepeats(context, ["domains", index, "disks"], targets, "target");
+      const files = entry.machineFiles?.map((file) => file.name) ?? [];
+      reportRepeats(context, ["domains", index, "machineFiles"], files);
     });
     reportRepeats(
       context,
@@ -354,6 +367,16 @@ export type Config = z.infer<typeof configSchema>;
 export type NbdConfig = NonNullable<Config["nbd"]>;
 export type DomainConfig = Config["domains"][number];
 export type DiskConfig = NonNullable<DomainConfig["disks"]>[number];
+
+/** Without domains, which no file may be; all other settings have their defaults. Both paths are absolute. */
+export function configOfRepository(path: string, stateDir: string): Config {
+  const settings = {
+    ...{ stateDir, scratchDir: stateDir },
+    domains: [{ name: "none", qmp: stateDir }],
+    repositories: [{ name: "directory", path }],
+  };
+  return { ...configSchema.parse(settings), domains: [] };
+}
 
 /** Undefined: metrics are not served. */
 export function metricsAddress({ metrics: keys }: Config): MetricsAddress | undefined {
@@ -520,6 +543,9 @@ function absolute(config: Config, base: string): Config {
       ...(entry.disks === undefined
         ? {}
         : { disks: entry.disks.map((listed) => ({ ...listed, file: from(listed.file) })) }),
+      ...(entry.machineFiles === undefined
+        ? {}
+        : { machineFiles: entry.machineFiles.map((listed) => ({ ...listed, path: from(listed.path) })) }),
     })),
     repositories: config.repositories.map((entry) => ({ ...entry, path: from(entry.path) })),
   };

@@ -1,13 +1,13 @@
 import type { UndoLog } from "./block-driver.js";
 
-/** A directory that appears under its name only when everything in it is there. */
+/** A directory, or a single file, that appears under its name only when all of it is there. */
 export interface OutputDirectory {
   /** Where to write: beside the final place, so that the rename stays within one file system. */
   readonly temporaryPath: string;
-  /** What tells this directory from any other on the host, under whatever name. */
-  identity(): Promise<string>;
-  /** Gives it its final name, durably. */
-  publish(): Promise<void>;
+  /** What tells this directory (or a file in it) from any other on the host, under whatever name. */
+  identity(file?: string): Promise<string>;
+  /** Gives it its final name, durably; or gives that to a file in it, and removes the rest. */
+  publish(file?: string): Promise<void>;
   /** Removes it. Idempotent; does nothing after `publish`. */
   discard(): Promise<void>;
 }

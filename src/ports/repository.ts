@@ -97,6 +97,15 @@ export interface DraftRequest {
   readonly disks: readonly DraftDisk[];
   /** The backup to base the images on; left out for a full. */
   readonly parent?: IntactEntry;
+  /** Fails, before anything is made, with PATH_NOT_FOUND, PERMISSION_DENIED or UNSUPPORTED if they cannot be kept. */
+  readonly machineFiles?: readonly MachineFile[];
+}
+
+/** What belongs to a machine beside its disks: its configuration, UEFI variables, the state of its TPM. */
+export interface MachineFile {
+  readonly name: string;
+  /** Of a file, or of a directory whose files are meant. Absolute. */
+  readonly path: string;
 }
 
 /**
@@ -117,6 +126,8 @@ export interface DraftDisk {
 
 export interface BackupDraft {
   disk(target: string): DiskSink;
+  /** Copies the machine files of the request as they are now. */
+  keepMachineFiles(signal?: AbortSignal): Promise<void>;
   /** Where a pushed disk can be written, and then be read for its sink; what was written of one in mode `changes` is changed. */
   image(target: string): ExportAddress;
   /** The same error, or a better one if what holds the images has ended and so is the cause. */
@@ -171,6 +182,14 @@ export interface OpenBackup extends AsyncDisposable {
   readonly addresses: readonly ExportAddress[];
   /** What each block of a disk must hold, from the digests of the whole chain. Fails with DAMAGED if those are damaged. */
   expectations(target: string): Promise<BlockExpectations>;
+  /**
+   * Compares the machine files with their digests, and copies them to a directory on the way, if told where to; that is made.
+   * Fails with DAMAGED.
+   */
+  checkMachineFiles(options?: {
+    readonly copyTo?: string | undefined;
+    readonly signal?: AbortSignal | undefined;
+  }): Promise<void>;
   /** Resolves when the serving process ends by itself, with the reason. */
   readonly ended: Promise<string>;
   close(): Promise<void>;

@@ -55,6 +55,71 @@ export async function findReadable(
   return { ...found, entry };
 }
 
+export interface MomentFilter {
+  readonly domain: string;
+  /** The latest moment to take, in Unix milliseconds; undefined: any. */
+  readonly atMs: number | undefined;
+  /** Only in this repository; undefined: in all. */
+  readonly repository: string | undefined;
+}
+
+/**
+ * The newest backup of a domain that can be read and whose moment is not later than `atMs`; the first repository's if
+ * several have it. The domain need not be in the configuration any more. Fails with BACKUP_NOT_FOUND, saying what there is.
+ */
+export async function findBackupAt(
+  context: ServiceContext,
+  { domain, atMs, repository }: MomentFilter,
+): Promise<IntactEntry> {
+  checkName("domain", domain);
+  const filter = repository === undefined ? {} : { repository };
+  const all = await listBackups(context, { domain, ...filter });
+  const isReadable = (entry: BackupEntry): entry is IntactEntry =>
+    isIntact(entry) &&
+    chainOf(
+      all.filter((other) => other.repository === entry.repository),
+      entry.id,
+    ).complete;
+  const readable = all.filter(isReadable).toSorted((a, b) => timeOf(b) - timeOf(a));
+  const damagedIds = all.filter((entry) => !isReadable(entry)).map(({ id }) => id);
+  const found = readable.find((entry) => atMs === undefined || timeOf(entry) <= atMs);
+  if (found === undefined) {
+    const when = atMs === undefined ? "" : ` at or before ${new Date(atMs).toISOString()}`;
+    const has = await whatThereIs(context, readable.at(-1), damagedIds, filter);
+    throw new FleeceError("BACKUP_NOT_FOUND", `There is no intact backup of ${domain}${when}: ${has}`, {
+      facts: { domain },
+    });
+  }
+  // Ids begin with the time at which the work began; of a manifest that cannot be read nothing else is known.
+  const end = atMs === undefined ? "~" : new Date(atMs).toISOString().replaceAll(/[-:]|\.\d+/g, "");
+  const passedOver = damagedIds.filter((id) => found.id < id && id < end);
+  if (passedOver.length > 0) {
+    context.log.warn({ domain, backup: found.id }, `Passed over damaged backups: ${passedOver.join(", ")}`);
+  }
+  return found;
+}
+
+function timeOf({ manifest }: IntactEntry): number {
+  return Date.parse(manifest.time);
+}
+
+async function whatThereIs(
+  context: ServiceContext,
+  oldest: IntactEntry | undefined,
+  damagedIds: readonly string[],
+  filter: { readonly repository?: string },
+): Promise<string> {
+  const has = [
+    ...(oldest === undefined
+      ? []
+      : [`the oldest is ${oldest.id} of ${oldest.manifest.time} in repository ${oldest.repository}`]),
+    ...(damagedIds.length === 0 ? [] : [`damaged are ${damagedIds.join(", ")}`]),
+  ];
+  if (has.length > 0) return has.join("; ");
+  const domains = new Set((await listBackups(context, filter)).map(({ domain }) => domain));
+  return domains.size === 0 ? "there are no backups" : `there are backups of ${[...domains].join(", ")}`;
+}
+
 function damaged(id: string, why: string): FleeceError {
   return new FleeceError("DAMAGED", `Backup ${id} cannot be used: ${why}`, { facts: { backup: id } });
 }

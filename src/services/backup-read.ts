@@ -13,6 +13,7 @@ import { findReadable } from "./backup-catalog.js";
 import type { ServiceContext } from "./context.js";
 import { Operation } from "./operation.js";
 import { READ_BYTES, ReadBuffers, READS_IN_FLIGHT } from "./pull.js";
+import { planOutputs, type PlaceOptions, type RestoredDisk, RestoreOutputs } from "./restore-outputs.js";
 
 export interface ReadProgress {
   readonly target: string;
@@ -48,33 +49,26 @@ export async function verifyBackup(
     const checkedBytes = await checkDisk(context, backup, address, { ...options, signal });
     verified.push({ target: address.target, checkedBytes });
   });
+  if (options.disks === undefined) await backup.checkMachineFiles(signalOf(options));
   return verified.toSorted((a, b) => a.target.localeCompare(b.target));
 }
 
-export interface RestoreRequest extends ReadOptions {
+export interface RestoreRequest extends ReadOptions, PlaceOptions {
   readonly id: string;
-  /** Created by the restore; must not exist. Appears only when everything in it is complete. */
-  readonly directory: string;
-  /** Of the restored files; left out: as the disk was in the domain. */
-  readonly format?: "qcow2" | "raw";
-  /** Awaited just before the directory appears, with what tells it from any other. */
+  /** Awaited just before new files appear, with what tells them from any others. */
   readonly onComplete?: (disks: readonly RestoredDisk[], identity: string) => Promise<void>;
 }
 
-export interface RestoredDisk {
-  readonly target: string;
-  readonly file: string;
-  readonly format: "qcow2" | "raw";
-  readonly sizeBytes: number;
-}
-
-/** Restores disks to new files, checking every block against its digest on the way: damage is never restored silently. */
+/**
+ * Restores disks, checking every block against its digest on the way: damage is never restored silently. With a directory,
+ * `disks` go there (default: all that have no place); without, only those with a place are restored.
+ */
 export async function restoreBackup(
   context: ServiceContext,
   request: RestoreRequest,
 ): Promise<readonly RestoredDisk[]> {
   const { repository, entry } = await findReadable(context, request.id);
-  const disks = chooseTargets(entry, request.disks);
+  const plan = await planOutputs(context, disksToRestore(entry, request), request);
   const operation = await Operation.begin(context.store, {
     id: randomId(8),
     domain: entry.domain,
@@ -82,33 +76,67 @@ export async function restoreBackup(
     subject: { kind: "restore", backupId: entry.id },
   });
   try {
-    const output = await context.outputs.begin(request.directory, operation);
+    const targets = plan.map(({ target }) => target);
+    await using backup = await repository.open(entry, { targets, ...signalOf(request) });
+    const { directory, signal } = request;
+    const outputs = await RestoreOutputs.open(context, plan, { operation, directory, signal });
     try {
-      const files = disks.map((disk) => {
-        const format = request.format ?? disk.sourceFormat;
-        return { target: disk.target, format, sizeBytes: disk.sizeBytes, name: `${disk.target}.${format}` };
+      await eachDisk(context, backup, request, async (address, stop) => {
+        await checkDisk(
+          context,
+          backup,
+          address,
+          { ...request, signal: stop },
+          outputs.writer(address.target),
+        );
       });
-      const targets = disks.map(({ target }) => target);
-      await using backup = await repository.open(entry, { targets, ...signalOf(request) });
-      await using images = await context.images.create(
-        files.map(({ name, ...file }) => ({ ...file, path: `${output.temporaryPath}/${name}` })),
-        request.signal,
-      );
-      await eachDisk(context, backup, request, async (address, signal) => {
-        const writer = images.writer(address.target);
-        await checkDisk(context, backup, address, { ...request, signal }, writer);
-      });
-      await images.finish();
-      const restored = files.map(({ name, ...file }) => ({ ...file, file: `${request.directory}/${name}` }));
-      await request.onComplete?.(restored, await output.identity());
-      await output.publish();
-      return restored;
+      const machineFiles = outputs.machineFiles;
+      if (machineFiles !== undefined) await backup.checkMachineFiles({ copyTo: machineFiles, signal });
+      await outputs.finish();
+      await request.onComplete?.(plan, await outputs.identity());
+      await outputs.publish();
+      return plan;
+    } catch (error) {
+      throw signal?.aborted === true ? error : partlyWritten(error, plan);
     } finally {
-      await output.discard();
+      await outputs.discard();
     }
   } finally {
     await operation.end();
   }
+}
+
+function disksToRestore(
+  entry: IntactEntry,
+  { disks, directory, places = [] }: RestoreRequest,
+): readonly ManifestDisk[] {
+  const placed = chooseTargets(
+    entry,
+    places.map(({ target }) => target),
+  );
+  const wanted = disks === undefined && directory === undefined ? [] : chooseTargets(entry, disks);
+  const others = wanted.filter((disk) => !placed.includes(disk));
+  if (directory !== undefined && others.length > 0) return [...placed, ...others];
+  if (directory === undefined && others.length === 0 && placed.length > 0) return placed;
+  const got = directory === undefined ? "no directory" : "a directory, and a place for each disk";
+  throw new FleeceError(
+    "INVALID_ARGUMENT",
+    `Expected a directory if a disk has no place of its own, got ${got}`,
+    {
+      facts: { field: "directory" },
+    },
+  );
+}
+
+/** The same error, saying that devices and exports hold neither what they held nor the backup. */
+function partlyWritten(error: unknown, plan: readonly RestoredDisk[]): unknown {
+  const places = plan.filter(({ kind }) => kind !== "file").map(({ file }) => file);
+  if (places.length === 0 || !isFleeceError(error)) return error;
+  const message = `${error.message}; what was restored to ${places.join(", ")} is not complete`;
+  return new FleeceError(error.code, message, {
+    cause: error,
+    facts: { ...error.facts, incomplete: places },
+  });
 }
 
 /** Serves a backup's disks read-only over NBD until the result is closed. */
@@ -158,13 +186,13 @@ function eachDisk(
   return forEachLimited(backup.addresses, context.parallelDisks, action, signal);
 }
 
-/** Resolves with the bytes that were compared by content. Hands data on to `writer`, if there is one. */
+/** Resolves with the bytes that were compared by content. Hands data on to `output`, and zeroes unless that is new. */
 async function checkDisk(
   context: ServiceContext,
   backup: OpenBackup,
   address: ExportAddress,
   { signal, onProgress }: ReadOptions,
-  writer?: BlockWriter,
+  output?: { readonly writer: BlockWriter; readonly isNew: boolean },
 ): Promise<number> {
   const { target, sizeBytes } = address;
   await using expected = await backup.expectations(target);
@@ -179,14 +207,15 @@ async function checkDisk(
       const into = memory?.subarray(0, run.length);
       const data = into === undefined ? undefined : await readStored(reader, run, into, stop);
       await compare(expected, run, data, target);
-      if (data !== undefined) await writer?.write(run.offset, data, stop);
+      if (data !== undefined) await output?.writer.write(run.offset, data, stop);
+      else if (output?.isNew === false) await output.writer.writeZeroes(run.offset, run.length, stop);
       if (memory !== undefined) buffers.give(memory);
       checkedBytes += data?.length ?? 0;
       onProgress?.({ target, positionBytes: run.offset + run.length, sizeBytes });
     },
     signal,
   );
-  await writer?.flush(signal);
+  await output?.writer.flush(signal);
   onProgress?.({ target, positionBytes: sizeBytes, sizeBytes });
   return checkedBytes;
 }

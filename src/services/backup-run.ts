@@ -218,6 +218,7 @@ class Attempt {
           return { target, sourceFormat: format, sourceFile: file, sizeBytes, mode, reason, pushed };
         }),
         ...(decision.level === "incremental" ? { parent: decision.parent } : {}),
+        machineFiles: this.#context.machineFiles.get(session.domain) ?? [],
       },
       operation,
       signal,
@@ -233,6 +234,7 @@ class Attempt {
       });
       const frozen = await driver.freeze(plan, operation, signal);
       logMoment(this.#context, session.domain, frozen);
+      await draft.keepMachineFiles(signal);
       const offered = this.#staged ? [] : await this.#export(plan, plan.disks, operation, signal);
       const onUse = (use: ScratchUse): void => this.#request.onProgress?.({ step: "scratch", ...use });
       // What has been copied out needs the moment no more, also if the monitor is lost and QEMU is asked by a new one.

@@ -9,12 +9,13 @@ import type { InternalSnapshots } from "../ports/internal-snapshots.js";
 import type { LayerMergers } from "../ports/layer-merger.js";
 import type { SnapshotFiles } from "../ports/snapshot-files.js";
 import type { Clock } from "../ports/clock.js";
+import type { DiskTargets } from "../ports/disk-targets.js";
 import type { ImageFactory } from "../ports/image-writer.js";
 import type { Meter } from "../ports/meter.js";
 import type { OutputDirectories } from "../ports/output-directory.js";
 import type { Machines } from "../ports/machines.js";
 import type { Logger } from "../ports/logger.js";
-import type { BackupRepository } from "../ports/repository.js";
+import type { BackupRepository, MachineFile } from "../ports/repository.js";
 import type { ScratchSpace } from "../ports/scratch-space.js";
 import type { SnapshotTakers } from "../ports/snapshot-taker.js";
 import type { HostCleaner, StateStore } from "../ports/state-store.js";
@@ -43,6 +44,9 @@ export interface ServiceContext {
   readonly readers: ReaderFactory;
   readonly images: ImageFactory;
   readonly outputs: OutputDirectories;
+  readonly diskTargets: DiskTargets;
+  /** What is backed up of a domain beside its disks. */
+  readonly machineFiles: ReadonlyMap<string, readonly MachineFile[]>;
   /** In the order of the configuration; the first is the default. */
   readonly repositories: ReadonlyMap<string, BackupRepository>;
   readonly domains: readonly string[];

@@ -1,4 +1,5 @@
 import { mkdirSync } from "node:fs";
+import { QemuDiskTargets } from "../../src/drivers/disk-targets.js";
 import { outputDirectories } from "../../src/drivers/output-directory.js";
 import { LOCAL_CLIENT } from "../../src/model/access.js";
 import { QemuTakers } from "../../src/drivers/machine/takers.js";
@@ -95,8 +96,10 @@ export class FakeProcess {
       readers: gated(domain.readers, "readers", gate),
       images: gated(fakeImages, "images", gate),
       outputs: gated(outputDirectories, "outputs", gate),
+      diskTargets: new QemuDiskTargets(),
       repositories: new Map([[repository.name, gated(repository, "repository", gate)]]),
       domains: [domain.name],
+      machineFiles: new Map(),
       quiesce: new Map([
         [domain.name, { byDefault: false, timeoutMs: 10_000, onFailure: "continue" as const }],
       ]),

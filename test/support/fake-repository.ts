@@ -111,6 +111,7 @@ export class FakeRepository implements BackupRepository {
         const context = changes === undefined ? {} : { changesContext: "written" };
         return { target, exportName, socketPath, sizeBytes: content.length, ...context };
       },
+      keepMachineFiles: () => Promise.resolve(),
       explain: (error) => Promise.resolve(error),
       publish: async (summary) => {
         await Promise.resolve();
@@ -152,6 +153,7 @@ export class FakeRepository implements BackupRepository {
         sizeBytes: content.length,
       })),
       expectations: (target) => Promise.resolve(expectationsOf(this.content(entry.id, target))),
+      checkMachineFiles: () => Promise.resolve(),
       ended: new Promise<never>(() => undefined),
       close,
       [Symbol.asyncDispose]: close,

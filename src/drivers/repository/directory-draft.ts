@@ -1,6 +1,6 @@
 import { mkdir, rename, rm } from "node:fs/promises";
 import { join } from "node:path";
-import type { IntactEntry, Manifest, ManifestDisk } from "../../model/backup.js";
+import type { IntactEntry, Manifest, ManifestDisk, ManifestFile } from "../../model/backup.js";
 import { checkName } from "../../model/names.js";
 import type { ExportAddress } from "../../model/snapshot-plan.js";
 import type { UndoLog } from "../../ports/block-driver.js";
@@ -14,8 +14,16 @@ import type { ChainLink } from "./chain-images.js";
 import { CompareSink } from "./compare-sink.js";
 import { ImageSink } from "./disk-sink.js";
 import { syncDirectory, writeDurably } from "../durable-files.js";
-import { backingFile, digestsFile, imageFile, type Layout, MANIFEST_FILE } from "./layout.js";
-import { formatManifest, SCHEMA_VERSION } from "./manifest-schema.js";
+import {
+  backingFile,
+  digestsFile,
+  imageFile,
+  type Layout,
+  MACHINE_DIRECTORY,
+  MANIFEST_FILE,
+} from "./layout.js";
+import { checkSources, copyMachineFiles } from "./machine-files.js";
+import { FILES_SCHEMA_VERSION, formatManifest, SCHEMA_VERSION } from "./manifest-schema.js";
 
 export interface DraftPlace {
   readonly repository: string;
@@ -41,6 +49,7 @@ export class DirectoryDraft implements BackupDraft {
   readonly #directory: string;
   readonly #parts: DraftParts;
   #state: "open" | "published" | "discarded" = "open";
+  #machineFiles: readonly ManifestFile[] = [];
 
   private constructor(place: DraftPlace, request: DraftRequest, directory: string, parts: DraftParts) {
     this.#place = place;
@@ -57,6 +66,7 @@ export class DirectoryDraft implements BackupDraft {
     signal?: AbortSignal,
   ): Promise<DirectoryDraft> {
     checkRequest(request);
+    await checkSources(request.machineFiles ?? []);
     const { layout } = place;
     if (await isDirectory(layout.backup(request.domain, request.id))) {
       throw new FleeceError("ALREADY_EXISTS", `Backup ${request.id} of ${request.domain} exists already`);
@@ -89,6 +99,15 @@ export class DirectoryDraft implements BackupDraft {
 
   image(target: string): ExportAddress {
     return this.#parts.images.address(target);
+  }
+
+  async keepMachineFiles(signal?: AbortSignal): Promise<void> {
+    const { machineFiles = [] } = this.#request;
+    this.#machineFiles = await copyMachineFiles(
+      machineFiles,
+      join(this.#directory, MACHINE_DIRECTORY),
+      signal,
+    );
   }
 
   explain(error: unknown): Promise<unknown> {
@@ -158,8 +177,9 @@ export class DirectoryDraft implements BackupDraft {
       checkpoint,
       request,
     } = summary;
+    const machineFiles = this.#machineFiles;
     return {
-      schemaVersion: SCHEMA_VERSION,
+      schemaVersion: machineFiles.length === 0 ? SCHEMA_VERSION : FILES_SCHEMA_VERSION,
       ...{ id, domain, level },
       ...(parent === undefined ? {} : { parent: parent.id }),
       reason,
@@ -168,6 +188,7 @@ export class DirectoryDraft implements BackupDraft {
       finishedAt: new Date(summary.finishedAtMs).toISOString(),
       ...{ consistency, heldMs, frozenMs, quiesceFailure, scratchPeakBytes, checkpoint, request },
       disks: this.#request.disks.map(({ target }) => this.#finishedDisk(target)),
+      ...(machineFiles.length === 0 ? {} : { machineFiles }),
     };
   }
 

@@ -20,7 +20,7 @@ import { isDirectory, namedDirectories, readStored, type StoredBackup } from "./
 import { type ChainLink, chainLinks, checkImage, findMoved } from "./chain-images.js";
 import { DirectoryDraft } from "./directory-draft.js";
 import { createPrivate, exists, syncDirectory } from "../durable-files.js";
-import { isLeftover, Layout, LOCK_FILE, MANIFEST_FILE, PROTECTED_FILE } from "./layout.js";
+import { isLeftover, Layout, LOCK_FILE, MACHINE_DIRECTORY, MANIFEST_FILE, PROTECTED_FILE } from "./layout.js";
 import { dropMerged, merge, removeBackup } from "./merge.js";
 import { type HeldBackup, holdAlone, holdToRead } from "./reading.js";
 import { chosenTargets, ServedBackup } from "./served-backup.js";
@@ -109,7 +109,11 @@ export class DirectoryRepository implements BackupRepository {
       for (const target of chosenTargets(chain, options.targets)) {
         links.set(target, await findMoved(chainLinks(this.#layout, chain, target), merging));
       }
-      return await ServedBackup.open(links, hold, { ...options, runtimeRoot: this.#runtimeRoot });
+      const machine = {
+        directory: join(this.#layout.backup(entry.domain, entry.id), MACHINE_DIRECTORY),
+        files: chain.at(-1)?.manifest.machineFiles ?? [],
+      };
+      return await ServedBackup.open(links, hold, { ...options, runtimeRoot: this.#runtimeRoot, machine });
     } catch (error) {
       await hold[Symbol.asyncDispose]();
       throw error;

@@ -9,6 +9,10 @@ export const SCHEMA_VERSION = 2;
 /** Of one that another has been merged into: its digests have a name that earlier versions of this program do not know. */
 export const MERGED_SCHEMA_VERSION = 3;
 
+/** Of one that has machine files; otherwise like the one before. */
+export const FILES_SCHEMA_VERSION = 4;
+const NEWEST_SCHEMA_VERSION = FILES_SCHEMA_VERSION;
+
 const name = (kind: NameKind) =>
   z.string().refine((value) => isName(kind, value), { error: `Expected a ${kind} name` });
 /** Beyond 2^53 numbers would lose their last digits; zod's int refuses those. */
@@ -54,6 +58,20 @@ const manifestFields = {
   checkpoint: name("checkpoint"),
 };
 
+const sha256 = z.string().regex(/^[0-9a-f]{64}$/);
+
+/** It must not be able to point at a file elsewhere either. */
+const fileSchema = z.strictObject({
+  path: z
+    .string()
+    .max(4096)
+    .refine((path) => path.split("/").every((part) => !["", ".", ".."].includes(part)), {
+      error: "Expected a path below the directory of machine files",
+    }),
+  sizeBytes: bytes,
+  sha256,
+});
+
 const manifestSchema1 = z
   .strictObject({
     schemaVersion: z.literal(1),
@@ -66,7 +84,7 @@ const manifestSchema1 = z
     return { ...manifest, disks };
   });
 const manifestSchema2 = z.strictObject({
-  schemaVersion: z.literal([SCHEMA_VERSION, MERGED_SCHEMA_VERSION]),
+  schemaVersion: z.literal([SCHEMA_VERSION, MERGED_SCHEMA_VERSION, FILES_SCHEMA_VERSION]),
   ...manifestFields,
   frozenMs: milliseconds.optional(),
   quiesceFailure: reason.optional(),
@@ -76,6 +94,7 @@ const manifestSchema2 = z.strictObject({
     .regex(/^[0-9a-f]{64}$/)
     .optional(),
   disks: z.array(diskSchema).min(1).max(10_000),
+  machineFiles: z.array(fileSchema).max(100_000).optional(),
 });
 
 const manifestSchema = z
@@ -97,7 +116,7 @@ const manifestSchema = z
 function isNamedAfterTarget({ target, image, digests }: ManifestDisk, schemaVersion: number): boolean {
   const named =
     digests === digestsFile(target) ||
-    (schemaVersion === MERGED_SCHEMA_VERSION && isMergedDigestsFile(digests, target));
+    (schemaVersion >= MERGED_SCHEMA_VERSION && isMergedDigestsFile(digests, target));
   return image === imageFile(target) && named;
 }
 
@@ -114,9 +133,9 @@ export function parseManifest(text: string): ParsedManifest {
     return { damage: "its manifest is not JSON" };
   }
   const version = z.object({ schemaVersion: z.int() }).safeParse(value);
-  if (version.success && version.data.schemaVersion > MERGED_SCHEMA_VERSION) {
+  if (version.success && version.data.schemaVersion > NEWEST_SCHEMA_VERSION) {
     return {
-      damage: `its manifest was made by a newer version of this program (schema ${version.data.schemaVersion}, this one knows ${MERGED_SCHEMA_VERSION})`,
+      damage: `its manifest was made by a newer version of this program (schema ${version.data.schemaVersion}, this one knows ${NEWEST_SCHEMA_VERSION})`,
     };
   }
   const parsed = manifestSchema.safeParse(value);

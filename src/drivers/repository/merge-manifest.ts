@@ -1,5 +1,5 @@
 import type { Manifest, ManifestDisk } from "../../model/backup.js";
-import { MERGED_SCHEMA_VERSION } from "./manifest-schema.js";
+import { FILES_SCHEMA_VERSION, MERGED_SCHEMA_VERSION } from "./manifest-schema.js";
 
 /** What a merge changes in the manifest's account of a disk. */
 export type MergedFigures = Pick<ManifestDisk, "digests" | "digestsSha256" | "storedBytes" | "zeroBytes">;
@@ -27,10 +27,12 @@ export function mergedManifest(
     return { ...disk, mode, reason, ...figures?.get(disk.target) };
   });
   const isFull = !disks.some(isBased);
+  const schemaVersion =
+    younger.schemaVersion === FILES_SCHEMA_VERSION ? FILES_SCHEMA_VERSION : MERGED_SCHEMA_VERSION;
   const { parent: _, ...rest } = younger;
   return {
     ...rest,
-    ...(figures === undefined ? {} : { schemaVersion: MERGED_SCHEMA_VERSION }),
+    ...(figures === undefined ? {} : { schemaVersion }),
     ...(isFull ? { level: "full" } : { level: "incremental", parent: older.parent }),
     reason,
     disks,

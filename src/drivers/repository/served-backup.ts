@@ -1,4 +1,4 @@
-import type { IntactEntry } from "../../model/backup.js";
+import type { IntactEntry, ManifestFile } from "../../model/backup.js";
 import type { ExportAddress } from "../../model/snapshot-plan.js";
 import type { BlockExpectations, OpenBackup, OpenOptions } from "../../ports/repository.js";
 import { forEachLimited } from "../../shared/async.js";
@@ -6,10 +6,17 @@ import { FleeceError } from "../../shared/errors.js";
 import { processDirectoryPath } from "../runtime-directory.js";
 import { StorageDaemon } from "../storage-daemon.js";
 import { ChainExpectations } from "./chain-expectations.js";
+import { checkMachineFiles } from "./machine-files.js";
 import { chainNode, checkImage, type ChainLink } from "./chain-images.js";
 
 /** Each is a qemu-img of a few milliseconds. */
 const PARALLEL_CHECKS = 4;
+
+/** The machine files of a backup, and where they are. */
+export interface StoredMachine {
+  readonly directory: string;
+  readonly files: readonly ManifestFile[];
+}
 
 /** A backup whose disks a read-only storage daemon offers. */
 export class ServedBackup implements OpenBackup {
@@ -18,13 +25,16 @@ export class ServedBackup implements OpenBackup {
   readonly #daemon: StorageDaemon;
   readonly #links: ReadonlyMap<string, readonly ChainLink[]>;
   readonly #hold: AsyncDisposable;
+  readonly #machine: StoredMachine;
 
   private constructor(
     daemon: StorageDaemon,
     links: ReadonlyMap<string, readonly ChainLink[]>,
     addresses: readonly ExportAddress[],
     hold: AsyncDisposable,
+    machine: StoredMachine,
   ) {
+    this.#machine = machine;
     this.#daemon = daemon;
     this.#links = links;
     this.#hold = hold;
@@ -36,7 +46,7 @@ export class ServedBackup implements OpenBackup {
   static async open(
     links: ReadonlyMap<string, readonly ChainLink[]>,
     hold: AsyncDisposable,
-    options: OpenOptions & { readonly runtimeRoot: string | undefined },
+    options: OpenOptions & { readonly runtimeRoot: string | undefined; readonly machine: StoredMachine },
   ): Promise<ServedBackup> {
     const { signal } = options;
     await forEachLimited([...links.values()].flat(), PARALLEL_CHECKS, checkImage, signal);
@@ -51,7 +61,7 @@ export class ServedBackup implements OpenBackup {
       for (const [target, disk] of links) {
         addresses.push(await serve(daemon, target, disk, `disk-${addresses.length}`, signal));
       }
-      return new ServedBackup(daemon, links, addresses, hold);
+      return new ServedBackup(daemon, links, addresses, hold, options.machine);
     } catch (error) {
       await daemon.stop();
       throw error;
@@ -62,6 +72,10 @@ export class ServedBackup implements OpenBackup {
     const links = this.#links.get(target);
     if (links === undefined) throw diskNotFound(target);
     return ChainExpectations.open(links);
+  }
+
+  async checkMachineFiles(options: Parameters<OpenBackup["checkMachineFiles"]>[0] = {}): Promise<void> {
+    await checkMachineFiles(this.#machine.files, this.#machine.directory, options);
   }
 
   async close(): Promise<void> {

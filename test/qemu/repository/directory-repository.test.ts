@@ -361,7 +361,7 @@ describe("DirectoryRepository.list", () => {
     const broken: Record<string, string | undefined> = {
       empty: undefined,
       torn: text.slice(0, 100),
-      newer: text.replace('"schemaVersion": 2', '"schemaVersion": 4'),
+      newer: text.replace('"schemaVersion": 2', '"schemaVersion": 99'),
       renamed: text,
       escape: text.replace('"vda.qcow2"', '"../../x.qcow2"'),
       extra: text.replace('"reason"', '"surprise": 1, "reason"'),

@@ -75,7 +75,7 @@ describe("wrong usage", () => {
     ["backup list --depp", /Unknown option '--depp'/],
     ["backup run vm --full --incremental", /cannot be used with/],
     ["backup run vm --frozen", /Unknown option '--frozen'/],
-    ["backup restore b", /Required option '--to <directory>'/],
+    ["backup restore b", /Expected --to DIRECTORY, or a place for each disk/],
     ["backup restore b --to d --format vmdk", /Allowed choices are qcow2, raw/],
     ["block-snapshot create vm --frozen", /Unknown option '--frozen'/],
     [

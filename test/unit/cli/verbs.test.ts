@@ -61,6 +61,23 @@ describe("fleece backup", () => {
     expect(exitCode).toBe(1);
   });
 
+  it("restores the newest of a domain, or the one of a moment, and says which", async () => {
+    const run = await world();
+    const first = message(await run("backup", "run", "vm", "--json"));
+    const second = message(await run("backup", "run", "vm", "--json"));
+    const newest = message(await run("backup", "restore", "--domain", "vm", "--to", "newest", "--json"));
+    expect(newest).toMatchObject({ backup: second["id"], domain: "vm", repository: "default" });
+    expect(newest["time"]).toBe(second["time"]);
+    const at = ["backup", "restore", "--domain", "vm", "--at", String(first["time"]), "--to", "at"];
+    const { stdout } = await run(...at);
+    expect(stdout).toMatch(new RegExp(`^Restored backup ${String(first["id"])} of vm, as it was at 2026-`));
+    expect(await run(...at.slice(0, 4), "--at=soon", "--to=x")).toMatchObject({ exitCode: 2 });
+    expect(await run(...at.slice(0, 4), "--at=2025-01-01", "--to=x")).toMatchObject({ exitCode: 3 });
+    expect(await run("backup", "restore", String(first["id"]), "--at=2027-01-01", "--to=x")).toMatchObject({
+      exitCode: 2,
+    });
+  });
+
   it("verifies", async () => {
     const run = await world();
     const { id } = message(await run("backup", "run", "vm", "--json"));

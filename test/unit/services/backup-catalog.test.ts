@@ -2,11 +2,14 @@ import { describe, expect, it } from "vitest";
 import {
   deleteBackup,
   findBackup,
+  findBackupAt,
   findReadable,
   listBackups,
   protectBackup,
 } from "../../../src/services/backup-catalog.js";
 import { runBackup } from "../../../src/services/backup-run.js";
+import type { BackupEntry } from "../../../src/model/backup.js";
+import type { BackupRepository } from "../../../src/ports/repository.js";
 import { removeCheckpoint } from "../../../src/services/checkpoint-delete.js";
 import type { ServiceContext } from "../../../src/services/context.js";
 import { FakeWorld } from "../../support/fake-agent.js";
@@ -23,6 +26,18 @@ async function chain(): Promise<{ context: ServiceContext; world: FakeWorld; ids
     ids.push((await runBackup(context, { domain: "vm" })).id);
   }
   return { context, world, ids };
+}
+
+/** The same, but manifests of these backups cannot be read. */
+function withDamage(context: ServiceContext, ids: readonly string[]): ServiceContext {
+  const [repository] = context.repositories.values();
+  const list = async (domain?: string): Promise<readonly BackupEntry[]> =>
+    ((await repository?.list(domain)) ?? []).map((entry) => {
+      if (!ids.includes(entry.id)) return entry;
+      return { repository: entry.repository, domain: "vm", id: entry.id, damage: "it has no manifest" };
+    });
+  const listing = { name: "default", list } as unknown as BackupRepository;
+  return { ...context, repositories: new Map([["default", listing]]) };
 }
 
 describe("runBackup", () => {
@@ -86,6 +101,38 @@ describe("runBackup", () => {
     const { entry } = await findReadable(context, next.id);
     expect(entry.manifest).toMatchObject({ level: "full", disks: [{ mode: "whole" }, { mode: "whole" }] });
     expect(world.repository.content(next.id, "vdb").equals(world.domain.disk("vdb").content)).toBe(true);
+  });
+});
+
+describe("findBackupAt", () => {
+  it("finds the newest at or before the moment, and says what there is if there is none", async () => {
+    const { context, ids } = await chain();
+    const backups = await Promise.all(ids.map((id) => findReadable(context, id)));
+    const times = backups.map(({ entry }) => Date.parse(entry.manifest.time));
+    const find = async (atMs?: number) =>
+      (await findBackupAt(context, { domain: "vm", atMs, repository: undefined })).id;
+    expect(await find()).toBe(ids[2]);
+    expect(await find(Date.UTC(2100, 0))).toBe(ids[2]);
+    expect(await find(times[1])).toBe(ids[1]);
+    expect(await find(Number(times[1]) - 1)).toBe(ids[0]);
+    await expect(find(Number(times[0]) - 1)).rejects.toMatchObject({
+      code: "BACKUP_NOT_FOUND",
+      message: expect.stringMatching(
+        new RegExp(`no intact backup of vm at or before .*Z: the oldest is ${String(ids[0])} of .*Z in`),
+      ) as string,
+    });
+    const none = findBackupAt(context, { domain: "other", atMs: undefined, repository: undefined });
+    await expect(none).rejects.toThrow("There is no intact backup of other: there are backups of vm");
+  });
+
+  it("passes over what is damaged or based on that, and logs it", async () => {
+    const { context, world, ids } = await chain();
+    const filter = { domain: "vm", atMs: undefined, repository: "default" };
+    expect((await findBackupAt(withDamage(context, ids.slice(1, 2)), filter)).id).toBe(ids[0]);
+    expect(world.log.at(-1)).toBe(`Passed over damaged backups: ${ids.slice(1).join(", ")}`);
+    await expect(findBackupAt(withDamage(context, ids), filter)).rejects.toThrow(
+      `no intact backup of vm: damaged are ${ids.join(", ")}`,
+    );
   });
 });
 

@@ -1,0 +1,161 @@
+import { createHash } from "node:crypto";
+import { constants, type FileHandle, mkdir, open, opendir, stat } from "node:fs/promises";
+import { dirname, join, relative } from "node:path";
+import type { ManifestFile } from "../../model/backup.js";
+import type { MachineFile } from "../../ports/repository.js";
+import { errnoOf, fileError, FleeceError } from "../../shared/errors.js";
+import { MIB } from "../../shared/units.js";
+import { createPrivate, openExisting, syncDirectory } from "../durable-files.js";
+
+/** Of one backup. UEFI variables have up to 64 MiB on ARM, the state of a TPM some KiB; more is a directory named by mistake. */
+const MAX_BYTES = 256 * MIB;
+const MAX_FILES = 1000;
+const PIECE_BYTES = MIB;
+
+/** Fails with PATH_NOT_FOUND, PERMISSION_DENIED or UNSUPPORTED unless each is a file or a directory of not too many. */
+export async function checkSources(sources: readonly MachineFile[]): Promise<void> {
+  for (const { path } of sources) await filesOf(path);
+}
+
+/**
+ * Copies files, and the regular files below directories, to a new directory, durably: `<name>` or `<name>/<path below>`. What
+ * is neither (sockets, links) is left out. A file that is written to meanwhile is copied as its pieces are read.
+ */
+export async function copyMachineFiles(
+  sources: readonly MachineFile[],
+  directory: string,
+  signal: AbortSignal | undefined,
+): Promise<readonly ManifestFile[]> {
+  const copied: ManifestFile[] = [];
+  let leftBytes = MAX_BYTES;
+  for (const { name, path } of sources) {
+    for (const below of await filesOf(path)) {
+      const source = join(path, below);
+      const file = await openSource(source);
+      try {
+        const to = join(directory, name, below);
+        const facts = await copy(file, { from: source, to, maxBytes: leftBytes }, signal);
+        leftBytes -= facts.sizeBytes;
+        copied.push({ path: join(name, below), ...facts });
+      } finally {
+        await file.close();
+      }
+    }
+  }
+  await syncDirectories(directory, copied);
+  return copied;
+}
+
+/** Compares stored files with the manifest; copies them on the way, if told where to. Fails with DAMAGED. */
+export async function checkMachineFiles(
+  files: readonly ManifestFile[],
+  directory: string,
+  { copyTo, signal }: { readonly copyTo?: string | undefined; readonly signal?: AbortSignal | undefined },
+): Promise<void> {
+  for (const { path, sizeBytes, sha256 } of files) {
+    const from = join(directory, path);
+    const file = await openStored(from);
+    try {
+      const to = copyTo === undefined ? undefined : join(copyTo, path);
+      const found = await copy(file, { from, to, maxBytes: MAX_BYTES }, signal);
+      if (found.sizeBytes !== sizeBytes || found.sha256 !== sha256) {
+        throw damaged(from, "is not what was stored: its SHA-256 differs");
+      }
+    } finally {
+      await file.close();
+    }
+  }
+  if (copyTo !== undefined) await syncDirectories(copyTo, files);
+}
+
+/** Paths below a directory; the empty one for a file. */
+async function filesOf(path: string): Promise<readonly string[]> {
+  try {
+    const found = await stat(path);
+    if (found.isFile()) return [""];
+    if (!found.isDirectory()) throw unsupported(path, "it is neither a file nor a directory");
+    const files: string[] = [];
+    for await (const entry of await opendir(path, { recursive: true })) {
+      if (!entry.isFile()) continue;
+      if (files.length === MAX_FILES) throw unsupported(path, `it has more than ${MAX_FILES} files`);
+      files.push(relative(path, join(entry.parentPath, entry.name)));
+    }
+    return files.toSorted();
+  } catch (error) {
+    throw fileError(error, "back up", path);
+  }
+}
+
+interface CopyPlaces {
+  readonly from: string;
+  /** Undefined: it is only read. */
+  readonly to: string | undefined;
+  readonly maxBytes: number;
+}
+
+async function copy(
+  file: FileHandle,
+  { from, to, maxBytes }: CopyPlaces,
+  signal: AbortSignal | undefined,
+): Promise<Pick<ManifestFile, "sizeBytes" | "sha256">> {
+  if (to !== undefined) await mkdir(dirname(to), { recursive: true, mode: 0o700 });
+  const target = to === undefined ? undefined : await createPrivate(to);
+  try {
+    const hash = createHash("sha256");
+    const memory = Buffer.alloc(PIECE_BYTES);
+    let sizeBytes = 0;
+    for (;;) {
+      signal?.throwIfAborted();
+      const { bytesRead } = await file.read(memory, 0, memory.length, sizeBytes);
+      if (bytesRead === 0) break;
+      sizeBytes += bytesRead;
+      if (sizeBytes > maxBytes)
+        throw unsupported(from, `machine files have more than ${MAX_BYTES / MIB} MiB`);
+      hash.update(memory.subarray(0, bytesRead));
+      await target?.writeFile(memory.subarray(0, bytesRead));
+    }
+    await target?.sync();
+    return { sizeBytes, sha256: hash.digest("hex") };
+  } catch (error) {
+    throw fileError(error, "copy", from);
+  } finally {
+    await target?.close();
+  }
+}
+
+/** Never waits for the writer of a pipe that took a file's place. */
+async function openSource(path: string): Promise<FileHandle> {
+  try {
+    return await open(path, constants.O_RDONLY | constants.O_NONBLOCK);
+  } catch (error) {
+    throw fileError(error, "back up", path);
+  }
+}
+
+async function openStored(path: string): Promise<FileHandle> {
+  try {
+    return await openExisting(path);
+  } catch (error) {
+    if (errnoOf(error) === "ENOENT") throw damaged(path, "is missing");
+    throw fileError(error, "read", path);
+  }
+}
+
+async function syncDirectories(root: string, files: readonly ManifestFile[]): Promise<void> {
+  const directories = new Set<string>();
+  for (const { path } of files) {
+    for (let at = dirname(path); ; at = dirname(at)) {
+      directories.add(join(root, at));
+      if (at === ".") break;
+    }
+  }
+  for (const directory of directories) await syncDirectory(directory);
+}
+
+function unsupported(path: string, why: string): FleeceError {
+  return new FleeceError("UNSUPPORTED", `Cannot back up ${path}: ${why}`, { facts: { path } });
+}
+
+function damaged(path: string, fault: string): FleeceError {
+  return new FleeceError("DAMAGED", `The file ${path} ${fault}`, { facts: { path } });
+}
