@@ -73,8 +73,6 @@ export async function loadConfig(file: string): Promise<Config> {
   return parseConfig(text, file);
 }
 
-export type { Config } from "./model/config.js";
-
 /**
  * A configuration with nothing but the repository of this directory, for a host that has no other. Its state directory is
  * gone with it, or, after a kill, with the next command of this user.

@@ -106,6 +106,8 @@ export const CALLS: { readonly [Name in CallName]: Call<Name> } = {
     handler: serveBackupHandler,
   },
   "Backups.Delete": { ...ADMINISTERS, names: { id: "backup" }, handler: deleteBackupHandler },
+  "Backups.Protect": { ...ADMINISTERS, names: { id: "backup" }, handler: protectBackupHandler },
+  "Backups.Prune": { ...ADMINISTERS, names: {}, handler: pruneBackupsHandler },
   "DomainSnapshots.Create": {
     ...WORKS,
     administers: ["memoryPath", "directory", "overlays", "xml", "file", "settings"],
@@ -119,8 +121,6 @@ export const CALLS: { readonly [Name in CallName]: Call<Name> } = {
   "DomainSnapshots.Revert": { ...ADMINISTERS, names: DOMAIN_SNAPSHOT, handler: revertDomainSnapshotHandler },
   "DomainSnapshots.Delete": { ...ADMINISTERS, names: DOMAIN_SNAPSHOT, handler: deleteDomainSnapshotHandler },
   "DomainSnapshots.Clone": { ...ADMINISTERS, names: DOMAIN_SNAPSHOT, handler: cloneDomainSnapshotHandler },
-  "Backups.Protect": { ...ADMINISTERS, names: { id: "backup" }, handler: protectBackupHandler },
-  "Backups.Prune": { ...ADMINISTERS, names: {}, handler: pruneBackupsHandler },
   "Jobs.List": { ...LOOKS, names: {}, handler: listJobsHandler },
   "Jobs.Run": { ...WORKS, names: { job: "job" }, handler: runJobHandler },
   "Jobs.Cancel": { ...WORKS, names: { job: "job" }, handler: cancelJobHandler },
