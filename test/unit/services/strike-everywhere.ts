@@ -19,13 +19,18 @@ function isWorthwhile(fault: Fault, point: string): boolean {
   return fault === "disconnect" || point.endsWith("before");
 }
 
-/** Strikes at every point that an undisturbed backup passes, and at the cleaning up after it. */
+/** All points with FLEECE_FAULTS=all, else every third, which others in each scenario. */
+const STRIDE = process.env["FLEECE_FAULTS"] === "all" ? 1 : 3;
+
+/** Strikes at every point that an undisturbed backup passes, and at the cleaning up after it, or at a sample of them. */
 export async function strikeEverywhere(scenario: Omit<Scenario, "at">): Promise<string[]> {
   const { points, problems } = await play({ ...scenario, fault: "none", at: 0 });
   expect(problems).toEqual([]);
   expect(points.length).toBeGreaterThan(80);
   const found: string[] = [];
-  await forEachLimited([...points.entries()], WORLDS, async ([at, point]) => {
+  const first = JSON.stringify(scenario).length % STRIDE;
+  const struck = [...points.entries()].filter(([at]) => at % STRIDE === first);
+  await forEachLimited(struck, WORLDS, async ([at, point]) => {
     if (!isWorthwhile(scenario.fault, point)) return;
     const result = await play({ ...scenario, at }).catch((error: unknown) => ({ problems: [String(error)] }));
     found.push(...result.problems.map((problem) => `${scenario.fault} at ${at} (${point}): ${problem}`));
