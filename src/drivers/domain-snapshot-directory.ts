@@ -99,7 +99,15 @@ const document: z.ZodType<DomainSnapshots> = z.strictObject({
   schemaVersion: z.literal(1),
   domain: z.string(),
   current: z.string().exactOptional(),
-  layers: z.array(z.strictObject({ target: z.string(), home: file, active: file, format: diskFormat })),
+  layers: z.array(
+    z.strictObject({
+      target: z.string(),
+      home: file,
+      active: file,
+      format: diskFormat,
+      former: z.array(file).exactOptional(),
+    }),
+  ),
   snapshots: z.array(snapshot),
 });
 

@@ -210,7 +210,7 @@ export function addSnapshot(
 ): DomainSnapshots {
   const layers = new Map(all.layers.map((layer) => [layer.target, layer]));
   for (const { target, home, overlay } of plan.disks) {
-    layers.set(target, { target, home, active: overlay.path, format: "qcow2" });
+    layers.set(target, { ...layers.get(target), target, home, active: overlay.path, format: "qcow2" });
   }
   return {
     ...all,

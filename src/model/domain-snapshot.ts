@@ -24,6 +24,8 @@ export interface DiskLayers {
   /** The file that the domain writes to, or would if it ran. Absolute. */
   readonly active: string;
   readonly format: DiskFormat;
+  /** Files that deletions have merged or removed, but that the arguments of a QEMU may still name. */
+  readonly former?: readonly string[];
 }
 
 /** How the domain was, and is again after a revert unless told otherwise. */
@@ -223,4 +225,16 @@ export function findSnapshot(all: DomainSnapshots, name: string): DomainSnapshot
 
 export function childrenOf(all: DomainSnapshots, name: string): readonly DomainSnapshot[] {
   return all.snapshots.filter(({ parent }) => parent === name);
+}
+
+/** All files that a disk has had: what an argument list of any time may name. */
+export function filesOfDisk(all: DomainSnapshots, target: string): readonly string[] {
+  const layers = all.layers.filter((each) => each.target === target);
+  const snapshots = all.snapshots.flatMap(({ disks }) => disks.filter((disk) => disk.target === target));
+  return [
+    ...new Set([
+      ...layers.flatMap(({ home, active, former = [] }) => [home, active, ...former]),
+      ...snapshots.map(({ file }) => file),
+    ]),
+  ];
 }

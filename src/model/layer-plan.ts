@@ -1,4 +1,10 @@
-import type { BaseFormat, DomainSnapshot, DomainSnapshots, MergedLayer } from "./domain-snapshot.js";
+import {
+  type BaseFormat,
+  type DomainSnapshot,
+  type DomainSnapshots,
+  filesOfDisk,
+  type MergedLayer,
+} from "./domain-snapshot.js";
 
 /** How the files of external domain snapshots are merged when one of the snapshots is deleted. Pure: see services/domain-snapshots/delete.ts. */
 
@@ -141,7 +147,7 @@ function commits(choice: {
 export function afterMerge(all: DomainSnapshots, merge: LayerMerge): DomainSnapshots {
   const { how, upper, lower, lowerFormat, target, bitmaps } = merge;
   const place = how === "commit" ? { file: lower, format: lowerFormat } : {};
-  return {
+  return withFormer(all, {
     ...all,
     layers: all.layers.map((layers) =>
       how === "commit" && layers.target === target && layers.active === upper
@@ -160,7 +166,17 @@ export function afterMerge(all: DomainSnapshots, merge: LayerMerge): DomainSnaps
           : disk,
       ),
     })),
-  };
+  });
+}
+
+/** What the document does not name any more may be in the arguments of a QEMU, which a revert must be able to read. */
+function withFormer(before: DomainSnapshots, after: DomainSnapshots): DomainSnapshots {
+  const layers = after.layers.map((each) => {
+    const known = filesOfDisk(after, each.target);
+    const gone = filesOfDisk(before, each.target).filter((file) => !known.includes(file));
+    return gone.length === 0 ? each : { ...each, former: [...(each.former ?? []), ...gone] };
+  });
+  return { ...after, layers };
 }
 
 /** The document without a snapshot: its children are its parent's, and so is the present if it was the current one. */
@@ -168,7 +184,7 @@ export function withoutSnapshot(all: DomainSnapshots, name: string): DomainSnaps
   const parent = all.snapshots.find((snapshot) => snapshot.name === name)?.parent;
   const { current, ...rest } = all;
   const now = current === name ? parent : current;
-  return {
+  return withFormer(all, {
     ...rest,
     ...(now === undefined ? {} : { current: now }),
     snapshots: all.snapshots
@@ -178,7 +194,7 @@ export function withoutSnapshot(all: DomainSnapshots, name: string): DomainSnaps
         const { parent: _, ...orphan } = snapshot;
         return parent === undefined ? orphan : { ...orphan, parent };
       }),
-  };
+  });
 }
 
 /** As users are told of it. */

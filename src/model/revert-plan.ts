@@ -1,3 +1,4 @@
+import { posix } from "node:path";
 import { parseBitmapName } from "./checkpoint.js";
 import {
   type DiskLayers,
@@ -106,8 +107,12 @@ export function documentAfterRevert(
   const { all, snapshot, nowMs, present } = facts;
   const before = new Map(all.layers.map((layers) => [layers.target, layers]));
   const reverted = disks.map(({ disk, overlay }): DiskLayers => {
-    const home = before.get(disk.target)?.home ?? disk.file;
-    return { target: disk.target, home, active: overlay, format: "qcow2" };
+    const { home = disk.file, former = [] } = before.get(disk.target) ?? {};
+    const recorded = former.filter((file) => isInArguments(all, file));
+    return {
+      ...{ target: disk.target, home, active: overlay, format: "qcow2" },
+      ...(recorded.length === 0 ? {} : { former: recorded }),
+    };
   });
   const others = all.layers.filter(({ target }) => !reverted.some((layers) => layers.target === target));
   const leaves = reverted.flatMap(({ target }) => before.get(target) ?? []);
@@ -153,20 +158,15 @@ export function documentAfterRevert(
   }
 }
 
+/** The QEMU of the present names other files after the revert. */
+function isInArguments({ snapshots }: DomainSnapshots, file: string): boolean {
+  return snapshots.some(({ machine }) =>
+    machine?.arguments.some((word) => word.includes(posix.basename(file))),
+  );
+}
+
 /** The bitmap that recorded at the snapshot goes on in the new overlay, so that checkpoints before it stay whole. */
 export function bitmapToCarry({ format, bitmaps }: SnapshotDisk): string | undefined {
   const last = bitmaps.at(-1);
   return format === "qcow2" && last !== undefined && parseBitmapName(last) !== undefined ? last : undefined;
-}
-
-/** All files that a disk has had: what an argument list of any time may name. */
-export function filesOfDisk(all: DomainSnapshots, target: string): readonly string[] {
-  const layers = all.layers.filter((each) => each.target === target);
-  const snapshots = all.snapshots.flatMap(({ disks }) => disks.filter((disk) => disk.target === target));
-  return [
-    ...new Set([
-      ...layers.flatMap(({ home, active }) => [home, active]),
-      ...snapshots.map(({ file }) => file),
-    ]),
-  ];
 }

@@ -1,11 +1,12 @@
 import path from "node:path";
-import type {
-  CloneDomainSnapshotRequest,
-  CloneOutcome,
-  DomainSnapshot,
-  DomainSnapshotOptions,
-  DomainSnapshots,
-  SnapshotDisk,
+import {
+  type CloneDomainSnapshotRequest,
+  type CloneOutcome,
+  type DomainSnapshot,
+  type DomainSnapshotOptions,
+  type DomainSnapshots,
+  filesOfDisk,
+  type SnapshotDisk,
 } from "../../model/domain-snapshot.js";
 import { rewriteArguments } from "../../model/machine-arguments.js";
 import { errorMessage, FleeceError } from "../../shared/errors.js";
@@ -152,7 +153,7 @@ function argumentsOf(
   if (machine === undefined) return undefined;
   const disks = clone.disks.map(({ target, file }) => ({
     target,
-    files: filesOf(all, target),
+    files: filesOfDisk(all, target),
     overlay: file,
   }));
   try {
@@ -167,14 +168,6 @@ function argumentsOf(
     log.info({ snapshot: name }, `No argument list for the clone: ${errorMessage(error)}`);
     return undefined;
   }
-}
-
-function filesOf({ layers, snapshots }: DomainSnapshots, target: string): readonly string[] {
-  const layered = layers
-    .filter((each) => each.target === target)
-    .flatMap(({ home, active }) => [home, active]);
-  const taken = snapshots.flatMap(({ disks }) => disks.filter((disk) => disk.target === target));
-  return [...new Set([...layered, ...taken.map(({ file }) => file)])];
 }
 
 /** For the shell that QEMU gives it to. */

@@ -2,6 +2,7 @@ import { join, resolve } from "node:path";
 import {
   type DomainSnapshot,
   type DomainSnapshotOptions,
+  filesOfDisk,
   type RevertCost,
   type RevertDomainSnapshotRequest,
   type RevertOutcome,
@@ -14,7 +15,6 @@ import {
   bitmapToCarry,
   costOfRevert,
   documentAfterRevert,
-  filesOfDisk,
   machineDifferences,
   type RevertedDisk,
   type RevertFacts,

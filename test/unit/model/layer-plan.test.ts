@@ -1,5 +1,9 @@
 import { describe, expect, it } from "vitest";
-import type { DomainSnapshot, DomainSnapshots } from "../../../src/model/domain-snapshot.js";
+import {
+  type DomainSnapshot,
+  type DomainSnapshots,
+  filesOfDisk,
+} from "../../../src/model/domain-snapshot.js";
 import {
   afterMerge,
   type LayerFile,
@@ -94,5 +98,14 @@ describe("The document", () => {
       ["branch", "one"],
     ]);
     expect(withoutSnapshot(withoutSnapshot(left, "one"), "branch")).not.toHaveProperty("current");
+  });
+
+  it("remembers the files that it does not name any more, for a QEMU whose arguments do", () => {
+    const merge = { target: "vda", upper: "/b", lower: "/a", lowerFormat: "qcow2", active: true } as const;
+    const merged = afterMerge(all, { ...merge, how: "commit", children: [], bitmaps: [] });
+    expect(merged.layers[0]?.former).toEqual(["/b"]);
+    const left = withoutSnapshot(merged, "branch");
+    expect(left.layers[0]?.former).toEqual(["/b", "/c"]);
+    expect(filesOfDisk(left, "vda").toSorted()).toEqual(filesOfDisk(all, "vda").toSorted());
   });
 });

@@ -144,6 +144,22 @@ describe("documentAfterRevert", () => {
     }
   });
 
+  it("remembers former files as long as the arguments that a snapshot recorded name them", () => {
+    const given = facts();
+    const [s1, s2] = given.all.snapshots;
+    const recorded = { ...machine, arguments: ["qemu", "-hda", "a3"] };
+    const all = {
+      ...given.all,
+      layers: given.all.layers.map((layers) => ({ ...layers, former: ["/a3", "/a4"] })),
+      snapshots: [
+        ...(s1 === undefined ? [] : [{ ...s1, machine: recorded }]),
+        ...(s2 === undefined ? [] : [s2]),
+      ],
+    };
+    const after = documentAfterRevert({ ...given, all }, costOfRevert(given), reverted(given));
+    expect(after.document.layers[0]?.former).toEqual(["/a3"]);
+  });
+
   it("leaves the layers of disks alone that are not in the snapshot", () => {
     const given = facts();
     const other = { target: "vdb", home: "/b", active: "/b1", format: "qcow2" as const };

@@ -18,7 +18,7 @@ import { createImage, qemuImg } from "../../../support/image-tool.js";
 import { temporaryDirectory, untilTestEnds } from "../../../support/lifetime.js";
 import { Monitor } from "../../../support/monitor.js";
 import type { TemporaryDirectory } from "../../../support/temporary-directory.js";
-import type { TestDisk } from "../../../support/vm-arguments.js";
+import type { DiskFormat, TestDisk } from "../../../support/vm-arguments.js";
 
 const MIB = 1024 * 1024;
 
@@ -51,11 +51,15 @@ export interface CounterSite {
   files(): Promise<string[]>;
 }
 
-export async function startCounterSite(): Promise<CounterSite> {
+/** `vdb`: the format of the second disk; default `raw`. `tickSeconds`: see the guest; default 0.4. */
+export async function startCounterSite({
+  vdb = "raw",
+  tickSeconds = 0.4,
+}: { readonly vdb?: DiskFormat; readonly tickSeconds?: number } = {}): Promise<CounterSite> {
   const directory = await temporaryDirectory();
   const disks: TestDisk[] = [
     { target: "vda", path: directory.file("vda.qcow2"), format: "qcow2" },
-    { target: "vdb", path: directory.file("vdb.raw"), format: "raw" },
+    { target: "vdb", path: directory.file(`vdb.${vdb}`), format: vdb },
   ];
   for (const { path, format } of disks) await createImage(path, 32 * MIB, { format });
   // What a revert starts outlives this process on purpose.
@@ -66,7 +70,7 @@ export async function startCounterSite(): Promise<CounterSite> {
       directory: directory.path,
       name: "vm",
       disks,
-      tickSeconds: 0.4,
+      tickSeconds,
       extraArguments,
     }),
   );
@@ -90,10 +94,7 @@ export async function startCounterSite(): Promise<CounterSite> {
     status: () => statusAt(guest.vm.qmpPath),
     async diskCount(target) {
       const layers = (await document()).layers.find((each) => each.target === target);
-      const read = ["-U", "-r", "-f", layers?.format ?? "raw", "-c", "read -v 1M 32", layers?.active ?? ""];
-      const { stdout } = await promisify(execFile)("qemu-io", read);
-      // qemu-io shows what is neither letter nor digit as a dot.
-      return Number(/count\.(\d+)/.exec(stdout)?.[1] ?? NaN);
+      return countOn(layers?.active ?? "", layers?.format ?? "raw");
     },
     machines: () => machinesOf(directory.path),
     files: async () => {
@@ -105,6 +106,14 @@ export async function startCounterSite(): Promise<CounterSite> {
         .toSorted();
     },
   };
+}
+
+/** What the guest has counted to on a disk, as its file shows it to others. */
+export async function countOn(file: string, format: string): Promise<number> {
+  const read = ["-U", "-r", "-f", format, "-c", "read -v 1M 32", file];
+  const { stdout } = await promisify(execFile)("qemu-io", read);
+  // qemu-io shows what is neither letter nor digit as a dot.
+  return Number(/count\.(\d+)/.exec(stdout)?.[1] ?? NaN);
 }
 
 interface Parts {
