@@ -193,9 +193,9 @@ export async function startAgent(
     outputs: outputDirectories,
     diskTargets: new QemuDiskTargets({ runtimeRoot }),
     repositories: new Map(
-      config.repositories.map(({ name, path }) => [
+      config.repositories.map(({ name, path, reserve }) => [
         name,
-        new DirectoryRepository({ name, path, images, runtimeRoot }),
+        new DirectoryRepository({ name, path, images, reserveBytes: reserve, runtimeRoot }),
       ]),
     ),
     domains: config.domains.map(({ name }) => name),

@@ -251,6 +251,7 @@ const nbd = z
 const repository = z.strictObject({
   name: name("repository"),
   path: filePath,
+  reserve: size.default(0),
   retention: retention.optional(),
 });
 
