@@ -148,6 +148,8 @@ export interface CreateImageOptions extends ToolOptions {
   readonly sizeBytes: number;
   /** Written into the qcow2 header as it is, without being opened; always qcow2. */
   readonly backing?: string | undefined;
+  /** What will be written compressed into a qcow2 image is so by zstd. */
+  readonly compressed?: boolean;
 }
 
 /** Creates an image with mode 0600. Fails with ALREADY_EXISTS; after any error no file of ours is left. */
@@ -155,7 +157,8 @@ export async function createImage(options: CreateImageOptions): Promise<void> {
   const { path, format, sizeBytes } = options;
   // qemu-img would follow a link and take the mode from the umask; the file that we make first, it keeps.
   await (await createPrivate(checkAbsolute(path))).close();
-  const layout = format === "qcow2" ? ["-o", `cluster_size=${BLOCK_SIZE}`] : [];
+  const compression = options.compressed === true ? ",compression_type=zstd" : "";
+  const layout = format === "qcow2" ? ["-o", `cluster_size=${BLOCK_SIZE}${compression}`] : [];
   const backing = options.backing === undefined ? [] : ["-u", "-F", "qcow2", "-b", options.backing];
   const args = ["create", "-q", "-f", format, ...layout, ...backing, "--", path, String(sizeBytes)];
   try {

@@ -252,6 +252,7 @@ const repository = z.strictObject({
   name: name("repository"),
   path: filePath,
   reserve: size.default(0),
+  compression: z.enum(["none", "zstd"]).default("none"),
   retention: retention.optional(),
 });
 

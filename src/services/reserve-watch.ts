@@ -45,13 +45,14 @@ async function watch(
   stop: AbortSignal,
   reached: AbortController,
 ): Promise<void> {
-  while (!stop.aborted) {
+  const isOver = (): boolean => stop.aborted;
+  while (!isOver()) {
     try {
       await clock.sleep(INTERVAL_MS, stop);
       await checkReserve(repository);
     } catch (error) {
       if (isFleeceError(error, "NO_SPACE")) reached.abort(error);
-      else if (!stop.aborted)
+      else if (!isOver())
         log.debug({ repository: repository.name }, `Cannot look at it: ${errorMessage(error)}`);
     }
   }

@@ -33,6 +33,8 @@ export interface DirectoryRepositoryOptions {
   readonly images: ImageFactory;
   /** Default: 0. */
   readonly reserveBytes?: number;
+  /** Of the content of new backups; default: none. Those that are there are read as they are. */
+  readonly compression?: "none" | "zstd";
   /** For the sockets of what is served; default: the runtime root of this user. */
   readonly runtimeRoot?: string | undefined;
 }
@@ -42,12 +44,14 @@ export class DirectoryRepository implements BackupRepository {
   readonly name: string;
   readonly reserveBytes: number;
   readonly #layout: Layout;
+  readonly #compressed: boolean;
   readonly #images: ImageFactory;
   readonly #runtimeRoot: string | undefined;
 
   constructor(options: DirectoryRepositoryOptions) {
     this.name = options.name;
     this.reserveBytes = options.reserveBytes ?? 0;
+    this.#compressed = options.compression === "zstd";
     this.#layout = new Layout(resolve(options.path));
     this.#images = options.images;
     this.#runtimeRoot = options.runtimeRoot;
@@ -102,7 +106,10 @@ export class DirectoryRepository implements BackupRepository {
 
   async begin(request: DraftRequest, undo: UndoLog, signal?: AbortSignal): Promise<BackupDraft> {
     const bases = await this.#bases(request, signal);
-    const place = { repository: this.name, layout: this.#layout, images: this.#images, bases };
+    const place = {
+      ...{ repository: this.name, layout: this.#layout, images: this.#images, bases },
+      compressed: this.#compressed,
+    };
     return await DirectoryDraft.begin(place, request, undo, signal);
   }
 
