@@ -215,9 +215,9 @@ export async function startAgent(
     outputs: outputDirectories,
     diskTargets: new QemuDiskTargets({ runtimeRoot }),
     repositories: new Map(
-      config.repositories.map(({ name, path }) => [
+      config.repositories.map(({ name, path, reserve, compression }) => [
         name,
-        new DirectoryRepository({ name, path, images, runtimeRoot }),
+        new DirectoryRepository({ name, path, images, reserveBytes: reserve, compression, runtimeRoot }),
       ]),
     ),
     domains: config.domains.map(({ name }) => name),

@@ -68,7 +68,7 @@ async function serve(
   id: string,
   signal: AbortSignal | undefined,
 ): Promise<ServedImage> {
-  await daemon.execute("blockdev-add", imageNode(image, id), { signal });
+  for (const node of imageNodes(image, id)) await daemon.execute("blockdev-add", node, { signal });
   await daemon.execute(
     "block-export-add",
     { type: "nbd", id, "node-name": id, name: id, writable: true, "allocation-depth": image.pushed === true },
@@ -76,6 +76,16 @@ async function serve(
   );
   const address = { target: image.target, exportName: id, socketPath: daemon.nbdSocketPath };
   return { image, id, writer: await openNbdWriter(address, (error) => daemon.explain(error), signal) };
+}
+
+/** The last is what is written to. */
+function imageNodes(image: NewImage, id: string): readonly BlockdevOptions[] {
+  if (image.compressed !== true) return [imageNode(image, id)];
+  return [imageNode(image, plainNode(id)), { driver: "compress", "node-name": id, file: plainNode(id) }];
+}
+
+function plainNode(id: string): string {
+  return `${id}-plain`;
 }
 
 /**
@@ -125,10 +135,12 @@ class ServedImages implements OpenImages {
   async finish(): Promise<void> {
     // Before the nodes go: closing an image would only print an error, and say nothing over QMP.
     for (const { writer } of this.#images) await writer.flush();
-    for (const { id, writer } of this.#images) {
+    for (const { id, image, writer } of this.#images) {
       await writer.close();
       await this.#daemon.attempt((qmp) => removeExport(qmp, id));
-      await this.#daemon.execute("blockdev-del", { "node-name": id });
+      for (const node of imageNodes(image, id).toReversed()) {
+        await this.#daemon.execute("blockdev-del", { "node-name": node["node-name"] ?? "" });
+      }
     }
     await this.#daemon.stop();
     for (const { image } of this.#images) await syncFile(image.path);

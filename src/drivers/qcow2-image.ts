@@ -28,12 +28,27 @@ const HEADER_BYTES = 112;
 const BACKING_FORMAT = 0xe2792aca;
 /** Entries of 2 to the power of 4 bits. */
 const REFCOUNT_ORDER = 4;
+/** Bit 3 of the incompatible features: another type of compression than zlib. */
+const INCOMPATIBLE_COMPRESSION = 8n;
+const ZSTD = 1;
 const REFCOUNT_TABLE = BLOCK_SIZE;
 const REFCOUNT_BLOCK = 2 * BLOCK_SIZE;
 const TABLE = 3 * BLOCK_SIZE;
 
-/** `backing` is the name of an image, written as it is, and `backingFormat` QEMU's name for its format. Fails with UNSUPPORTED if the size is more than the format holds. */
-export function emptyQcow2(sizeBytes: number, backing = "", backingFormat = "qcow2"): EmptyImage {
+export interface EmptyImageOptions {
+  /** The name of an image, written as it is. */
+  readonly backing?: string | undefined;
+  /** QEMU's name for its format. Default: `qcow2`. */
+  readonly backingFormat?: string | undefined;
+  /** Clusters that will be written compressed are so by zstd. */
+  readonly compressed?: boolean | undefined;
+}
+
+/** Fails with UNSUPPORTED if the size is more than the format holds. */
+export function emptyQcow2(
+  sizeBytes: number,
+  { backing = "", backingFormat = "qcow2", compressed = false }: EmptyImageOptions = {},
+): EmptyImage {
   const entries = Math.ceil(sizeBytes / BYTES_PER_ENTRY);
   const name = Buffer.from(backing);
   if (entries * 8 > MAX_TABLE_BYTES || name.length > MAX_NAME_BYTES) {
@@ -52,6 +67,10 @@ export function emptyQcow2(sizeBytes: number, backing = "", backingFormat = "qco
   header.writeBigUInt64BE(BigInt(TABLE), 40);
   header.writeBigUInt64BE(BigInt(REFCOUNT_TABLE), 48);
   header.writeUInt32BE(1, 56);
+  if (compressed) {
+    header.writeBigUInt64BE(INCOMPATIBLE_COMPRESSION, 72);
+    header.writeUInt8(ZSTD, 104);
+  }
   header.writeUInt32BE(REFCOUNT_ORDER, 96);
   header.writeUInt32BE(HEADER_BYTES, 100);
   const extensions = Buffer.concat([

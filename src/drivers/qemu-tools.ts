@@ -155,6 +155,8 @@ export interface CreateImageOptions {
   readonly backing?: string | undefined;
   /** QEMU's name for it. Default: `qcow2`. */
   readonly backingFormat?: string;
+  /** What will be written compressed into a qcow2 image is so by zstd. */
+  readonly compressed?: boolean;
 }
 
 /**
@@ -162,9 +164,11 @@ export interface CreateImageOptions {
  * PERMISSION_DENIED, PATH_NOT_FOUND, or UNSUPPORTED for a size; after any error no file of ours is left.
  */
 export async function createImage(options: CreateImageOptions): Promise<void> {
-  const { path, format, sizeBytes, backing, backingFormat } = options;
+  const { path, format, sizeBytes, backing, backingFormat, compressed } = options;
   const empty =
-    format === "raw" ? { pieces: [], fileBytes: sizeBytes } : emptyQcow2(sizeBytes, backing, backingFormat);
+    format === "raw"
+      ? { pieces: [], fileBytes: sizeBytes }
+      : emptyQcow2(sizeBytes, { backing, backingFormat, compressed });
   options.signal?.throwIfAborted();
   const file = await createPrivate(checkAbsolute(path));
   try {

@@ -269,6 +269,8 @@ const repository = z.strictObject({
   name: name("repository"),
   path: filePath,
   concurrency: parallel.optional(),
+  reserve: size.default(0),
+  compression: z.enum(["none", "zstd"]).default("none"),
   retention: retention.optional(),
 });
 

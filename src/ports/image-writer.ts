@@ -11,6 +11,8 @@ export interface NewImage {
   readonly backing?: string;
   /** Others write to it too, by its `address`. What they write is looked through for blocks of zeroes, which take no space. */
   readonly pushed?: boolean;
+  /** What is written is compressed; only in qcow2, and no block may be written twice. */
+  readonly compressed?: boolean;
 }
 
 export interface OpenImages extends AsyncDisposable {

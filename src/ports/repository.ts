@@ -10,7 +10,10 @@ export interface BackupRepository {
   /** Fails with PATH_NOT_FOUND or PERMISSION_DENIED when backups cannot be written here; creates nothing. */
   checkWritable(): Promise<void>;
 
-  /** For new backups, in bytes. */
+  /** This much of its file system must stay free, in bytes. */
+  readonly reserveBytes: number;
+
+  /** For new backups: what is free beyond the reserve, in bytes. */
   freeBytes(): Promise<number>;
 
   /** All backups, also damaged ones, oldest first within a domain. Unfinished ones are not listed. */

@@ -31,6 +31,7 @@ import { pull } from "./pull.js";
 import { pushDisk, type PushedDisk } from "./push.js";
 import type { ScratchUse } from "./scratch-watch.js";
 import { withScratchWatch } from "./scratch-watch.js";
+import { checkReserve, withReserveWatch } from "./reserve-watch.js";
 import { logMoment, planQuiesce } from "./quiesce.js";
 import { freeGuest, unwind } from "./unwind.js";
 
@@ -75,6 +76,7 @@ export async function runBackup(context: ServiceContext, request: BackupRequest)
   const repository = requireRepository(context, request.repository);
   planQuiesce(context, domain, request.quiesce);
   await repository.checkWritable();
+  await checkReserve(repository);
   return withDomain(context, domain, `backup run ${domain}`, async (session) => {
     const lock = await repository.lock(domain);
     try {
@@ -246,10 +248,8 @@ class Attempt {
         fingerprints: frozen.fingerprints,
         mode: driver.mode,
       };
-      const scratchPeakBytes = await withScratchWatch(
-        this.#context,
-        { session, moment, signal, onUse },
-        (intact) =>
+      const scratchPeakBytes = await withReserveWatch(this.#context, repository, signal, (stopped) =>
+        withScratchWatch(this.#context, { session, moment, signal: stopped, onUse }, (intact) =>
           forEachLimited(
             plan.disks,
             this.#context.parallelDisks,
@@ -267,9 +267,10 @@ class Attempt {
             },
             intact,
           ),
-      ).catch(async (error: unknown) => {
-        throw await explainFailedRead(this.#context, session, moment, error);
-      });
+        ).catch(async (error: unknown) => {
+          throw await explainFailedRead(this.#context, session, moment, error);
+        }),
+      );
       await checkMomentAnew(session, moment, signal);
       return await draft.publish({
         level: decision.level,

@@ -27,6 +27,7 @@ interface Stored {
 /** A repository in memory. Unfinished backups are directories of the fake host, so that what is left of them shows. */
 export class FakeRepository implements BackupRepository {
   readonly name: string;
+  reserveBytes = 0;
   readonly #domain: FakeDomain;
   readonly #stored = new Map<string, Stored>();
   readonly #locks = new Set<string>();

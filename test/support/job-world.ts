@@ -99,6 +99,7 @@ export class JobWorld {
     const all = (): readonly FakeRepository[] => [...this.#repositories.values()];
     const repository = (name: string): BackupRepository => ({
       name,
+      reserveBytes: 0,
       checkWritable: () => Promise.resolve(),
       freeBytes: () => Promise.resolve(2 ** 40),
       list: async (domain) =>

@@ -1,6 +1,7 @@
 import { mkdir, rename, rm } from "node:fs/promises";
 import { join } from "node:path";
 import type { IntactEntry, Manifest, ManifestDisk, ManifestFile } from "../../model/backup.js";
+import { BLOCK_SIZE } from "../../model/extents.js";
 import { checkName } from "../../model/names.js";
 import type { ExportAddress } from "../../model/snapshot-plan.js";
 import type { UndoLog } from "../../ports/block-driver.js";
@@ -29,6 +30,7 @@ export interface DraftPlace {
   readonly repository: string;
   readonly layout: Layout;
   readonly images: ImageFactory;
+  readonly compressed: boolean;
   /** The parent's files of each disk that is based on it, by target; the oldest first. Checks them, beside other work. */
   readonly bases: () => Promise<ReadonlyMap<string, readonly ChainLink[]>>;
 }
@@ -237,6 +239,8 @@ async function createImages(
       format: "qcow2",
       sizeBytes,
       pushed: pushed === true,
+      // QEMU compresses whole clusters alone, and offers no image for it that ends within one.
+      compressed: place.compressed && sizeBytes % BLOCK_SIZE === 0,
       ...(parent === undefined || mode === "whole" ? {} : { backing: backingFile(parent.id, target) }),
     })),
     signal,

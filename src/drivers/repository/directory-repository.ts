@@ -31,6 +31,10 @@ export interface DirectoryRepositoryOptions {
   /** Must exist: a mount that is missing must not be filled silently. */
   readonly path: string;
   readonly images: ImageFactory;
+  /** Default: 0. */
+  readonly reserveBytes?: number;
+  /** Of the content of new backups; default: none. Those that are there are read as they are. */
+  readonly compression?: "none" | "zstd";
   /** For the sockets of what is served; default: the runtime root of this user. */
   readonly runtimeRoot?: string | undefined;
 }
@@ -38,12 +42,16 @@ export interface DirectoryRepositoryOptions {
 /** A repository that is a directory; see layout.ts for what is in it. */
 export class DirectoryRepository implements BackupRepository {
   readonly name: string;
+  readonly reserveBytes: number;
   readonly #layout: Layout;
+  readonly #compressed: boolean;
   readonly #images: ImageFactory;
   readonly #runtimeRoot: string | undefined;
 
   constructor(options: DirectoryRepositoryOptions) {
     this.name = options.name;
+    this.reserveBytes = options.reserveBytes ?? 0;
+    this.#compressed = options.compression === "zstd";
     this.#layout = new Layout(resolve(options.path));
     this.#images = options.images;
     this.#runtimeRoot = options.runtimeRoot;
@@ -58,8 +66,8 @@ export class DirectoryRepository implements BackupRepository {
     }
   }
 
-  freeBytes(): Promise<number> {
-    return freeBytes(this.#layout.root);
+  async freeBytes(): Promise<number> {
+    return Math.max(0, (await freeBytes(this.#layout.root)) - this.reserveBytes);
   }
 
   async list(domain?: string): Promise<readonly BackupEntry[]> {
@@ -98,7 +106,10 @@ export class DirectoryRepository implements BackupRepository {
 
   async begin(request: DraftRequest, undo: UndoLog, signal?: AbortSignal): Promise<BackupDraft> {
     const bases = () => this.#bases(request, signal);
-    const place = { repository: this.name, layout: this.#layout, images: this.#images, bases };
+    const place = {
+      ...{ repository: this.name, layout: this.#layout, images: this.#images, bases },
+      compressed: this.#compressed,
+    };
     return await DirectoryDraft.begin(place, request, undo, signal);
   }
 

@@ -67,6 +67,12 @@ export interface BlockdevSnapshotAccess extends BlockdevCommon {
   file: BlockdevRef;
 }
 
+/** Writes whole clusters compressed, each of them once at most: an image's format must know how. */
+export interface BlockdevCompress extends BlockdevCommon {
+  driver: "compress";
+  file: BlockdevRef;
+}
+
 export interface BlockdevNbd extends BlockdevCommon {
   driver: "nbd";
   server: SocketAddress;
@@ -100,6 +106,7 @@ export type BlockdevOptions =
   | BlockdevRaw
   | BlockdevCopyBeforeWrite
   | BlockdevSnapshotAccess
+  | BlockdevCompress
   | BlockdevNbd
   | BlockdevNullCo
   | BlockdevBlkdebug;

@@ -41,6 +41,27 @@ function bound(target: object, key: string | symbol): unknown {
   return typeof value === "function" ? (value.bind(target) as unknown) : value;
 }
 
+describe("the watch over the reserve of a repository", () => {
+  it("ends a backup when the reserve is reached, and nothing is left of it", async () => {
+    const world = await startWorld();
+    const before = await world.traces();
+    const { context } = world.process((point) => {
+      if (point === "add access: after") world.domain.host.freeBytes = 0;
+    });
+    world.repository.reserveBytes = MIB;
+    await expect(runBackup(withReads(context), { domain: "vm" })).rejects.toMatchObject({
+      code: "NO_SPACE",
+      message: "Repository default has no more free than its reserve of 1 MiB",
+    });
+    expect(await world.traces()).toEqual(before);
+    expect(await world.repository.list()).toEqual([]);
+    const steps: string[] = [];
+    const later = world.process((point) => void steps.push(point)).context;
+    await expect(runBackup(later, { domain: "vm" })).rejects.toMatchObject({ code: "NO_SPACE" });
+    expect(steps.filter((step) => step.startsWith("add access"))).toEqual([]);
+  });
+});
+
 describe("the watch over the scratch space of a backup", () => {
   it("ends the backup when the limit is exceeded, and the filter is gone at once", async () => {
     const world = await startWorld();
