@@ -1,8 +1,9 @@
 import { isAbsolute } from "node:path";
 import type { ExportAddress } from "../model/snapshot-plan.js";
 import type { ReadOptions, RestoredDisk } from "../services/backup-read.js";
-import { restoreBackup, serveBackup, verifyBackup } from "../services/backup-read.js";
+import { restoreBackup, serveBackup } from "../services/backup-read.js";
 import type { ServiceContext } from "../services/context.js";
+import { verifyAndRemember } from "../services/verifications.js";
 import { FleeceError } from "../shared/errors.js";
 import type { CallOptions, CallRequest } from "./call-types.js";
 import { formatName } from "./domains.js";
@@ -17,7 +18,7 @@ export async function verifyBackupHandler(
   { id, disks }: CallRequest<"Backups.Verify">,
   options: CallOptions,
 ): Promise<Verification> {
-  const verified = await verifyBackup(context, id, readOptions(disks, options));
+  const verified = await verifyAndRemember(context, id, readOptions(disks, options));
   return {
     backup: id,
     disks: verified.map(({ target, checkedBytes }) => ({ target, checkedBytes })),

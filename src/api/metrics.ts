@@ -84,6 +84,11 @@ export class AgentMetrics implements Meter, CallMeter {
     "When the newest run of the job that gave each domain its backup ended; 0 without one",
     ["job"],
   );
+  readonly #verifications = this.#counter(
+    "fleece_backup_verifications_total",
+    "Backups that were read and compared with their digests, by outcome",
+    ["domain", "outcome"],
+  );
   readonly #calls = this.#counter("fleece_calls_total", "Calls that have ended, by outcome", [
     "method",
     "outcome",
@@ -129,6 +134,10 @@ export class AgentMetrics implements Meter, CallMeter {
 
   jobRunEnded(job: string, state: RunState): void {
     this.#jobRuns.inc({ job, state });
+  }
+
+  backupVerified(domain: string, outcome: "sound" | "damaged"): void {
+    this.#verifications.inc({ domain, outcome });
   }
 
   callBegins(method: CallName): (failure?: ErrorCode) => void {

@@ -292,6 +292,7 @@ const job = z.strictObject({
   jitter: jitter.default(0),
   retries: z.int().min(0).max(20).default(3),
   catchUp: z.boolean().default(true),
+  verify: z.strictObject({ after: z.boolean().default(true), budget: jitter.default(0) }).optional(),
 });
 
 export const configSchema = z
@@ -400,6 +401,7 @@ export function configuredJobs({ jobs, domains, repositories }: Config): readonl
     jitterMs: entry.jitter,
     retries: entry.retries,
     catchUp: entry.catchUp,
+    verify: entry.verify && { after: entry.verify.after, budgetMs: entry.verify.budget },
   }));
 }
 

@@ -10,6 +10,8 @@ export interface Meter {
   backupsChanged(domain: string): void;
   /** A run of the job has ended in that state. */
   jobRunEnded(job: string, state: RunState): void;
+  /** A whole backup of the domain was read and compared with its digests. */
+  backupVerified(domain: string, outcome: "sound" | "damaged"): void;
 }
 
 /** For a process that nobody asks for metrics. */
@@ -18,4 +20,5 @@ export const noMeter: Meter = {
   moment: () => undefined,
   backupsChanged: () => undefined,
   jobRunEnded: () => undefined,
+  backupVerified: () => undefined,
 };

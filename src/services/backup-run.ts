@@ -22,6 +22,7 @@ import type { ServiceContext } from "./context.js";
 import { requireDomain, requireRepository, withDomain } from "./context.js";
 import { chooseDisks } from "./choose-disks.js";
 import { logExports } from "./log-exports.js";
+import { readDoubts } from "./doubts.js";
 import type { DomainSession } from "./domain-session.js";
 import { refuseFrozenDisks } from "./open-snapshots.js";
 import { Operation } from "./operation.js";
@@ -110,7 +111,8 @@ async function backUp(
   await refuseFrozenDisks(context, session, driver, request.disks);
   const disks = chooseDisks(state, request.disks);
   if (state.mode !== "inactive") await context.scratch.check();
-  const decision = decideLevel(disks, await repository.list(session.domain), request.level);
+  const entries = await repository.list(session.domain);
+  const decision = decideLevel(disks, entries, request.level, await readDoubts(context, entries));
   if (request.level === "incremental" && decision.level === "full") {
     throw new FleeceError("CHECKPOINT_INVALID", `An incremental backup is not possible: ${decision.reason}`, {
       facts: { domain: session.domain },

@@ -27,6 +27,8 @@ interface Stored {
 /** A repository in memory. Unfinished backups are directories of the fake host, so that what is left of them shows. */
 export class FakeRepository implements BackupRepository {
   readonly name: string;
+  /** Of these, by id, the first byte of each disk is not what was stored any more. */
+  isRotten: (id: string) => boolean = () => false;
   readonly #domain: FakeDomain;
   readonly #stored = new Map<string, Stored>();
   readonly #locks = new Set<string>();
@@ -136,7 +138,7 @@ export class FakeRepository implements BackupRepository {
     const served = disks.map(({ target }) => ({
       exportName: target,
       socketPath: `/fake-repository/${entry.id}.sock`,
-      content: this.content(entry.id, target),
+      content: this.#servedContent(entry.id, target),
       ended: false,
     }));
     this.#domain.served.push(...served);
@@ -202,6 +204,12 @@ export class FakeRepository implements BackupRepository {
     const content = Buffer.alloc(sizeBytes ?? 0);
     for (const entry of chainOfDisk(chain.entries, target))
       this.#stored.get(entry.id)?.sinks.get(target)?.applyTo(content);
+    return content;
+  }
+
+  #servedContent(id: string, target: string): Buffer {
+    const content = this.content(id, target);
+    if (this.isRotten(id)) content.writeUInt8(content.readUInt8(0) ^ 0xff, 0);
     return content;
   }
 
