@@ -211,6 +211,7 @@ export async function startAgent(
     ),
     retention: (repository, domain) => retentionPolicy(config, repository, domain),
     parallelDisks: config.parallelDisks,
+    sampleShare: config.sample,
     jobs: {
       list: configuredJobs(config),
       limits: jobLimits(config),

@@ -89,6 +89,11 @@ export class AgentMetrics implements Meter, CallMeter {
     "Backups that were read and compared with their digests, by outcome",
     ["domain", "outcome"],
   );
+  readonly #missed = this.#counter(
+    "fleece_changes_missed_total",
+    "Disks of which a sample found a change that bitmaps had not recorded",
+    ["domain"],
+  );
   readonly #calls = this.#counter("fleece_calls_total", "Calls that have ended, by outcome", [
     "method",
     "outcome",
@@ -134,6 +139,10 @@ export class AgentMetrics implements Meter, CallMeter {
 
   jobRunEnded(job: string, state: RunState): void {
     this.#jobRuns.inc({ job, state });
+  }
+
+  changeMissed(domain: string): void {
+    this.#missed.inc({ domain });
   }
 
   backupVerified(domain: string, outcome: "sound" | "damaged"): void {

@@ -108,7 +108,7 @@ function asParent(
   let readBytes = 0;
   let wholeBytes = 0;
   for (const disk of disks) {
-    const decision = decideDisk(disk, parent);
+    const decision = decideDisk(disk, parent, doubts);
     decisions.set(disk.target, decision);
     if (decision.mode !== "changes") readBytes += disk.sizeBytes;
     if (decision.mode === "whole") wholeBytes += disk.sizeBytes;
@@ -123,7 +123,7 @@ function asParent(
  * Bitmaps tell what changed in an image, so they count only for the image that was backed up: disks that have changed
  * places carry each other's. Comparing is right whatever became of the disk, and reads no more than storing it whole.
  */
-function decideDisk(disk: DiskState, { id, manifest }: IntactEntry): DiskDecision {
+function decideDisk(disk: DiskState, { id, manifest }: IntactEntry, doubts: Doubts): DiskDecision {
   const before = manifest.disks.find(({ target }) => target === disk.target);
   if (before === undefined) return { mode: "whole", reason: `backup ${id} does not hold it` };
   if (before.sizeBytes !== disk.sizeBytes) {
@@ -141,6 +141,10 @@ function decideDisk(disk: DiskState, { id, manifest }: IntactEntry): DiskDecisio
     const { found, expected } = otherLayer;
     const reason = `its image is ${found}, but by its domain snapshots it should be ${expected}`;
     return { mode: "compare", reason };
+  }
+  const missed = doubts.disks.get(disk.target);
+  if (missed !== undefined && Date.parse(manifest.time) <= missed.timeMs) {
+    return { mode: "compare", reason: missed.reason };
   }
   const since = changesSince(disk.checkpoints, manifest.checkpoint);
   if (!since.valid) return { mode: "compare", reason: since.reason };

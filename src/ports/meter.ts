@@ -12,6 +12,8 @@ export interface Meter {
   jobRunEnded(job: string, state: RunState): void;
   /** A whole backup of the domain was read and compared with its digests. */
   backupVerified(domain: string, outcome: "sound" | "damaged"): void;
+  /** A block of a disk of the domain had changed, and did not count as changed. */
+  changeMissed(domain: string): void;
 }
 
 /** For a process that nobody asks for metrics. */
@@ -21,4 +23,5 @@ export const noMeter: Meter = {
   backupsChanged: () => undefined,
   jobRunEnded: () => undefined,
   backupVerified: () => undefined,
+  changeMissed: () => undefined,
 };

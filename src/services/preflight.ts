@@ -50,7 +50,7 @@ export async function preflight(
   const decision =
     state === undefined || entries === undefined
       ? undefined
-      : decideLevel(state.disks, entries, undefined, await readDoubts(context, entries));
+      : decideLevel(state.disks, entries, undefined, await readDoubts(context, domain, entries));
   const findings: readonly Finding[] = [
     ...look.findings,
     ...(state === undefined || state.mode === "inactive"

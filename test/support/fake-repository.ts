@@ -113,6 +113,8 @@ export class FakeRepository implements BackupRepository {
         const context = changes === undefined ? {} : { changesContext: "written" };
         return { target, exportName, socketPath, sizeBytes: content.length, ...context };
       },
+      parentExpectations: (target) =>
+        Promise.resolve(expectationsOf(this.content(request.parent?.id ?? "no parent", target))),
       explain: (error) => Promise.resolve(error),
       publish: async (summary) => {
         await Promise.resolve();

@@ -14,7 +14,7 @@ interface Nights {
   readonly at: JobWorld;
   readonly agent: JobProcess;
   readonly pruned: string[];
-  night(job?: Job): Promise<RunRecord>;
+  night(this: void): Promise<RunRecord>;
 }
 
 /** Runs the job by hand, a minute after the last time. */
