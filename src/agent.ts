@@ -53,6 +53,7 @@ import { ContextWorker } from "./services/context-worker.js";
 import { keepHouse, type Duty } from "./services/housekeeping.js";
 import { JobRunner } from "./services/jobs/job-runner.js";
 import { pruneStep } from "./services/jobs/prune-step.js";
+import { recheckStep, verifyStep } from "./services/jobs/verify-steps.js";
 import { keepSchedule } from "./services/jobs/scheduler.js";
 import type { RunStep } from "./services/jobs/run-step.js";
 import { recoverAll } from "./services/recovery.js";
@@ -153,7 +154,7 @@ export { formatHostPort, parseHostPort } from "./model/host-port.js";
 const DUTIES: readonly Duty[] = [watchSnapshots];
 
 /** What follows on each backup of a job, in this order. */
-const RUN_STEPS: readonly RunStep[] = [pruneStep];
+const RUN_STEPS: readonly RunStep[] = [verifyStep, pruneStep, recheckStep];
 
 /** Looks after leases and leftovers. */
 export function houseKeeper(): ContextWorker {
@@ -235,6 +236,7 @@ export async function startAgent(
     ),
     retention: (repository, domain) => retentionPolicy(config, repository, domain),
     parallelDisks: config.parallelDisks,
+    sampleShare: config.sample,
     jobs: {
       list: configuredJobs(config),
       limits: jobLimits(config),

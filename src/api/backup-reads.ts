@@ -5,8 +5,9 @@ import { parseTimeText } from "../model/time-text.js";
 import { findBackupAt, findReadable } from "../services/backup-catalog.js";
 import type { ReadOptions } from "../services/backup-read.js";
 import type { RestoredDisk } from "../services/restore-outputs.js";
-import { restoreBackup, serveBackup, verifyBackup } from "../services/backup-read.js";
+import { restoreBackup, serveBackup } from "../services/backup-read.js";
 import type { ServiceContext } from "../services/context.js";
+import { verifyAndRemember } from "../services/verifications.js";
 import { FleeceError } from "../shared/errors.js";
 import { machineFileMessages } from "./backups.js";
 import type { CallOptions, CallRequest } from "./call-types.js";
@@ -24,7 +25,7 @@ export async function verifyBackupHandler(
   { id, disks }: CallRequest<"Backups.Verify">,
   options: CallOptions,
 ): Promise<Verification> {
-  const verified = await verifyBackup(context, id, readOptions(disks, options));
+  const verified = await verifyAndRemember(context, id, readOptions(disks, options));
   return {
     backup: id,
     disks: verified.map(({ target, checkedBytes }) => ({ target, checkedBytes })),

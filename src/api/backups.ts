@@ -4,6 +4,7 @@ import { type DeletedBackup, deleteBackup, findBackup, listBackups } from "../se
 import type { BackupProgress } from "../services/backup-run.js";
 import { runBackup } from "../services/backup-run.js";
 import type { ServiceContext } from "../services/context.js";
+import { lastVerification } from "../services/verifications.js";
 import type { CallOptions, CallRequest } from "./call-types.js";
 import { CONSISTENCIES } from "./consistency.js";
 import { formatName } from "./domains.js";
@@ -14,7 +15,7 @@ import type {
   ListBackupsResponse,
 } from "./messages.js";
 import { page } from "./page.js";
-import { timestampFromText } from "./timestamp.js";
+import { timestampFromMs, timestampFromText } from "./timestamp.js";
 
 export const LEVELS = { full: "FULL", incremental: "INCREMENTAL" } as const;
 const LEVELS_BY_NAME = { LEVEL_UNSPECIFIED: undefined, FULL: "full", INCREMENTAL: "incremental" } as const;
@@ -30,6 +31,7 @@ const NOTHING_KNOWN = {
   checkpoint: "",
   disks: [],
   machineFiles: [],
+  verifiedTime: null,
 } as const;
 const MODES = { changes: "CHANGES", compare: "COMPARE", whole: "WHOLE" } as const;
 
@@ -69,7 +71,8 @@ export async function listBackupsHandler(
     entry.id,
   ];
   const { items, nextPageToken } = page(entries, paging, scope, keyOf);
-  return { backups: items.map(backupMessage), nextPageToken };
+  const backups = await Promise.all(items.map((entry) => withVerification(context, entry)));
+  return { backups, nextPageToken };
 }
 
 export async function getBackupHandler(
@@ -77,7 +80,7 @@ export async function getBackupHandler(
   { id }: CallRequest<"Backups.Get">,
 ): Promise<Backup> {
   const { entry } = await findBackup(context, id);
-  return backupMessage(entry);
+  return withVerification(context, entry);
 }
 
 /** Answers with the backup as it was. */
@@ -118,11 +121,19 @@ function soundBackupMessage(entry: IntactEntry): Backup {
     disks: manifest.disks.map(backupDiskMessage),
     protected: entry.protected === true,
     machineFiles: machineFileMessages(manifest),
+    verifiedTime: null,
   };
 }
 
 export function machineFileMessages({ machineFiles = [] }: Manifest): Backup["machineFiles"] {
   return machineFiles.map(({ path, sizeBytes }) => ({ path, sizeBytes }));
+}
+
+async function withVerification({ store }: ServiceContext, entry: BackupEntry): Promise<Backup> {
+  const found = await lastVerification(store, entry.id);
+  const message = backupMessage(entry);
+  if (found === undefined) return message;
+  return { ...message, verifiedTime: timestampFromMs(found.timeMs), verifiedDamage: found.damage };
 }
 
 function backupDiskMessage(disk: ManifestDisk): BackupDisk {

@@ -152,6 +152,11 @@ function domainMessage(part: DomainRun): JobRunDomain {
     backup: backup === undefined ? null : backupMessage(backup),
     error: troubleMessage(part.error),
     notes,
+    verifications: (part.verifications ?? []).map(({ backup: id, durationMs, damage }) => ({
+      backup: id,
+      durationMs,
+      damage,
+    })),
   };
 }
 

@@ -84,6 +84,16 @@ export class AgentMetrics implements Meter, CallMeter {
     "When the newest run of the job that gave each domain its backup ended; 0 without one",
     ["job"],
   );
+  readonly #verifications = this.#counter(
+    "fleece_backup_verifications_total",
+    "Backups that were read and compared with their digests, by outcome",
+    ["domain", "outcome"],
+  );
+  readonly #missed = this.#counter(
+    "fleece_changes_missed_total",
+    "Disks of which a sample found a change that bitmaps had not recorded",
+    ["domain"],
+  );
   readonly #calls = this.#counter("fleece_calls_total", "Calls that have ended, by outcome", [
     "method",
     "outcome",
@@ -129,6 +139,14 @@ export class AgentMetrics implements Meter, CallMeter {
 
   jobRunEnded(job: string, state: RunState): void {
     this.#jobRuns.inc({ job, state });
+  }
+
+  changeMissed(domain: string): void {
+    this.#missed.inc({ domain });
+  }
+
+  backupVerified(domain: string, outcome: "sound" | "damaged"): void {
+    this.#verifications.inc({ domain, outcome });
   }
 
   callBegins(method: CallName): (failure?: ErrorCode) => void {

@@ -24,13 +24,17 @@ export function backupList({ backups }: ListBackupsResponse, terminal: boolean):
       { head: "TIME", cell: sound(({ time }) => formatTime(time)) },
       { head: "DISKS", cell: sound(({ disks }) => disks.map(({ target }) => target).join(",")) },
       { head: "STORED", cell: sound((backup) => formatBytes(storedBytes(backup))), align: "right" },
+      { head: "VERIFIED", cell: verifiedOf },
       { head: "REPOSITORY", cell: ({ repository }) => repository },
     ],
     terminal,
   );
   const notes = backups.flatMap((backup) => {
-    const note = backup.damage ?? (isByChangesAlone(backup) ? undefined : backup.reason);
-    return note === undefined ? [] : [`${printable(backup.id)}: ${printable(note)}\n`];
+    const { damage, verifiedDamage } = backup;
+    const reason = isByChangesAlone(backup) ? undefined : backup.reason;
+    return [damage ?? reason, verifiedDamage].flatMap((note) =>
+      note === undefined ? [] : [`${printable(backup.id)}: ${printable(note)}\n`],
+    );
   });
   return notes.length === 0 ? overview : `${overview}\n${notes.join("")}`;
 }
@@ -58,8 +62,15 @@ export function backupDetails(backup: Backup, terminal: boolean): string {
     ],
     ["Took", tookOf(backup)],
     ["Machine files", machineFiles(backup)],
+    ["Verified", backup.verifiedTime === null ? undefined : verifiedOf(backup)],
+    ["Damage", backup.verifiedDamage],
   ]);
   return `${head}\n${diskTable(backup, terminal)}`;
+}
+
+function verifiedOf({ verifiedTime, verifiedDamage }: Backup): string {
+  if (verifiedTime === null) return "-";
+  return `${verifiedDamage === undefined ? "" : "damaged, "}${formatTime(verifiedTime)}`;
 }
 
 export function backupDone(backup: Backup, terminal: boolean): string {

@@ -305,6 +305,16 @@ const job = z.strictObject({
   jitter: jitter.default(0),
   retries: z.int().min(0).max(20).default(3),
   catchUp: z.boolean().default(true),
+  verify: z.strictObject({ after: z.boolean().default(true), budget: jitter.default(0) }).optional(),
+});
+
+/** From 0 to 1 once it is parsed. */
+const share = z.string().transform((value, context) => {
+  const percent = /^\d{1,3}(\.\d{1,6})?%$/.test(value) ? Number(value.slice(0, -1)) : Infinity;
+  if (percent <= 100) return percent / 100;
+  const message = `Expected a share like 0.1% or 100%, got ${JSON.stringify(value)}`;
+  context.addIssue({ code: "custom", message });
+  return z.NEVER;
 });
 
 export const configSchema = z
@@ -324,6 +334,7 @@ export const configSchema = z
     metrics: metrics.optional(),
     logLevel: z.enum(["trace", "debug", "info", "warn", "error", "silent"]).default("warn"),
     parallelDisks: z.int().min(1).max(64).default(4),
+    sample: share.default(0),
     domains: z.array(domain).min(1),
     repositories: z.array(repository).min(1),
     concurrency: z.strictObject({ domains: parallel.default(2) }).prefault({}),
@@ -425,6 +436,7 @@ export function configuredJobs({ jobs, domains, repositories }: Config): readonl
     jitterMs: entry.jitter,
     retries: entry.retries,
     catchUp: entry.catchUp,
+    verify: entry.verify && { after: entry.verify.after, budgetMs: entry.verify.budget },
   }));
 }
 

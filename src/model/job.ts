@@ -18,6 +18,15 @@ export interface Job {
   readonly retries: number;
   /** Whether a run that was missed is made up for. */
   readonly catchUp: boolean;
+  readonly verify: JobVerification | undefined;
+}
+
+/** What is read anew and compared with its digests after each backup of a job. */
+export interface JobVerification {
+  /** The new backup. */
+  readonly after: boolean;
+  /** Until when verifications of the domain's other backups are begun, counted from the first; 0: none is. */
+  readonly budgetMs: number;
 }
 
 /** How many domains all jobs together back up at once. */

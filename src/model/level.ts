@@ -1,6 +1,7 @@
 import type { BackupEntry, BackupLevel, IntactEntry } from "./backup.js";
 import { byTime, chainOf, isIntact } from "./backup.js";
 import { changesSince } from "./checkpoint.js";
+import { type Doubts, NO_DOUBTS } from "./doubts.js";
 import type { DiskState } from "./snapshot-plan.js";
 
 export type LevelDecision =
@@ -33,18 +34,19 @@ export function decideLevel(
   disks: readonly DiskState[],
   entries: readonly BackupEntry[],
   requested?: BackupLevel,
+  doubts: Doubts = NO_DOUBTS,
 ): LevelDecision {
   if (requested === "full") return full(disks, "a full was asked for");
   let reason: string | undefined;
   let best: Candidate | undefined;
   for (const parent of entries.filter(isIntact).toSorted(byTime).toReversed()) {
-    const candidate = asParent(disks, entries, parent);
+    const candidate = asParent(disks, entries, parent, doubts);
     if (typeof candidate === "string") reason ??= candidate;
     else if (best === undefined || isCheaper(candidate, best)) best = candidate;
   }
   if (best === undefined) return full(disks, reason ?? nothingIntact(entries));
   const { parent, decisions } = best;
-  const reasons = `${explain(parent, decisions)}${passedOver(disks, entries, parent)}`;
+  const reasons = `${explain(parent, decisions)}${passedOver(disks, entries, parent, doubts)}`;
   return { level: "incremental", reason: cut(reasons), parent, disks: decisions };
 }
 
@@ -53,10 +55,11 @@ function passedOver(
   disks: readonly DiskState[],
   entries: readonly BackupEntry[],
   parent: IntactEntry,
+  doubts: Doubts,
 ): string {
   const newest = entries.filter(isIntact).toSorted(byTime).at(-1);
   if (newest === undefined || newest.id === parent.id) return "";
-  const candidate = asParent(disks, entries, newest);
+  const candidate = asParent(disks, entries, newest, doubts);
   if (typeof candidate === "string") return "";
   const compared = [...candidate.decisions].find(([, { mode }]) => mode === "compare");
   if (compared === undefined) return "";
@@ -93,14 +96,19 @@ function asParent(
   disks: readonly DiskState[],
   entries: readonly BackupEntry[],
   parent: IntactEntry,
+  doubts: Doubts,
 ): Candidate | string {
   const chain = chainOf(entries, parent.id);
   if (!chain.complete) return `the chain is broken: ${chain.reason}`;
+  for (const { id } of chain.entries) {
+    const damage = doubts.backups.get(id);
+    if (damage !== undefined) return `backup ${id} was found damaged when it was verified: ${damage}`;
+  }
   const decisions = new Map<string, DiskDecision>();
   let readBytes = 0;
   let wholeBytes = 0;
   for (const disk of disks) {
-    const decision = decideDisk(disk, parent);
+    const decision = decideDisk(disk, parent, doubts);
     decisions.set(disk.target, decision);
     if (decision.mode !== "changes") readBytes += disk.sizeBytes;
     if (decision.mode === "whole") wholeBytes += disk.sizeBytes;
@@ -115,7 +123,7 @@ function asParent(
  * Bitmaps tell what changed in an image, so they count only for the image that was backed up: disks that have changed
  * places carry each other's. Comparing is right whatever became of the disk, and reads no more than storing it whole.
  */
-function decideDisk(disk: DiskState, { id, manifest }: IntactEntry): DiskDecision {
+function decideDisk(disk: DiskState, { id, manifest }: IntactEntry, doubts: Doubts): DiskDecision {
   const before = manifest.disks.find(({ target }) => target === disk.target);
   if (before === undefined) return { mode: "whole", reason: `backup ${id} does not hold it` };
   if (before.sizeBytes !== disk.sizeBytes) {
@@ -133,6 +141,10 @@ function decideDisk(disk: DiskState, { id, manifest }: IntactEntry): DiskDecisio
     const { found, expected } = otherLayer;
     const reason = `its image is ${found}, but by its domain snapshots it should be ${expected}`;
     return { mode: "compare", reason };
+  }
+  const missed = doubts.disks.get(disk.target);
+  if (missed !== undefined && Date.parse(manifest.time) <= missed.timeMs) {
+    return { mode: "compare", reason: missed.reason };
   }
   const since = changesSince(disk.checkpoints, manifest.checkpoint);
   if (!since.valid) return { mode: "compare", reason: since.reason };

@@ -3,7 +3,7 @@ import type { BackupLevel, IntactEntry } from "./backup.js";
 
 /**
  * What is known of one run of a job. `complete-with-notes`: every domain has its backup, and somebody should read why it is
- * not as wanted. `failed`: a domain has none. `interrupted`: cancelled, or the process that ran it ended.
+ * not as wanted. `failed`: a domain has none, or a backup of it was found damaged. `interrupted`: cancelled, or the process that ran it ended.
  */
 export type RunState = "running" | "complete" | "complete-with-notes" | "failed" | "interrupted";
 
@@ -21,6 +21,14 @@ export interface RunTrouble {
   readonly message: string;
 }
 
+/** A backup of the domain that was read after the new one was complete, which may be that. */
+export interface RunVerification {
+  readonly backup: string;
+  readonly durationMs: number;
+  /** What is wrong with it; undefined: it is sound. */
+  readonly damage?: string | undefined;
+}
+
 export interface DomainRun {
   readonly domain: string;
   readonly state: DomainRunState;
@@ -36,6 +44,7 @@ export interface DomainRun {
   /** Of the newest try, if it failed. */
   readonly error?: RunTrouble | undefined;
   readonly notes: readonly string[];
+  readonly verifications?: readonly RunVerification[] | undefined;
 }
 
 /** A process, told apart from all others before and after it. */

@@ -10,6 +10,10 @@ export interface Meter {
   backupsChanged(domain: string): void;
   /** A run of the job has ended in that state. */
   jobRunEnded(job: string, state: RunState): void;
+  /** A whole backup of the domain was read and compared with its digests. */
+  backupVerified(domain: string, outcome: "sound" | "damaged"): void;
+  /** A block of a disk of the domain had changed, and did not count as changed. */
+  changeMissed(domain: string): void;
 }
 
 /** For a process that nobody asks for metrics. */
@@ -18,4 +22,6 @@ export const noMeter: Meter = {
   moment: () => undefined,
   backupsChanged: () => undefined,
   jobRunEnded: () => undefined,
+  backupVerified: () => undefined,
+  changeMissed: () => undefined,
 };

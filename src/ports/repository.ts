@@ -133,6 +133,11 @@ export interface BackupDraft {
   keepMachineFiles(signal?: AbortSignal): Promise<void>;
   /** Where a pushed disk can be written, and then be read for its sink; what was written of one in mode `changes` is changed. */
   image(target: string): ExportAddress;
+  /**
+   * What each block of a disk in mode `changes` holds that has not changed since the parent. To be closed before the draft is.
+   * Fails with DAMAGED if the parent's digests are not what was stored.
+   */
+  parentExpectations(target: string): Promise<BlockExpectations>;
   /** The same error, or a better one if what holds the images has ended and so is the cause. */
   explain(error: unknown): Promise<unknown>;
   /**

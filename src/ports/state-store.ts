@@ -43,9 +43,17 @@ export interface OperationRecord {
 /**
  * What is remembered of what has ended, so that answers can say it: `ended-snapshots` by domain, `requests` by their keys,
  * and what waits for a better time: `unused-checkpoints` by domain. Nothing goes wrong without it. `runs` of jobs, by id and
- * job; `jobs`: which of their moments are handled, without which nothing was missed.
+ * job; `jobs`: which of their moments are handled, without which nothing was missed. `verifications` by backup;
+ * `missed-changes` by domain, without which the next backup would miss them, too.
  */
-export type NoteKind = "ended-snapshots" | "requests" | "unused-checkpoints" | "runs" | "jobs";
+export type NoteKind =
+  | "ended-snapshots"
+  | "requests"
+  | "unused-checkpoints"
+  | "runs"
+  | "jobs"
+  | "verifications"
+  | "missed-changes";
 
 /** Held from `lockDomain` until `release` or the end of the process, however that comes (a kernel lock). */
 export interface DomainLock {

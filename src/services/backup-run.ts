@@ -18,10 +18,12 @@ import { forEachLimited } from "../shared/async.js";
 import { errorMessage, FleeceError } from "../shared/errors.js";
 import { randomId, timedId } from "../shared/ids.js";
 import { removeDeadBitmaps } from "./checkpoints.js";
+import { ChangeSample, isMissedChange } from "./change-sample.js";
 import type { ServiceContext } from "./context.js";
 import { requireDomain, requireRepository, withDomain } from "./context.js";
 import { chooseDisks } from "./choose-disks.js";
 import { logExports } from "./log-exports.js";
+import { readDoubts } from "./doubts.js";
 import type { DomainSession } from "./domain-session.js";
 import { refuseFrozenDisks } from "./open-snapshots.js";
 import { Operation } from "./operation.js";
@@ -112,7 +114,13 @@ async function backUp(
   await refuseFrozenDisks(context, session, driver, request.disks);
   const disks = chooseDisks(state, request.disks);
   if (state.mode !== "inactive") await context.scratch.check();
-  const decision = decideLevel(disks, await repository.list(session.domain), request.level);
+  const entries = await repository.list(session.domain);
+  const decision = decideLevel(
+    disks,
+    entries,
+    request.level,
+    await readDoubts(context, session.domain, entries),
+  );
   if (request.level === "incremental" && decision.level === "full") {
     throw new FleeceError("CHECKPOINT_INVALID", `An incremental backup is not possible: ${decision.reason}`, {
       facts: { domain: session.domain },
@@ -135,6 +143,11 @@ async function backUp(
   try {
     return await attempt.run();
   } catch (error) {
+    if (signal?.aborted !== true && error instanceof FleeceError && isMissedChange(error)) {
+      context.log.warn({ domain: session.domain, ...error.facts }, error.message);
+      // Once a disk at most: it is compared now.
+      return backUp(context, request, session, repository);
+    }
     if (state.mode !== "inactive" || signal?.aborted === true || !(await runsNow(session))) throw error;
     context.log.warn(
       { domain: session.domain },
@@ -262,7 +275,7 @@ class Attempt {
               // Staging takes as long as reading, so the disks of a staged snapshot are offered one by one, under watch.
               const addresses = this.#staged ? await this.#export(plan, [disk], operation, stop) : offered;
               for (const address of addresses.filter((address) => address.target === target)) {
-                await this.#pullDisk(address, draft, stop);
+                await this.#pullDisk(address, { draft, timeMs: frozen.timeMs, signal: stop });
               }
             },
             intact,
@@ -341,14 +354,22 @@ class Attempt {
     throw new FleeceError("INTERNAL", `Expected a disk of the backup, got ${target}`, { facts: { target } });
   }
 
-  async #pullDisk(address: ExportAddress, draft: BackupDraft, signal: AbortSignal): Promise<void> {
+  async #pullDisk(
+    address: ExportAddress,
+    { draft, timeMs, signal }: { draft: BackupDraft; timeMs: number; signal: AbortSignal },
+  ): Promise<void> {
     const { clock, readers } = this.#context;
     const start = clock.monotonicMs();
-    const sink = draft.disk(address.target);
+    const { target, sizeBytes } = address;
+    const sink = draft.disk(target);
     await using reader = await readers.open(address, signal);
-    const { mode } = this.#decision(address.target);
-    const onProgress = this.#progressOf(address.target, sink);
-    const readBytes = await pull({ reader, sink, mode, signal, onProgress });
+    const { mode } = this.#decision(target);
+    const onProgress = this.#progressOf(target, sink);
+    const isSampled = mode === "changes" && this.#context.sampleShare > 0;
+    await using expected = isSampled ? await draft.parentExpectations(target) : undefined;
+    const place = { domain: this.#parts.session.domain, target, sizeBytes, timeMs };
+    const sample = expected && new ChangeSample(this.#context, place, expected);
+    const readBytes = await pull({ reader, sink, mode, signal, onProgress, sample });
     await sink.finish({ readBytes, durationMs: Math.round(clock.monotonicMs() - start) });
   }
 

@@ -60,6 +60,8 @@ export interface ServiceContext {
   readonly retention: (repository: string, domain: string) => RetentionPolicy | undefined;
   /** How many disks are read side by side. */
   readonly parallelDisks: number;
+  /** Of what bitmaps call unchanged: which share is read to see whether that is so, from 0 to 1. */
+  readonly sampleShare: number;
   /** Of an agent: embedded commands do not live as long as what is offered to remote readers. */
   readonly fronts?: ExportFronts;
   readonly jobs: Jobs;

@@ -15,6 +15,7 @@ import type { OperationRecord } from "../ports/state-store.js";
 import { FleeceError, isFleeceError } from "../shared/errors.js";
 import type { ServiceContext } from "./context.js";
 import { requireDomain, requireRepository } from "./context.js";
+import { readDoubts } from "./doubts.js";
 import { DomainSession } from "./domain-session.js";
 import { brokenBy } from "./open-snapshots.js";
 import { isOver } from "./recovery.js";
@@ -47,7 +48,9 @@ export async function preflight(
   const stored = await lookAtRepository(repository, domain);
   const { entries } = stored;
   const decision =
-    state === undefined || entries === undefined ? undefined : decideLevel(state.disks, entries);
+    state === undefined || entries === undefined
+      ? undefined
+      : decideLevel(state.disks, entries, undefined, await readDoubts(context, domain, entries));
   const findings: readonly Finding[] = [
     ...look.findings,
     ...(state === undefined || state.mode === "inactive"

@@ -4,6 +4,7 @@ import { BLOCK_SIZE, blockRuns, pieces } from "../model/extents.js";
 import type { BlockReader } from "../ports/block-io.js";
 import type { DiskSink } from "../ports/repository.js";
 import { forEachLimited } from "../shared/async.js";
+import type { ChangeSample, SampledBlock } from "./change-sample.js";
 import { GIB, KIB, MIB } from "../shared/units.js";
 
 /** The largest request of the NBD client: each costs the same work here, whatever its length. */
@@ -40,29 +41,43 @@ export interface PullOptions {
   readonly signal?: AbortSignal | undefined;
   /** How far into the disk the pull has come, and what it has read so far, in bytes. */
   readonly onProgress?: (positionBytes: number, readBytes: number) => void;
+  /** In mode `changes`: what of the rest is read, too, to see whether it has changed. */
+  readonly sample?: ChangeSample | undefined;
 }
+
+type PullRequest = BlockRun | SampledBlock;
 
 /**
  * Moves what has to be moved of one disk. Resolves with the bytes read once all of it is in the sink. Content is given up
  * as soon as it has been read: the guest's later writes to it cost no scratch space. What need not be read is not given
  * up: that would cost QEMU time and scratch space by the size of the disk, not by what has changed.
  */
-export async function pull({ reader, sink, mode, signal, onProgress }: PullOptions): Promise<number> {
+export async function pull({ reader, sink, mode, signal, onProgress, sample }: PullOptions): Promise<number> {
   let readBytes = 0;
   const buffers = new ReadBuffers();
-  const requests = async function* (): AsyncGenerator<BlockRun> {
+  const requests = async function* (): AsyncGenerator<PullRequest> {
+    let end = 0;
     for await (const run of blockRuns(reader.extents(signal), reader.sizeBytes, BLOCK_SIZE)) {
+      if (sample !== undefined) yield* sample.pick(end, run.offset);
+      end = run.offset + run.length;
       if (run.kind === "zero" && mode === "whole") continue;
       for (const piece of pieces(run, run.kind === "zero" ? ZERO_BYTES : READ_BYTES)) {
         sink.expect(piece);
         yield piece;
       }
     }
+    if (sample !== undefined) yield* sample.pick(end, reader.sizeBytes);
   };
   await forEachLimited(
     requests(),
     READS_IN_FLIGHT,
     async ({ offset, length, kind }, stop) => {
+      if (kind === "unchanged") {
+        const memory = buffers.take(length);
+        await sample?.check(offset, await reader.read(offset, length, stop, memory.subarray(0, length)));
+        buffers.give(memory);
+        return;
+      }
       if (kind === "zero") {
         await sink.writeZeroes(offset, length, stop);
       } else {

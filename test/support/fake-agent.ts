@@ -29,6 +29,8 @@ export class FakeWorld {
   readonly log: string[] = [];
   /** Of the configuration. */
   retention: RetentionPolicy | undefined;
+  /** Of the configuration. */
+  sampleShare = 0;
   #processes = 0;
 
   constructor(
@@ -108,6 +110,7 @@ export class FakeProcess {
       scratchLimits: new Map([[domain.name, undefined]]),
       retention: () => world.retention,
       parallelDisks: 2,
+      sampleShare: world.sampleShare,
     };
     const limits = { domains: 2, repositories: new Map<string, number>() };
     this.context = { ...context, jobs: { list: [], limits, runner: new JobRunner(context) } };

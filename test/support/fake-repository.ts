@@ -28,6 +28,8 @@ interface Stored {
 export class FakeRepository implements BackupRepository {
   readonly name: string;
   reserveBytes = 0;
+  /** Of these, by id, the first byte of each disk is not what was stored any more. */
+  isRotten: (id: string) => boolean = () => false;
   readonly #domain: FakeDomain;
   readonly #stored = new Map<string, Stored>();
   readonly #locks = new Set<string>();
@@ -113,6 +115,8 @@ export class FakeRepository implements BackupRepository {
         return { target, exportName, socketPath, sizeBytes: content.length, ...context };
       },
       keepMachineFiles: () => Promise.resolve(),
+      parentExpectations: (target) =>
+        Promise.resolve(expectationsOf(this.content(request.parent?.id ?? "no parent", target))),
       explain: (error) => Promise.resolve(error),
       publish: async (summary) => {
         await Promise.resolve();
@@ -138,7 +142,7 @@ export class FakeRepository implements BackupRepository {
     const served = disks.map(({ target }) => ({
       exportName: target,
       socketPath: `/fake-repository/${entry.id}.sock`,
-      content: this.content(entry.id, target),
+      content: this.#servedContent(entry.id, target),
       ended: false,
     }));
     this.#domain.served.push(...served);
@@ -205,6 +209,12 @@ export class FakeRepository implements BackupRepository {
     const content = Buffer.alloc(sizeBytes ?? 0);
     for (const entry of chainOfDisk(chain.entries, target))
       this.#stored.get(entry.id)?.sinks.get(target)?.applyTo(content);
+    return content;
+  }
+
+  #servedContent(id: string, target: string): Buffer {
+    const content = this.content(id, target);
+    if (this.isRotten(id)) content.writeUInt8(content.readUInt8(0) ^ 0xff, 0);
     return content;
   }
 

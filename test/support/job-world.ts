@@ -67,6 +67,12 @@ export class JobWorld {
     throw new Error(`There is no domain ${name}`);
   }
 
+  /** Backups that are damaged from now on. */
+  rot(isRotten: (id: string) => boolean, domain = "web01"): void {
+    const repository = this.#repositories.get(domain);
+    if (repository !== undefined) repository.isRotten = isRotten;
+  }
+
   async backups(domain = "web01"): Promise<number> {
     return ((await this.#repositories.get(domain)?.list()) ?? []).length;
   }
@@ -244,6 +250,7 @@ export function nightly(changes: Partial<Job> = {}): Job {
     jitterMs: 0,
     retries: 3,
     catchUp: true,
+    verify: undefined,
     ...changes,
   };
 }

@@ -11,6 +11,7 @@ import { fileError, FleeceError } from "../../shared/errors.js";
 import { isDirectory } from "./backup-directory.js";
 import { BlockHasher } from "./block-hasher.js";
 import { DigestWriter } from "./digest-writer.js";
+import { ChainExpectations } from "./chain-expectations.js";
 import type { ChainLink } from "./chain-images.js";
 import { CompareSink } from "./compare-sink.js";
 import { ImageSink } from "./disk-sink.js";
@@ -44,20 +45,30 @@ interface DraftParts {
   readonly sinks: Map<string, DraftSink>;
 }
 
+type Bases = Awaited<ReturnType<DraftPlace["bases"]>>;
+
 /** A backup that is being written under a name which no list shows. */
 export class DirectoryDraft implements BackupDraft {
   readonly #place: DraftPlace;
   readonly #request: DraftRequest;
   readonly #directory: string;
   readonly #parts: DraftParts;
+  readonly #bases: Bases;
   #state: "open" | "published" | "discarded" = "open";
   #machineFiles: readonly ManifestFile[] = [];
 
-  private constructor(place: DraftPlace, request: DraftRequest, directory: string, parts: DraftParts) {
+  private constructor(
+    place: DraftPlace,
+    request: DraftRequest,
+    directory: string,
+    parts: DraftParts,
+    bases: Bases,
+  ) {
     this.#place = place;
     this.#request = request;
     this.#directory = directory;
     this.#parts = parts;
+    this.#bases = bases;
   }
 
   /** Fails with ALREADY_EXISTS if there is a backup of that id; after any error nothing is left but the undo entry. */
@@ -84,7 +95,7 @@ export class DirectoryDraft implements BackupDraft {
       const { images, bases } = await createImages(place, request, directory, signal);
       const parts = { images, hasher: new BlockHasher(), sinks: new Map<string, DraftSink>() };
       await openSinks(parts, bases, request, directory);
-      return new DirectoryDraft(place, request, directory, parts);
+      return new DirectoryDraft(place, request, directory, parts, bases);
     } catch (error) {
       await rm(directory, { recursive: true, force: true });
       throw error;
@@ -110,6 +121,10 @@ export class DirectoryDraft implements BackupDraft {
       join(this.#directory, MACHINE_DIRECTORY),
       signal,
     );
+  }
+
+  parentExpectations(target: string): Promise<ChainExpectations> {
+    return ChainExpectations.open(this.#bases.get(target) ?? []);
   }
 
   explain(error: unknown): Promise<unknown> {
@@ -222,8 +237,6 @@ function checkRequest({ id, disks, parent }: DraftRequest): void {
     );
   }
 }
-
-type Bases = Awaited<ReturnType<DraftPlace["bases"]>>;
 
 /** The trouble of a damaged parent comes first: it is not of the moment. */
 async function createImages(

@@ -1,6 +1,13 @@
+import type { IntactEntry } from "../../model/backup.js";
 import type { Job } from "../../model/job.js";
 import { PASSING_ERRORS, retryPauseMs } from "../../model/retry.js";
-import type { DomainRun, RunRecord, RunTrigger, RunTrouble } from "../../model/run-record.js";
+import type {
+  DomainRun,
+  RunRecord,
+  RunTrigger,
+  RunTrouble,
+  RunVerification,
+} from "../../model/run-record.js";
 import { endedRun, endedWell, notesOf, runStateOf } from "../../model/run-record.js";
 import { errorMessage, FleeceError, isFleeceError } from "../../shared/errors.js";
 import { timedId } from "../../shared/ids.js";
@@ -190,26 +197,38 @@ export class JobRun {
         },
       });
       await this.#change(domain, { phase: "after-backup", backup: entry });
-      const notes = [...this.#of(domain).notes, ...notesOf(entry), ...(await this.#followUp(entry))];
-      await this.#end(domain, { state: notes.length === 0 ? "complete" : "complete-with-notes", notes });
+      const { notes: more, damage } = await this.#followUp(entry);
+      const notes = [...this.#of(domain).notes, ...notesOf(entry), ...more];
+      const state = notes.length === 0 ? "complete" : "complete-with-notes";
+      await this.#end(domain, {
+        notes,
+        ...(damage === undefined ? { state } : { state: "failed", error: damage }),
+      });
       return undefined;
     } catch (error) {
       return error;
     }
   }
 
-  async #followUp(entry: NonNullable<DomainRun["backup"]>): Promise<readonly string[]> {
+  async #followUp(entry: IntactEntry): Promise<{ readonly notes: string[]; readonly damage?: RunTrouble }> {
     const { context, steps } = this.#parts;
+    const { domain } = entry;
+    const onVerified = (verification: RunVerification): void => {
+      const { verifications = [] } = this.#of(domain);
+      void this.#change(domain, { verifications: [...verifications, verification] });
+    };
+    const done = { job: this.#order.job, entry, signal: this.#stop.signal, onVerified };
     const notes: string[] = [];
     for (const { name, perform } of steps) {
       try {
-        notes.push(...(await perform(context, { job: this.#order.job, entry, signal: this.#stop.signal })));
+        notes.push(...(await perform(context, done)));
       } catch (error) {
-        const { code, message } = troubleOf(error);
-        notes.push(`${name} failed: ${message} (${code})`);
+        const trouble = troubleOf(error);
+        if (trouble.code === "DAMAGED") return { notes, damage: trouble };
+        notes.push(`${name} failed: ${trouble.message} (${trouble.code})`);
       }
     }
-    return notes;
+    return { notes };
   }
 
   #of(domain: string): DomainRun {

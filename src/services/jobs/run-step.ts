@@ -1,5 +1,6 @@
 import type { IntactEntry } from "../../model/backup.js";
 import type { Job } from "../../model/job.js";
+import type { RunVerification } from "../../model/run-record.js";
 import type { ServiceContext } from "../context.js";
 
 export interface DoneBackup {
@@ -7,6 +8,8 @@ export interface DoneBackup {
   readonly entry: IntactEntry;
   /** Fires when the run is to end. */
   readonly signal: AbortSignal;
+  /** Takes down what was verified. */
+  readonly onVerified: (verification: RunVerification) => void;
 }
 
 /**
@@ -15,6 +18,9 @@ export interface DoneBackup {
  */
 export interface RunStep {
   readonly name: string;
-  /** Resolves with what somebody should read. A failure becomes a note too: the backup is there. */
+  /**
+   * Resolves with what somebody should read. A failure becomes a note too: the backup is there. But DAMAGED fails the domain's
+   * part of the run, and ends the steps: what the others would let go may be the last that is sound.
+   */
   perform(this: void, context: ServiceContext, done: DoneBackup): Promise<readonly string[]>;
 }
