@@ -90,6 +90,6 @@ async function describe({ target, file, format }: DiskConfig, signal?: AbortSign
     readOnly: false,
     removable: false,
     bitmaps: sortOutBitmaps(reported).checkpoints.map(layerBitmap),
-    internalSnapshots: info.internalSnapshots,
+    internalSnapshots: info.internalSnapshots.map(({ name }) => name),
   };
 }

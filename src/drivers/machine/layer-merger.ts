@@ -10,10 +10,11 @@ import { isQmpError, type QmpSession } from "../../qmp/index.js";
 import { errnoOf, FleeceError } from "../../shared/errors.js";
 import { mapQmpError, withQmpErrors } from "../qmp-errors.js";
 import { runTool } from "../qemu-tools.js";
+import { configOf, reachDomain } from "../reach-domain.js";
 import { detachedDirectoryPath } from "../runtime-directory.js";
 import { StorageDaemon } from "../storage-daemon.js";
 import { mergeInGraph, type MergeNodes, removeUnused } from "./merge-job.js";
-import { checkIdle, configOf, connectToDomain, queryChains } from "./running-qemu.js";
+import { checkIdle, queryChains } from "./running-qemu.js";
 
 /**
  * Layers that the domain's QEMU has open are merged by it, all others by a storage daemon, with the same jobs. The daemon is
@@ -32,7 +33,8 @@ export class QemuLayerMergers implements LayerMergers {
   }
 
   async open(domain: string, signal?: AbortSignal): Promise<LayerMerger> {
-    const qmp = await connectToDomain(configOf(this.#domains, domain), signal);
+    const reached = await reachDomain(configOf(this.#domains, domain), signal);
+    const qmp = reached.running ? reached.qmp : undefined;
     return new QemuLayerMerger({ domain, qmp, runtimeRoot: this.#runtimeRoot });
   }
 }

@@ -7,11 +7,10 @@ import type { DomainConfig } from "../../model/config.js";
 import type { NewFile, Place } from "../../model/domain-snapshot-plan.js";
 import type { Clock } from "../../ports/clock.js";
 import type { SnapshotTaker, SnapshotTakers } from "../../ports/snapshot-taker.js";
-import { connectQmp, isQmpError } from "../../qmp/index.js";
 import { errnoOf, fileError, FleeceError } from "../../shared/errors.js";
 import { syncDirectory } from "../durable-files.js";
 import { freeBytes } from "../free-bytes.js";
-import { mapQmpError } from "../qmp-errors.js";
+import { configOf, disksOf, reachDomain } from "../reach-domain.js";
 import { InactiveTaker } from "./inactive-taker.js";
 import { syncFile } from "./overlays.js";
 import { RunningTaker } from "./running-taker.js";
@@ -36,22 +35,11 @@ export class QemuTakers implements SnapshotTakers {
 
   async open(domain: string, signal?: AbortSignal): Promise<SnapshotTaker> {
     const { domains, clock, runtimeRoot, convergeWithinMs = CONVERGE_WITHIN_MS } = this.#options;
-    const config = domains.find(({ name }) => name === domain);
-    if (config === undefined) {
-      throw new FleeceError("DOMAIN_NOT_FOUND", `The configuration has no domain ${domain}`);
-    }
-    const { qmp: qmpSocketPath } = config;
-    if (qmpSocketPath === undefined) return this.#inactive(config);
-    try {
-      const qmp = await connectQmp({
-        socketPath: qmpSocketPath,
-        ...(signal === undefined ? {} : { signal }),
-      });
-      return new RunningTaker({ qmp, config, clock, qmpSocketPath, runtimeRoot, convergeWithinMs });
-    } catch (error) {
-      if (isQmpError(error, "QMP_SOCKET_ABSENT", "QMP_REFUSED")) return this.#inactive(config, error);
-      throw mapQmpError(error, `Domain ${domain}`);
-    }
+    const config = configOf(domains, domain);
+    const reached = await reachDomain(config, signal);
+    if (!reached.running) return new InactiveTaker(disksOf(config, reached), clock);
+    const { qmp, qmpSocketPath } = reached;
+    return new RunningTaker({ qmp, config, clock, qmpSocketPath, runtimeRoot, convergeWithinMs });
   }
 
   async place(directory: string): Promise<Place | undefined> {
@@ -107,16 +95,6 @@ export class QemuTakers implements SnapshotTakers {
     throw new FleeceError("DAMAGED", `Expected ${sizeBytes} bytes in ${file}, got ${found}`, {
       facts: { path: file },
     });
-  }
-
-  #inactive(config: DomainConfig, cause?: Error): SnapshotTaker {
-    const { disks, name } = config;
-    if (disks !== undefined) return new InactiveTaker(disks, this.#options.clock);
-    throw new FleeceError(
-      "DOMAIN_UNREACHABLE",
-      `Domain ${name} does not run, and the configuration lists no disks to reach it by: ${cause?.message ?? "no QMP socket"}`,
-      { cause, facts: { domain: name } },
-    );
   }
 }
 
