@@ -11,7 +11,6 @@ import { startMachine } from "./launcher.js";
 import { findByArguments, findQemu } from "./machine-process.js";
 import { keepNew, setAside, settleNew } from "./moved-paths.js";
 import { RunningMachine } from "./running-machine.js";
-import { checkImage, checkMemory, createOverlay, fileExists, removeFile } from "./revert-files.js";
 
 /** How long an ending QEMU may write back what it holds. */
 const END_TIMEOUT_MS = 60_000;
@@ -19,11 +18,6 @@ const END_TIMEOUT_MS = 60_000;
 /** The QEMU processes of this host. */
 export class QemuMachines implements Machines {
   readonly setAside = setAside;
-  readonly checkImage = checkImage;
-  readonly checkMemory = checkMemory;
-  readonly exists = fileExists;
-  readonly createOverlay = createOverlay;
-  readonly removeFile = removeFile;
   readonly #domains: readonly DomainConfig[];
   readonly #stateDir: string;
 

@@ -84,7 +84,8 @@ async function makePlan(
     facts,
     all,
     directory: request.directory ?? (await context.domainSnapshots.directory(domain)),
-    memoryPathIsDirectory: memoryPath !== undefined && (await context.takers.place(memoryPath)) !== undefined,
+    memoryPathIsDirectory:
+      memoryPath !== undefined && (await context.snapshotFiles.place(memoryPath)) !== undefined,
     holders: await holders(context, domain),
     quiesce: quiescePlan(context, request, facts),
   });
@@ -107,18 +108,18 @@ async function holders({ store }: ServiceContext, domain: string): Promise<reado
   });
 }
 
-async function checkPlaces({ takers }: ServiceContext, plan: CreationPlan): Promise<void> {
+async function checkPlaces({ snapshotFiles }: ServiceContext, plan: CreationPlan): Promise<void> {
   const { directory } = plan;
   const files = filesOf(plan);
   for (const path of [...(directory === undefined ? [] : [directory]), ...files.map((file) => file.path)]) {
-    if (!(await takers.exists(path))) continue;
+    if (!(await snapshotFiles.exists(path))) continue;
     throw new FleeceError("ALREADY_EXISTS", `Expected no file at ${path}, there is one`, { facts: { path } });
   }
-  const places = new Map<string, Awaited<ReturnType<typeof takers.place>>>();
+  const places = new Map<string, Awaited<ReturnType<typeof snapshotFiles.place>>>();
   for (const { path } of files) {
     const parent = posix.dirname(path);
     // What is to be made has the space of the directory that it will be in.
-    const place = await takers.place(parent === directory ? posix.dirname(parent) : parent);
+    const place = await snapshotFiles.place(parent === directory ? posix.dirname(parent) : parent);
     if (place === undefined) {
       throw new FleeceError("PATH_NOT_FOUND", `Expected a directory for ${path}, there is none`, {
         facts: { path: parent },
@@ -159,11 +160,15 @@ async function take(
   return switched;
 }
 
-async function makeDirectory({ takers }: ServiceContext, operation: Operation, path: string): Promise<void> {
+async function makeDirectory(
+  { snapshotFiles }: ServiceContext,
+  operation: Operation,
+  path: string,
+): Promise<void> {
   const entry = { kind: "empty-directory", path } as const;
   await operation.register(entry);
   try {
-    await takers.makeDirectory(path);
+    await snapshotFiles.makeDirectory(path);
   } catch (error) {
     // Somebody else's, then.
     if (isFleeceError(error, "ALREADY_EXISTS")) await operation.settle(entry);

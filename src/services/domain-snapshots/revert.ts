@@ -7,6 +7,7 @@ import {
   type RevertOutcome,
   type SnapshotState,
 } from "../../model/domain-snapshot.js";
+import { CHECKPOINT_GRANULARITY } from "../../model/checkpoint.js";
 import { machineEnds, type MovedPath, movedPaths } from "../../model/machine-ends.js";
 import { rewriteArguments } from "../../model/machine-arguments.js";
 import type { RevertJournal } from "../../model/operation.js";
@@ -137,17 +138,17 @@ async function refuseWhileInUse(context: ServiceContext, domain: string): Promis
 }
 
 async function checkFiles(
-  { machines }: ServiceContext,
+  { snapshotFiles }: ServiceContext,
   { disks, memory }: DomainSnapshot,
   { signal, onProgress }: DomainSnapshotOptions,
 ): Promise<void> {
   for (const disk of disks) {
     onProgress?.({ phase: "checking", target: disk.target });
-    await machines.checkImage(disk, signal);
+    await snapshotFiles.checkImage(disk, signal);
   }
   if (memory?.kind !== "external") return;
   const totalBytes = memory.sizeBytes;
-  await machines.checkMemory(memory, {
+  await snapshotFiles.checkMemory(memory, {
     signal,
     onProgress: (doneBytes) => onProgress?.({ phase: "checking", doneBytes, totalBytes }),
   });
@@ -237,7 +238,7 @@ class Revert {
 
   /** `<target>-<name>-r<N>.qcow2`: a snapshot may be reverted to any number of times. */
   async #nameOverlays(): Promise<RevertedDisk[]> {
-    const { machines, domainSnapshots } = this.#context;
+    const { snapshotFiles, domainSnapshots } = this.#context;
     const { snapshot } = this.#scene.facts;
     const directory = await domainSnapshots.directory(this.#session.domain);
     for (let number = 1; ; number++) {
@@ -245,7 +246,7 @@ class Revert {
         disk,
         overlay: join(directory, `${disk.target}-${snapshot.name}-r${number}.qcow2`),
       }));
-      const taken = await Promise.all(disks.map(({ overlay }) => machines.exists(overlay)));
+      const taken = await Promise.all(disks.map(({ overlay }) => snapshotFiles.exists(overlay)));
       if (!taken.includes(true)) return disks;
     }
   }
@@ -329,8 +330,9 @@ class Revert {
     for (const { disk, overlay } of disks) {
       this.#options.onProgress?.({ phase: "disks", target: disk.target });
       const bitmap = bitmapToCarry(disk);
-      await this.#context.machines.createOverlay(
-        { path: overlay, base: disk, bitmap, owner },
+      const bitmaps = bitmap === undefined ? [] : [{ bitmap, granularityBytes: CHECKPOINT_GRANULARITY }];
+      await this.#context.snapshotFiles.createOverlay(
+        { path: overlay, base: disk, bitmaps, owner },
         this.#options.signal,
       );
     }

@@ -6,7 +6,6 @@ import type {
   DomainSnapshot,
   DomainSnapshotOptions,
 } from "../../../src/model/domain-snapshot.js";
-import type { SnapshotTakers } from "../../../src/ports/snapshot-taker.js";
 import type { ServiceContext } from "../../../src/services/context.js";
 import { createDomainSnapshot } from "../../../src/services/domain-snapshots/create.js";
 import { domainConfig, writeConfig } from "../../support/config-file.js";
@@ -32,7 +31,7 @@ export interface BareScene {
   readonly context: ServiceContext;
   create(
     request?: Partial<CreateDomainSnapshotRequest>,
-    options?: DomainSnapshotOptions & { readonly takers?: SnapshotTakers },
+    options?: DomainSnapshotOptions & Partial<Pick<ServiceContext, "takers" | "snapshotFiles">>,
   ): Promise<DomainSnapshot>;
   status(): Promise<string>;
   /** Files of the domain's snapshots, records of the journal, and what is in the runtime directory. */
@@ -82,8 +81,8 @@ export async function startBareScene({ proxied = false } = {}): Promise<BareScen
     vm,
     proxy,
     context,
-    create: (request, { takers = context.takers, ...options } = {}) =>
-      createDomainSnapshot({ ...context, takers }, { domain: "vm", ...request }, options),
+    create: (request, { takers = context.takers, snapshotFiles = context.snapshotFiles, ...options } = {}) =>
+      createDomainSnapshot({ ...context, takers, snapshotFiles }, { domain: "vm", ...request }, options),
     status,
     leftovers,
     expectUntouched: async () => {
@@ -92,18 +91,5 @@ export async function startBareScene({ proxied = false } = {}): Promise<BareScen
       expect(await leftovers()).toEqual([]);
       expect((await vm.guestWrite("vdb", 4 << 20, 65_536, 0x11)).ok).toBe(true);
     },
-  };
-}
-
-/** The same takers with some of their methods replaced. */
-export function changedTakers(takers: SnapshotTakers, changes: Partial<SnapshotTakers>): SnapshotTakers {
-  return {
-    open: (...args) => takers.open(...args),
-    place: (...args) => takers.place(...args),
-    exists: (...args) => takers.exists(...args),
-    makeDirectory: (...args) => takers.makeDirectory(...args),
-    dropFirstName: (...args) => takers.dropFirstName(...args),
-    seal: (...args) => takers.seal(...args),
-    ...changes,
   };
 }
