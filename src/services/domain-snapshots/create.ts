@@ -7,7 +7,6 @@ import type {
 import type { CreationPlan, DomainFacts } from "../../model/domain-snapshot-plan.js";
 import { checkSpace, filesOf, planCreation } from "../../model/domain-snapshot-plan.js";
 import { checkName } from "../../model/names.js";
-import { snapshotHolds } from "../../model/operation-findings.js";
 import type { DomainSnapshotJournal } from "../../model/operation.js";
 import type { SnapshotTaker } from "../../ports/snapshot-taker.js";
 import { errorMessage, FleeceError, isFleeceError } from "../../shared/errors.js";
@@ -19,6 +18,7 @@ import { Operation } from "../operation.js";
 import { logMoment, planQuiesce } from "../quiesce.js";
 import { createInternal } from "./internal.js";
 import { finishCreation, settleCreation } from "./finish-creation.js";
+import { blockSnapshotHolders } from "./read-snapshot.js";
 
 /** Takes a snapshot; see `createInternal` for those inside the images. */
 export function createDomainSnapshot(
@@ -86,7 +86,7 @@ async function makePlan(
     directory: request.directory ?? (await context.domainSnapshots.directory(domain)),
     memoryPathIsDirectory:
       memoryPath !== undefined && (await context.snapshotFiles.place(memoryPath)) !== undefined,
-    holders: await holders(context, domain),
+    holders: await blockSnapshotHolders(context, domain),
     quiesce: quiescePlan(context, request, facts),
   });
 }
@@ -99,13 +99,6 @@ function quiescePlan(
 ): ReturnType<typeof planQuiesce> {
   if (diskOnly !== true || state === "inactive") return undefined;
   return planQuiesce(context, domain, quiesce);
-}
-
-async function holders({ store }: ServiceContext, domain: string): Promise<readonly string[]> {
-  return (await store.operations(domain)).flatMap(({ subject }) => {
-    if (subject.kind !== "block-snapshot") return [];
-    return subject.plan.disks.map(({ target }) => snapshotHolds(domain, target, subject).found);
-  });
 }
 
 async function checkPlaces({ snapshotFiles }: ServiceContext, plan: CreationPlan): Promise<void> {

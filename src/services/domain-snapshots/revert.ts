@@ -28,8 +28,7 @@ import { randomId } from "../../shared/ids.js";
 import { requireDomain, type ServiceContext, withDomain } from "../context.js";
 import type { DomainSession } from "../domain-session.js";
 import { internalRevertCost, revertInternal } from "./internal.js";
-import { readSnapshot } from "./read-snapshot.js";
-import { isOver } from "../recovery.js";
+import { readSnapshot, refuseBlockSnapshots } from "./read-snapshot.js";
 import { Operation } from "../operation.js";
 import { unwind } from "../unwind.js";
 import { finishRevert } from "./finish-revert.js";
@@ -63,7 +62,7 @@ export async function revertDomainSnapshot(
   if (await isInternal(context, request)) return revertInternal(context, request, options);
   const purpose = `revert to domain snapshot ${request.name}`;
   return withDomain(context, domain, purpose, async (session) => {
-    await refuseWhileInUse(context, domain);
+    await refuseBlockSnapshots(context, domain);
     await using scene = await lookAt(context, session, request, options.signal);
     await checkFiles(context, scene.facts.snapshot, options);
     const cost = costOfRevert(scene.facts);
@@ -121,19 +120,6 @@ async function inspect(
     throw error;
   } finally {
     await session.close();
-  }
-}
-
-/** What others read from the domain's QEMU would end with it. */
-async function refuseWhileInUse(context: ServiceContext, domain: string): Promise<void> {
-  for (const record of await context.store.operations(domain)) {
-    const { subject } = record;
-    if (subject.kind !== "block-snapshot" || isOver(context, record)) continue;
-    throw new FleeceError(
-      "DOMAIN_BUSY",
-      `Domain ${domain} has the block snapshot ${subject.name}, which a revert would end; delete it first`,
-      { facts: { domain, holder: subject.name } },
-    );
   }
 }
 
