@@ -11,6 +11,7 @@ import { errnoOf, FleeceError } from "../../shared/errors.js";
 import { mapQmpError, withQmpErrors } from "../qmp-errors.js";
 import { runTool } from "../qemu-tools.js";
 import { configOf, reachDomain } from "../reach-domain.js";
+import { fileIdentity } from "../running/targets.js";
 import { detachedDirectoryPath } from "../runtime-directory.js";
 import { StorageDaemon } from "../storage-daemon.js";
 import { mergeInGraph, type MergeNodes, removeUnused } from "./merge-job.js";
@@ -262,15 +263,5 @@ async function lookAtLayer(
 }
 
 async function isSameFile(a: string, b: string): Promise<boolean> {
-  if (a === b) return true;
-  const identify = async (file: string): Promise<string | undefined> => {
-    try {
-      const { dev, ino } = await stat(file, { bigint: true });
-      return `${dev.toString()}:${ino.toString()}`;
-    } catch {
-      return undefined;
-    }
-  };
-  const [first, second] = [await identify(a), await identify(b)];
-  return first !== undefined && first === second;
+  return a === b || (await fileIdentity(a)) === (await fileIdentity(b));
 }

@@ -23,7 +23,7 @@ import { requireDomain, withDomain } from "../context.js";
 import type { DomainSession } from "../domain-session.js";
 import { Operation } from "../operation.js";
 import { deleteInternal } from "./internal.js";
-import { readSnapshot, refuseBlockSnapshots } from "./read-snapshot.js";
+import { readSnapshot, refuseOpenSnapshots } from "./read-snapshot.js";
 import { removeUnnamed, settleDeletion } from "./settle-deletion.js";
 
 /**
@@ -49,7 +49,7 @@ export async function deleteDomainSnapshot(
       await context.domainSnapshots.write(withoutSnapshot(present, name));
       return { name, merged: [], reparented };
     }
-    await refuseBlockSnapshots(context, domain);
+    await refuseOpenSnapshots(context, domain);
     const merged =
       snapshot.kind === "internal"
         ? await deleteInternal(context, session, present, snapshot, options)

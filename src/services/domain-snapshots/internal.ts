@@ -19,7 +19,7 @@ import type { ServiceContext } from "../context.js";
 import { requireDomain, withDomain } from "../context.js";
 import type { DomainSession } from "../domain-session.js";
 import { Operation } from "../operation.js";
-import { readSnapshot, refuseBlockSnapshots } from "./read-snapshot.js";
+import { readSnapshot, refuseOpenSnapshots } from "./read-snapshot.js";
 import { settleInternal } from "./settle-internal.js";
 
 /** Domain snapshots inside the qcow2 images. They stand in no chain, so any of them can be deleted without harm to others. */
@@ -40,7 +40,7 @@ export async function createInternal(
   refuseUnsupported(request);
   return withDomain(context, domain, `domain snapshot ${name} of ${domain}`, async (session) => {
     await session.close();
-    await refuseBlockSnapshots(context, domain);
+    await refuseOpenSnapshots(context, domain);
     const all = await context.domainSnapshots.read(domain);
     await using images = await context.internals.open(all, options.signal);
     await images.checkIdle();
@@ -94,7 +94,7 @@ export async function revertInternal(
   requireDomain(context, domain);
   return withDomain(context, domain, `revert of ${domain} to ${name}`, async (session) => {
     await session.close();
-    await refuseBlockSnapshots(context, domain);
+    await refuseOpenSnapshots(context, domain);
     const { all, snapshot } = await readSnapshot(context, domain, name);
     await using images = await context.internals.open(all, options.signal);
     await images.checkIdle();

@@ -36,6 +36,6 @@ export async function blockSnapshotHolders(
 }
 
 /** Frozen disks are read through filters that a merge would have to move, and end with the domain's QEMU. Fails with DOMAIN_BUSY. */
-export async function refuseBlockSnapshots(context: ServiceContext, domain: string): Promise<void> {
+export async function refuseOpenSnapshots(context: ServiceContext, domain: string): Promise<void> {
   refuseHolders(domain, await blockSnapshotHolders(context, domain));
 }

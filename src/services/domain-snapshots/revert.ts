@@ -28,7 +28,7 @@ import { randomId } from "../../shared/ids.js";
 import { requireDomain, type ServiceContext, withDomain } from "../context.js";
 import type { DomainSession } from "../domain-session.js";
 import { internalRevertCost, revertInternal } from "./internal.js";
-import { readSnapshot, refuseBlockSnapshots } from "./read-snapshot.js";
+import { readSnapshot, refuseOpenSnapshots } from "./read-snapshot.js";
 import { Operation } from "../operation.js";
 import { unwind } from "../unwind.js";
 import { finishRevert } from "./finish-revert.js";
@@ -62,7 +62,7 @@ export async function revertDomainSnapshot(
   if (await isInternal(context, request)) return revertInternal(context, request, options);
   const purpose = `revert to domain snapshot ${request.name}`;
   return withDomain(context, domain, purpose, async (session) => {
-    await refuseBlockSnapshots(context, domain);
+    await refuseOpenSnapshots(context, domain);
     await using scene = await lookAt(context, session, request, options.signal);
     await checkFiles(context, scene.facts.snapshot, options);
     const cost = costOfRevert(scene.facts);

@@ -1,6 +1,4 @@
-import { readdir } from "node:fs/promises";
 import { expect } from "vitest";
-import { loadConfig, startAgent } from "../../../src/agent.js";
 import type {
   CreateDomainSnapshotRequest,
   DomainSnapshot,
@@ -8,13 +6,14 @@ import type {
 } from "../../../src/model/domain-snapshot.js";
 import type { ServiceContext } from "../../../src/services/context.js";
 import { createDomainSnapshot } from "../../../src/services/domain-snapshots/create.js";
-import { domainConfig, writeConfig } from "../../support/config-file.js";
+import { domainConfig } from "../../support/config-file.js";
 import { createImage, fillImage } from "../../support/image-tool.js";
 import { temporaryDirectory, untilTestEnds } from "../../support/lifetime.js";
 import { QmpProxy } from "../../support/qmp-proxy.js";
 import type { TemporaryDirectory } from "../../support/temporary-directory.js";
 import type { TestDisk } from "../../support/vm-arguments.js";
 import { TestVm } from "../../support/vm.js";
+import { leftoversOf, startQuietAgent } from "./support/quiet-agent.js";
 
 const DISK_BYTES = 8 << 20;
 export const FILL_BYTES = 1 << 20;
@@ -55,27 +54,15 @@ export async function startBareScene({ proxied = false } = {}): Promise<BareScen
   await vm.qmp("block-dirty-bitmap-add", { node, name: CHECKPOINT_BITMAP, persistent: true });
   const proxyPath = directory.file("proxy.qmp");
   const proxy = untilTestEnds(await QmpProxy.listen(proxyPath, vm.qmpPath));
-  const configPath = await writeConfig(directory.path, {
-    domains: [
-      { ...domainConfig("vm", vm), qmp: proxied ? proxyPath : vm.qmpPath, guestAgent: directory.file("qga") },
-    ],
-    more: { runtimeDir: directory.file("run") },
+  const context = await startQuietAgent(directory, {
+    ...domainConfig("vm", vm),
+    qmp: proxied ? proxyPath : vm.qmpPath,
+    guestAgent: directory.file("qga"),
   });
-  const ignore = (): void => undefined;
-  const log = { debug: ignore, info: ignore, warn: ignore };
-  const context = await startAgent(await loadConfig(configPath), log);
   const pristine = await vm.blockState();
   const status = async (): Promise<string> =>
     ((await vm.qmp("query-status")) as { readonly status: string }).status;
-  const leftovers = async (): Promise<readonly string[]> => {
-    const list = (path: string): Promise<string[]> => readdir(directory.file(path)).catch(() => []);
-    const records = await context.store.operations("vm");
-    return [
-      ...(await list("state/domain-snapshots/vm")),
-      ...(await list("run")),
-      ...records.map(({ id }) => `record ${id}`),
-    ].toSorted();
-  };
+  const leftovers = () => leftoversOf(directory, context);
   return {
     directory,
     vm,
