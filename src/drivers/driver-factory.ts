@@ -5,16 +5,14 @@ import type { BlockDriver, DriverFactory } from "../ports/block-driver.js";
 import type { Clock } from "../ports/clock.js";
 import type { DomainSnapshotStore } from "../ports/domain-snapshot-store.js";
 import type { Logger } from "../ports/logger.js";
-import { connectQmp, isQmpError } from "../qmp/index.js";
-import { FleeceError } from "../shared/errors.js";
 import { InactiveDriver } from "./inactive/inactive-driver.js";
-import { mapQmpError } from "./qmp-errors.js";
+import { configOf, disksOf, reachDomain } from "./reach-domain.js";
 import { RunningDriver } from "./running/running-driver.js";
 import { detachedDirectoryPath } from "./runtime-directory.js";
 
-/** Finds a domain by its QMP socket; nobody listening there means inactive, anything unclear means unreachable. */
+/** Finds a domain as `reachDomain` does. */
 export class QemuDriverFactory implements DriverFactory {
-  readonly #domains: ReadonlyMap<string, DomainConfig>;
+  readonly #domains: readonly DomainConfig[];
   readonly #domainSnapshots: Pick<DomainSnapshotStore, "read">;
   readonly #clock: Clock;
   readonly #runtimeRoot: string;
@@ -33,44 +31,21 @@ export class QemuDriverFactory implements DriverFactory {
     this.#log = options.log;
     this.#domainSnapshots = options.domainSnapshots;
     this.#cbwTimeoutMs = options.cbwTimeoutMs;
-    this.#domains = new Map(options.domains.map((domain) => [domain.name, domain]));
+    this.#domains = options.domains;
     this.#clock = options.clock;
     this.#runtimeRoot = options.runtimeRoot;
   }
 
   async open(name: string, signal?: AbortSignal): Promise<BlockDriver> {
-    const config = this.#domains.get(name);
-    if (config === undefined) {
-      throw new FleeceError("DOMAIN_NOT_FOUND", `The configuration has no domain ${name}`);
-    }
-    const { qmp: socketPath } = config;
-    if (socketPath === undefined) return this.#inactive(config);
-    try {
-      const qmp = await connectQmp({ socketPath, ...(signal === undefined ? {} : { signal }) });
-      const nbdSocketPath = path.join(this.#socketDirectory(socketPath), "nbd.sock");
-      const runtimeRoot = this.#runtimeRoot;
-      const sockets = { qmpSocketPath: socketPath, nbdSocketPath };
-      const domainSnapshots = this.#domainSnapshots;
-      const settings = { config, domainSnapshots, runtimeRoot, cbwTimeoutMs: this.#cbwTimeoutMs };
-      return new RunningDriver({ qmp, clock: this.#clock, log: this.#log, ...sockets, ...settings });
-    } catch (error) {
-      if (isQmpError(error, "QMP_SOCKET_ABSENT", "QMP_REFUSED")) return this.#inactive(config, error);
-      throw mapQmpError(error, `Domain ${name}`);
-    }
-  }
-
-  #inactive(config: DomainConfig, cause?: Error): BlockDriver {
-    const { disks } = config;
-    if (disks === undefined) {
-      throw new FleeceError(
-        "DOMAIN_UNREACHABLE",
-        `Domain ${config.name} does not run, and the configuration lists no disks to reach it by: ${cause?.message ?? "no QMP socket"}`,
-        { cause, facts: { domain: config.name } },
-      );
-    }
+    const config = configOf(this.#domains, name);
+    const reached = await reachDomain(config, signal);
     const domainSnapshots = this.#domainSnapshots;
-    const settings = { config, disks, domainSnapshots, runtimeRoot: this.#runtimeRoot };
-    return new InactiveDriver({ ...settings, clock: this.#clock });
+    const common = { config, domainSnapshots, runtimeRoot: this.#runtimeRoot, clock: this.#clock };
+    if (!reached.running) return new InactiveDriver({ ...common, disks: disksOf(config, reached) });
+    const { qmp, qmpSocketPath } = reached;
+    const nbdSocketPath = path.join(this.#socketDirectory(qmpSocketPath), "nbd.sock");
+    const settings = { log: this.#log, cbwTimeoutMs: this.#cbwTimeoutMs };
+    return new RunningDriver({ ...common, ...settings, qmp, qmpSocketPath, nbdSocketPath });
   }
 
   /** One NBD server per QEMU process, so one directory per monitor, found again by whoever comes next. */

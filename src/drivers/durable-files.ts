@@ -1,4 +1,4 @@
-import { constants, type FileHandle, link, lstat, open, rename, rm } from "node:fs/promises";
+import { constants, type FileHandle, link, lstat, open, rename, rm, rmdir, unlink } from "node:fs/promises";
 import { dirname } from "node:path";
 import { errnoOf, fileError, FleeceError } from "../shared/errors.js";
 
@@ -27,8 +27,30 @@ export async function exists(path: string): Promise<boolean> {
     await lstat(path);
     return true;
   } catch (error) {
-    if (errnoOf(error) === "ENOENT") return false;
+    if (["ENOENT", "ENOTDIR"].includes(errnoOf(error) ?? "")) return false;
     throw fileError(error, "look at", path);
+  }
+}
+
+/** Idempotent: false if there was none. */
+export async function removeFile(path: string): Promise<boolean> {
+  try {
+    await unlink(path);
+    return true;
+  } catch (error) {
+    if (errnoOf(error) === "ENOENT") return false;
+    throw fileError(error, "remove", path);
+  }
+}
+
+/** Idempotent. Leaves one that is not empty, and what is no directory: false then. */
+export async function removeEmptyDirectory(path: string): Promise<boolean> {
+  try {
+    await rmdir(path);
+    return true;
+  } catch (error) {
+    if (["ENOENT", "ENOTEMPTY", "ENOTDIR"].includes(errnoOf(error) ?? "")) return false;
+    throw fileError(error, "remove the directory", path);
   }
 }
 

@@ -1,8 +1,9 @@
 import type { BigIntStats } from "node:fs";
-import { lstat, rm, rmdir, unlink } from "node:fs/promises";
+import { lstat, rm } from "node:fs/promises";
 import type { UndoEntry } from "../model/undo.js";
 import type { HostCleaner } from "../ports/state-store.js";
 import { errnoOf, fileError } from "../shared/errors.js";
+import { removeEmptyDirectory, removeFile } from "./durable-files.js";
 import { endDaemon } from "./end-daemon.js";
 import { undoStart } from "./machine/launcher.js";
 import { removeExport } from "./node-exports.js";
@@ -14,13 +15,15 @@ export class QemuHostCleaner implements HostCleaner {
   async undo(entry: UndoEntry): Promise<void> {
     switch (entry.kind) {
       case "file":
-        return removeFile(entry.path);
+        await removeFile(entry.path);
+        return;
       case "linked-file":
         return removeLinkedFile(entry.path, entry.link);
       case "directory":
         return rm(entry.path, { recursive: true, force: true });
       case "empty-directory":
-        return removeEmptyDirectory(entry.path);
+        await removeEmptyDirectory(entry.path);
+        return;
       case "daemon":
         return endDaemon(entry.directory);
       case "daemon-export":
@@ -38,24 +41,6 @@ export class QemuHostCleaner implements HostCleaner {
       case "vm-nbd-server":
       case "vm-bitmap":
         throw new Error(`Undo of a ${entry.kind} is not a matter of the host`);
-    }
-  }
-}
-
-async function removeFile(path: string): Promise<void> {
-  try {
-    await unlink(path);
-  } catch (error) {
-    if (errnoOf(error) !== "ENOENT") throw fileError(error, "remove", path);
-  }
-}
-
-async function removeEmptyDirectory(path: string): Promise<void> {
-  try {
-    await rmdir(path);
-  } catch (error) {
-    if (!["ENOENT", "ENOTEMPTY", "ENOTDIR"].includes(errnoOf(error) ?? "")) {
-      throw fileError(error, "remove the directory", path);
     }
   }
 }

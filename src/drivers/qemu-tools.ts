@@ -65,8 +65,8 @@ export interface ImageInfo {
   readonly dataFile: string | undefined;
   /** Persistent bitmaps of a qcow2 image. */
   readonly bitmaps: readonly ImageBitmap[];
-  /** Names of snapshots inside the image. */
-  readonly internalSnapshots: readonly string[];
+  /** Inside the image; without memory these have 0 bytes of it. */
+  readonly internalSnapshots: readonly { readonly name: string; readonly memoryBytes: number }[];
 }
 
 export interface ImageBitmap {
@@ -83,7 +83,7 @@ const infoSchema = z.object({
   "actual-size": z.int().nonnegative().optional(),
   "backing-filename": z.string().optional(),
   "backing-filename-format": z.string().optional(),
-  snapshots: z.array(z.object({ name: z.string() })).optional(),
+  snapshots: z.array(z.object({ name: z.string(), "vm-state-size": z.int().nonnegative() })).optional(),
   "format-specific": z
     .object({
       data: z
@@ -126,7 +126,10 @@ export async function imageInfo(
       recording: flags.includes("auto"),
       inUse: flags.includes("in-use"),
     })),
-    internalSnapshots: (info.snapshots ?? []).map(({ name }) => name),
+    internalSnapshots: (info.snapshots ?? []).map((snapshot) => ({
+      name: snapshot.name,
+      memoryBytes: snapshot["vm-state-size"],
+    })),
   };
 }
 

@@ -1,10 +1,11 @@
 import type { Stats } from "node:fs";
 import { constants } from "node:fs";
-import { access, lstat, realpath, stat } from "node:fs/promises";
+import { access, realpath, stat } from "node:fs/promises";
 import path from "node:path";
 import type { ScratchSpace } from "../ports/scratch-space.js";
 import { errnoOf, fileError, FleeceError } from "../shared/errors.js";
 import { formatBytes } from "../shared/units.js";
+import { exists } from "./durable-files.js";
 import { freeBytes } from "./free-bytes.js";
 
 /** `stat` counts what is allocated in these units, whatever the file system's blocks are. */
@@ -60,7 +61,7 @@ export class ScratchDirectory implements ScratchSpace {
     } catch (error) {
       throw fileError(error, "create a file in", directory);
     }
-    if (await isThere(file)) throw refusedFile("ALREADY_EXISTS", file, "that it does not exist yet");
+    if (await exists(file)) throw refusedFile("ALREADY_EXISTS", file, "that it does not exist yet");
   }
 
   freeBytes(): Promise<number> {
@@ -95,16 +96,6 @@ async function allocatedBytes(file: string): Promise<number> {
 function isSafe({ uid, mode }: Stats): boolean {
   const isSticky = (mode & 0o1000) !== 0;
   return (uid === 0 || uid === process.geteuid?.()) && (isSticky || (mode & 0o022) === 0);
-}
-
-async function isThere(file: string): Promise<boolean> {
-  try {
-    await lstat(file);
-    return true;
-  } catch (error) {
-    if (errnoOf(error) === "ENOENT") return false;
-    throw fileError(error, "look at", file);
-  }
 }
 
 function refusedFile(

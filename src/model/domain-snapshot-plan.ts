@@ -258,7 +258,11 @@ function checkRunState({ runState, migration }: DomainFacts, domain: string): vo
 
 function checkFree({ facts, holders }: PlanParts, domain: string): void {
   const exports = facts.foreignExports.map((id) => `NBD export ${id} of another program`);
-  const [holder] = [...holders, ...facts.jobs, ...exports];
+  refuseHolders(domain, [...holders, ...facts.jobs, ...exports]);
+}
+
+/** Fails with DOMAIN_BUSY if something holds the domain's disks; it is told in words. */
+export function refuseHolders(domain: string, [holder]: readonly string[]): void {
   if (holder === undefined) return;
   throw refused("DOMAIN_BUSY", `Domain ${domain} is busy: ${holder}`, { domain, holder });
 }

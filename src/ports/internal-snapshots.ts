@@ -1,14 +1,11 @@
+import type { DomainSnapshots } from "../model/domain-snapshot.js";
 import type { DiskFormat } from "../model/snapshot-plan.js";
 import type { UndoLog } from "./block-driver.js";
 
 /** Finds out how the internal snapshots of a domain's images can be reached now. Fails with DOMAIN_UNREACHABLE. */
 export interface InternalSnapshots {
-  /** `active` are the files that an inactive domain would write to, by target, where they are not those of the configuration. */
-  open(
-    domain: string,
-    active: ReadonlyMap<string, { readonly file: string; readonly format: DiskFormat }>,
-    signal?: AbortSignal,
-  ): Promise<InternalSnapshotter>;
+  /** The domain's document tells in which file each disk is now. */
+  open(all: DomainSnapshots, signal?: AbortSignal): Promise<InternalSnapshotter>;
 }
 
 /** An image of the domain, writable and not removable. */

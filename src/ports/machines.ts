@@ -1,4 +1,4 @@
-import type { BaseFormat, SnapshotMachine, SnapshotMemory } from "../model/domain-snapshot.js";
+import type { SnapshotMachine } from "../model/domain-snapshot.js";
 import type { MovedPath } from "../model/machine-ends.js";
 
 /** What must be the same for a memory image to fit. */
@@ -51,7 +51,7 @@ export interface MachineStart {
   readonly memory?: string | undefined;
 }
 
-/** The QEMU processes of domains, and the files of a revert. Errors are FleeceErrors. */
+/** The QEMU processes of domains. Errors are FleeceErrors. */
 export interface Machines {
   /** `launch` of the domain, if the configuration has it, and the socket that it must listen on. */
   settings(domain: string): { readonly launch?: readonly string[]; readonly monitor?: string };
@@ -65,36 +65,4 @@ export interface Machines {
   setAside(moved: readonly MovedPath[]): Promise<void>;
   /** Ends a QEMU as if by `quit`, and puts the paths in the hands of its successor. Idempotent. */
   end(process: Pick<MachineProcess, "pid" | "startTicks">, moved: readonly MovedPath[]): Promise<void>;
-
-  /** Fails with DAMAGED if a file of the chain is missing or is not what it was. */
-  checkImage(image: ImageToCheck, signal?: AbortSignal): Promise<void>;
-  /** Reads all of it. Fails with DAMAGED. */
-  checkMemory(
-    memory: SnapshotMemory & { readonly kind: "external" },
-    options: {
-      readonly signal?: AbortSignal | undefined;
-      readonly onProgress?: (doneBytes: number) => void;
-    },
-  ): Promise<void>;
-  exists(path: string): Promise<boolean>;
-  /** Makes a qcow2 image over another one, durably. Fails with ALREADY_EXISTS. */
-  createOverlay(overlay: OverlayToMake, signal?: AbortSignal): Promise<void>;
-  /** Idempotent. */
-  removeFile(path: string): Promise<void>;
-}
-
-export interface ImageToCheck {
-  readonly target: string;
-  readonly file: string;
-  readonly format: BaseFormat;
-  readonly sizeBytes: number;
-}
-
-export interface OverlayToMake {
-  readonly path: string;
-  readonly base: ImageToCheck;
-  /** Recorded from the start: of a checkpoint whose changes go on here. */
-  readonly bitmap?: string | undefined;
-  /** Whose QEMU will open it. */
-  readonly owner?: Pick<MachineProcess, "uid" | "gid"> | undefined;
 }

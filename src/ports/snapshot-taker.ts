@@ -1,5 +1,5 @@
 import type { DiskLayers } from "../model/domain-snapshot.js";
-import type { CreationPlan, DomainFacts, Place } from "../model/domain-snapshot-plan.js";
+import type { CreationPlan, DomainFacts } from "../model/domain-snapshot-plan.js";
 import type { QuiesceOutcome } from "../model/quiesce.js";
 import type { UndoLog } from "./block-driver.js";
 
@@ -58,18 +58,4 @@ export interface TakenMoment extends MomentSoFar {
 export interface SnapshotTakers {
   /** Fails with DOMAIN_UNREACHABLE if the domain can be reached in no way. */
   open(domain: string, signal?: AbortSignal): Promise<SnapshotTaker>;
-
-  /** Undefined if there is no such directory. */
-  place(directory: string): Promise<Place | undefined>;
-
-  exists(path: string): Promise<boolean>;
-
-  /** Makes a directory of mode 0700 whose parent exists. Fails with ALREADY_EXISTS. */
-  makeDirectory(path: string): Promise<void>;
-
-  /** Lets a file go by its own name alone, durably. Fails with DAMAGED if that is not the same file as the first name. Idempotent. */
-  dropFirstName(file: { readonly path: string; readonly firstName: string }): Promise<void>;
-
-  /** Makes a file durable and digests it: SHA-256, hexadecimal. Fails with DAMAGED if it has another size. */
-  seal(path: string, sizeBytes: number, signal?: AbortSignal): Promise<string>;
 }

@@ -160,7 +160,7 @@ describe("backup run, when a directory is not usable", () => {
     skip,
   }) => {
     const at = await site();
-    if (!(await mountTmpfs(at.directory.file("scratch"), "size=64k"))) skip("mount is not permitted here");
+    if (!(await mountTmpfs(at.directory.file("scratch"), "size=8k"))) skip("mount is not permitted here");
     await refused(at, ["backup", "run", "vm"], 1, "NO_SPACE", /no space/i);
   });
 

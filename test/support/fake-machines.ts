@@ -10,9 +10,4 @@ export const fakeMachines: Machines = {
   start: refuse,
   setAside: refuse,
   end: refuse,
-  checkImage: refuse,
-  checkMemory: refuse,
-  exists: refuse,
-  createOverlay: refuse,
-  removeFile: refuse,
 };

@@ -10,7 +10,7 @@ import { FleeceError } from "../../shared/errors.js";
 import { fingerprint } from "../inactive/inactive-driver.js";
 import { imageInfo } from "../qemu-tools.js";
 import { layerBitmap } from "./machine-look.js";
-import { createOverlay } from "./overlays.js";
+import { createPlannedOverlay } from "./overlays.js";
 
 /** Snapshots of a domain that does not run: an overlay for each image, in which its next start is to go on. */
 export class InactiveTaker implements SnapshotTaker {
@@ -46,7 +46,7 @@ export class InactiveTaker implements SnapshotTaker {
   }
 
   async addOverlays(plan: CreationPlan, undo: UndoLog, signal?: AbortSignal): Promise<void> {
-    for (const layer of plan.disks) await createOverlay(layer, undo, signal);
+    for (const layer of plan.disks) await createPlannedOverlay(layer, undo, signal);
   }
 
   /** That nobody has written to the images since they were looked at is all that there is to it. */
@@ -90,6 +90,6 @@ async function describe({ target, file, format }: DiskConfig, signal?: AbortSign
     readOnly: false,
     removable: false,
     bitmaps: sortOutBitmaps(reported).checkpoints.map(layerBitmap),
-    internalSnapshots: info.internalSnapshots,
+    internalSnapshots: info.internalSnapshots.map(({ name }) => name),
   };
 }

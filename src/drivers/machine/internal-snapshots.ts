@@ -1,7 +1,6 @@
-import * as z from "zod";
-import type { DomainConfig } from "../../model/config.js";
-import { noSnapshots } from "../../model/domain-snapshot.js";
-import type { DiskFormat } from "../../model/snapshot-plan.js";
+import type { DiskConfig, DomainConfig } from "../../model/config.js";
+import type { DomainSnapshots } from "../../model/domain-snapshot.js";
+import { presentDisk } from "../../model/present-disk.js";
 import type {
   InternalDisk,
   InternalOptions,
@@ -12,12 +11,11 @@ import type { JobInfo, QmpSession, TransactionAction } from "../../qmp/index.js"
 import { isQmpError } from "../../qmp/index.js";
 import { errorMessage, FleeceError } from "../../shared/errors.js";
 import { withQmpErrors } from "../qmp-errors.js";
-import { changeImageBitmap, runTool } from "../qemu-tools.js";
+import { changeImageBitmap, imageInfo, runTool } from "../qemu-tools.js";
+import { configOf, disksOf, reachDomain } from "../reach-domain.js";
 import { assignTargets } from "../running/targets.js";
 import { type BlockFacts, type LocatedDisk, layersOf, locateDisks } from "../running/block-graph.js";
-import { checkIdle, configOf, connectToDomain, queryFacts } from "./running-qemu.js";
-
-type ActiveFiles = ReadonlyMap<string, { readonly file: string; readonly format: DiskFormat }>;
+import { checkIdle, queryFacts } from "./running-qemu.js";
 
 export class QemuInternalSnapshots implements InternalSnapshots {
   readonly #domains: readonly DomainConfig[];
@@ -26,27 +24,34 @@ export class QemuInternalSnapshots implements InternalSnapshots {
     this.#domains = domains;
   }
 
-  async open(domain: string, active: ActiveFiles, signal?: AbortSignal): Promise<InternalSnapshotter> {
-    const config = configOf(this.#domains, domain);
-    const disks = config.disks?.map((disk) => ({ ...disk, ...active.get(disk.target) }));
-    const now: DomainConfig = disks === undefined ? config : { ...config, disks };
-    const qmp = await connectToDomain(config, signal);
-    if (qmp === undefined) return new InactiveSnapshotter(now);
-    const { status } = await withQmpErrors(`QEMU of domain ${domain}`, () => qmp.execute("query-status"));
-    return new RunningSnapshotter(now, qmp, status === "running" ? "running" : "paused");
+  async open(all: DomainSnapshots, signal?: AbortSignal): Promise<InternalSnapshotter> {
+    const config = configOf(this.#domains, all.domain);
+    const reached = await reachDomain(config, signal);
+    if (!reached.running) return new InactiveSnapshotter(all, disksOf(config, reached));
+    const { qmp } = reached;
+    const { status } = await withQmpErrors(`QEMU of domain ${all.domain}`, () => qmp.execute("query-status"));
+    const state = status === "running" ? "running" : "paused";
+    return new RunningSnapshotter({ config, all, qmp, state });
   }
 }
 
-/** The configuration names the present files. By the jobs of QEMU, which tell in their end whether they succeeded: the commands themselves always do. */
+/** By the jobs of QEMU, which tell in their end whether they succeeded: the commands themselves always do. */
 class RunningSnapshotter implements InternalSnapshotter {
   readonly state: "running" | "paused";
   readonly #config: DomainConfig;
+  readonly #all: DomainSnapshots;
   readonly #qmp: QmpSession;
 
-  constructor(config: DomainConfig, qmp: QmpSession, state: "running" | "paused") {
-    this.#config = config;
-    this.#qmp = qmp;
-    this.state = state;
+  constructor(parts: {
+    readonly config: DomainConfig;
+    readonly all: DomainSnapshots;
+    readonly qmp: QmpSession;
+    readonly state: "running" | "paused";
+  }) {
+    this.#config = parts.config;
+    this.#all = parts.all;
+    this.#qmp = parts.qmp;
+    this.state = parts.state;
   }
 
   async checkIdle(): Promise<void> {
@@ -55,12 +60,7 @@ class RunningSnapshotter implements InternalSnapshotter {
 
   async disks(): Promise<readonly InternalDisk[]> {
     return await this.#guarded(async () => {
-      const facts = await queryFacts(this.#qmp);
-      const { located } = await assignTargets(
-        this.#config,
-        noSnapshots(this.#config.name),
-        locateDisks(facts),
-      );
+      const { facts, located } = await this.#locate();
       return [...located].map(([target, disk]) => describe(facts, target, disk));
     });
   }
@@ -87,12 +87,7 @@ class RunningSnapshotter implements InternalSnapshotter {
   /** Nothing may be written between the end of the bitmaps and the load, so the guest stops first. */
   async load(name: string, options: InternalOptions): Promise<void> {
     await this.#guarded(async () => {
-      const facts = await queryFacts(this.#qmp);
-      const { located } = await assignTargets(
-        this.#config,
-        noSnapshots(this.#config.name),
-        locateDisks(facts),
-      );
+      const { facts, located } = await this.#locate();
       const disks = [...located.values()];
       const vmstate = disks.find(({ diskNode }) => memoryOf(facts, diskNode, name) > 0)?.diskNode;
       if (vmstate === undefined) throw noMemory(name);
@@ -146,12 +141,14 @@ class RunningSnapshotter implements InternalSnapshotter {
   }
 
   async #nodes(): Promise<string[]> {
-    const { located } = await assignTargets(
-      this.#config,
-      noSnapshots(this.#config.name),
-      locateDisks(await queryFacts(this.#qmp)),
-    );
+    const { located } = await this.#locate();
     return [...located.values()].map(({ diskNode }) => diskNode);
+  }
+
+  async #locate(): Promise<{ facts: BlockFacts; located: ReadonlyMap<string, LocatedDisk> }> {
+    const facts = await queryFacts(this.#qmp);
+    const { located } = await assignTargets(this.#config, this.#all, locateDisks(facts));
+    return { facts, located };
   }
 
   async #job(
@@ -208,17 +205,13 @@ function noMemory(name: string): FleeceError {
 /** By `qemu-img snapshot`, disk after disk. */
 class InactiveSnapshotter implements InternalSnapshotter {
   readonly state = "inactive";
-  readonly #disks: NonNullable<DomainConfig["disks"]>;
+  readonly #disks: readonly DiskConfig[];
 
-  constructor({ name, disks }: DomainConfig) {
-    if (disks === undefined) {
-      throw new FleeceError(
-        "DOMAIN_UNREACHABLE",
-        `Domain ${name} does not run, and the configuration lists no disks to reach it by`,
-        { facts: { domain: name } },
-      );
-    }
-    this.#disks = disks;
+  constructor(all: DomainSnapshots, disks: readonly DiskConfig[]) {
+    this.#disks = disks.map(({ target, ...configured }) => {
+      const { file, format } = presentDisk(all, target, configured.file) ?? configured;
+      return { target, file, format };
+    });
   }
 
   checkIdle(): Promise<void> {
@@ -228,20 +221,13 @@ class InactiveSnapshotter implements InternalSnapshotter {
   async disks(signal?: AbortSignal): Promise<readonly InternalDisk[]> {
     return await Promise.all(
       this.#disks.map(async ({ target, file, format }) => {
-        const output = await runTool("qemu-img", ["info", "--output=json", "-f", format, "--", file], {
-          path: file,
-          signal,
-        });
-        const info = infoSchema.parse(JSON.parse(output));
+        const info = await imageInfo(file, format, { signal });
         return {
           ...{ target, file, format },
-          sizeBytes: info["virtual-size"],
-          hasBacking: info["backing-filename"] !== undefined,
-          bitmaps: (info["format-specific"]?.data?.bitmaps ?? []).map(({ name }) => name),
-          snapshots: info.snapshots.map((snapshot) => ({
-            name: snapshot.name,
-            memoryBytes: snapshot["vm-state-size"],
-          })),
+          sizeBytes: info.sizeBytes,
+          hasBacking: info.backingFile !== undefined,
+          bitmaps: info.bitmaps.map(({ name }) => name),
+          snapshots: info.internalSnapshots,
         };
       }),
     );
@@ -277,12 +263,3 @@ class InactiveSnapshotter implements InternalSnapshotter {
 async function snapshot(verb: readonly string[], file: string, signal?: AbortSignal): Promise<void> {
   await runTool("qemu-img", ["snapshot", "-q", ...verb, file], { path: file, signal });
 }
-
-const infoSchema = z.object({
-  "virtual-size": z.int().nonnegative(),
-  "backing-filename": z.string().optional(),
-  snapshots: z.array(z.object({ name: z.string(), "vm-state-size": z.number().nonnegative() })).default([]),
-  "format-specific": z
-    .object({ data: z.object({ bitmaps: z.array(z.object({ name: z.string() })).default([]) }).optional() })
-    .optional(),
-});

@@ -10,10 +10,12 @@ import { isQmpError, type QmpSession } from "../../qmp/index.js";
 import { errnoOf, FleeceError } from "../../shared/errors.js";
 import { mapQmpError, withQmpErrors } from "../qmp-errors.js";
 import { runTool } from "../qemu-tools.js";
+import { configOf, reachDomain } from "../reach-domain.js";
+import { fileIdentity } from "../running/targets.js";
 import { detachedDirectoryPath } from "../runtime-directory.js";
 import { StorageDaemon } from "../storage-daemon.js";
 import { mergeInGraph, type MergeNodes, removeUnused } from "./merge-job.js";
-import { checkIdle, configOf, connectToDomain, queryChains } from "./running-qemu.js";
+import { checkIdle, queryChains } from "./running-qemu.js";
 
 /**
  * Layers that the domain's QEMU has open are merged by it, all others by a storage daemon, with the same jobs. The daemon is
@@ -32,7 +34,8 @@ export class QemuLayerMergers implements LayerMergers {
   }
 
   async open(domain: string, signal?: AbortSignal): Promise<LayerMerger> {
-    const qmp = await connectToDomain(configOf(this.#domains, domain), signal);
+    const reached = await reachDomain(configOf(this.#domains, domain), signal);
+    const qmp = reached.running ? reached.qmp : undefined;
     return new QemuLayerMerger({ domain, qmp, runtimeRoot: this.#runtimeRoot });
   }
 }
@@ -260,15 +263,5 @@ async function lookAtLayer(
 }
 
 async function isSameFile(a: string, b: string): Promise<boolean> {
-  if (a === b) return true;
-  const identify = async (file: string): Promise<string | undefined> => {
-    try {
-      const { dev, ino } = await stat(file, { bigint: true });
-      return `${dev.toString()}:${ino.toString()}`;
-    } catch {
-      return undefined;
-    }
-  };
-  const [first, second] = [await identify(a), await identify(b)];
-  return first !== undefined && first === second;
+  return a === b || (await fileIdentity(a)) === (await fileIdentity(b));
 }

@@ -1,12 +1,15 @@
 import type { DomainConfig } from "../../model/config.js";
 import { sortOutBitmaps } from "../../model/checkpoint.js";
-import type { DiskLayers, SnapshotMachine } from "../../model/domain-snapshot.js";
+import type { DiskLayers } from "../../model/domain-snapshot.js";
 import type { DiskFacts, DomainFacts, LayerBitmap } from "../../model/domain-snapshot-plan.js";
 import type { QmpSession } from "../../qmp/index.js";
-import { type BlockFacts, deviceId, layersOf } from "../running/block-graph.js";
+import { deviceId, layersOf } from "../running/block-graph.js";
 import { fileIdentity } from "../running/targets.js";
 import { lookForUsers } from "../running/users.js";
-import { findQemu } from "./qemu-process.js";
+import { readMachineFacts } from "./machine-facts.js";
+import { findQemu } from "./machine-process.js";
+import { queryFacts } from "./running-qemu.js";
+import { MIGRATION_ENDED } from "./settle-guest.js";
 
 /** A disk of a running domain, with what is needed to put an overlay on it. */
 export interface SeenDisk {
@@ -29,8 +32,6 @@ export interface LookParts {
   readonly layers: readonly DiskLayers[];
 }
 
-const MIGRATION_AT_REST: ReadonlySet<string> = new Set(["none", "completed", "failed", "cancelled"]);
-
 export async function lookAtMachine(parts: LookParts): Promise<SeenDomain> {
   const { qmp } = parts;
   const { status: runState } = await qmp.execute("query-status");
@@ -38,7 +39,8 @@ export async function lookAtMachine(parts: LookParts): Promise<SeenDomain> {
   const jobs = await qmp.execute("query-jobs");
   const { foreignExports } = await lookForUsers(qmp);
   const disks = await lookAtDisks(parts);
-  const isAtRest = migration === undefined || MIGRATION_AT_REST.has(migration);
+  const process = await findQemu(parts.qmpSocketPath);
+  const isAtRest = migration === undefined || MIGRATION_ENDED.has(migration);
   const facts: DomainFacts = {
     state: runState === "running" ? "running" : "paused",
     runState,
@@ -47,17 +49,13 @@ export async function lookAtMachine(parts: LookParts): Promise<SeenDomain> {
     jobs: jobs.map(({ id, type }) => `a ${type} job (${id})`),
     foreignExports,
     disks: disks.map((disk) => disk.facts),
-    machine: await describeMachine(parts),
+    machine: { ...(await readMachineFacts(qmp)), arguments: process?.arguments ?? [] },
   };
   return { facts, disks };
 }
 
 export async function lookAtDisks({ qmp, config, layers }: LookParts): Promise<readonly SeenDisk[]> {
-  const block: BlockFacts = {
-    devices: await qmp.execute("query-block"),
-    nodes: await qmp.execute("query-named-block-nodes", { flat: true }),
-    graph: await qmp.execute("x-debug-query-block-graph"),
-  };
+  const block = await queryFacts(qmp);
   const names = await TargetNames.of(config, layers);
   const disks: SeenDisk[] = [];
   for (const device of block.devices) {
@@ -137,53 +135,4 @@ class TargetNames {
     this.#taken.add(target);
     return { target, file: found?.file ?? file };
   }
-}
-
-export async function describeMachine({
-  qmp,
-  qmpSocketPath,
-}: Pick<LookParts, "qmp" | "qmpSocketPath">): Promise<SnapshotMachine> {
-  const type = String(await qmp.execute("qom-get", { path: "/machine", property: "type" }));
-  const cpus = await qmp.execute("query-cpus-fast");
-  const cpuPath = cpus[0]?.["qom-path"];
-  const cpu =
-    cpuPath === undefined ? "" : String(await qmp.execute("qom-get", { path: cpuPath, property: "type" }));
-  const memory = await qmp.execute("query-memory-size-summary");
-  const { major, minor, micro } = qmp.version;
-  const process = await findQemu(qmpSocketPath);
-  return {
-    type: type.replace(/-machine$/, ""),
-    cpu: cpu.replace(/-[a-z0-9_]+-cpu$/, ""),
-    memoryBytes: memory["base-memory"] + (memory["plugged-memory"] ?? 0),
-    cpus: cpus.length,
-    qemuVersion: `${major}.${minor}.${micro}`,
-    arguments: process?.arguments ?? [],
-    devices: await describeDevices(qmp),
-  };
-}
-
-/** Those that were added to the machine; it has its own ones by its type. */
-async function describeDevices(qmp: QmpSession): Promise<readonly string[]> {
-  const devices: string[] = [];
-  for (const parent of ["/machine/peripheral", "/machine/peripheral-anon"]) {
-    for (const { name, type } of await qmp.execute("qom-list", { path: parent })) {
-      const [, kind] = /^child<(.+)>$/.exec(type) ?? [];
-      if (kind === undefined) continue;
-      const path = `${parent}/${name}`;
-      const members = new Set((await qmp.execute("qom-list", { path })).map((member) => member.name));
-      const read = async (property: string): Promise<unknown> =>
-        members.has(property) ? qmp.execute("qom-get", { path, property }) : undefined;
-      const bus = await read("parent_bus");
-      const address = addressText(await read("addr"));
-      const place = typeof bus === "string" ? bus.replace(/^.*\//, "") : "";
-      devices.push([kind, place, address, name].filter((word) => word !== "").join(" "));
-    }
-  }
-  return devices.toSorted();
-}
-
-/** QEMU gives a PCI address as one number: five bits of slot, three of function. */
-function addressText(address: unknown): string {
-  if (typeof address !== "number") return "";
-  return `${(address >> 3).toString(16).padStart(2, "0")}.${address & 7}`;
 }

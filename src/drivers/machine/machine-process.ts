@@ -1,11 +1,14 @@
 import { readdir, readFile, readlink, stat } from "node:fs/promises";
-import { resolve } from "node:path";
+import { basename, resolve } from "node:path";
 import type { MachineProcess } from "../../ports/machines.js";
 import { errnoOf } from "../../shared/errors.js";
 import { isOwnerAlive, processOwner } from "../process-owner.js";
 
-/** The process that listens on a Unix socket; undefined if there is none, or this user may not look at it. */
-export async function listenerOf(socketPath: string): Promise<MachineProcess | undefined> {
+/**
+ * The QEMU that listens on a monitor's socket. Node cannot ask a socket for its peer, so it is looked for in /proc. Undefined where
+ * that cannot be told: it is another user's, in another namespace, or no QEMU at all.
+ */
+export async function findQemu(socketPath: string): Promise<MachineProcess | undefined> {
   const wanted = await fileIdentity(socketPath);
   if (wanted === undefined) return undefined;
   const bound = await listeningSockets();
@@ -14,7 +17,10 @@ export async function listenerOf(socketPath: string): Promise<MachineProcess | u
       const name = bound.get(inode);
       if (name === undefined) continue;
       const cwd = await readlink(`/proc/${pid}/cwd`).catch(() => "/");
-      if ((await fileIdentity(resolve(cwd, name))) === wanted) return describeProcess(pid);
+      if ((await fileIdentity(resolve(cwd, name))) !== wanted) continue;
+      const process = await describeProcess(pid);
+      // What it has forked off may hold the socket too, and somebody's proxy may be what listens.
+      if (process !== undefined && /qemu|kvm/.test(basename(process.program))) return process;
     }
   }
   return undefined;

@@ -1,29 +1,7 @@
-import type { DomainConfig } from "../../model/config.js";
-import { connectQmp, isQmpError, type QmpSession } from "../../qmp/index.js";
+import type { QmpSession } from "../../qmp/index.js";
 import { FleeceError } from "../../shared/errors.js";
-import { mapQmpError } from "../qmp-errors.js";
 import { type BlockFacts, layersOf, locateDisks, type NodeLayer } from "../running/block-graph.js";
-
-/** A session with the QEMU of a domain, or undefined if nobody listens. Fails with DOMAIN_UNREACHABLE for anything unclear. */
-export async function connectToDomain(
-  config: DomainConfig,
-  signal?: AbortSignal,
-): Promise<QmpSession | undefined> {
-  if (config.qmp === undefined) return undefined;
-  try {
-    return await connectQmp({ socketPath: config.qmp, signal });
-  } catch (error) {
-    if (isQmpError(error, "QMP_SOCKET_ABSENT", "QMP_REFUSED")) return undefined;
-    throw mapQmpError(error, `Domain ${config.name}`);
-  }
-}
-
-/** Fails with DOMAIN_NOT_FOUND. */
-export function configOf(domains: readonly DomainConfig[], name: string): DomainConfig {
-  const config = domains.find((domain) => domain.name === name);
-  if (config !== undefined) return config;
-  throw new FleeceError("DOMAIN_NOT_FOUND", `The configuration has no domain ${name}`);
-}
+import { MIGRATION_ENDED } from "./settle-guest.js";
 
 /** A disk of the running domain: its uppermost image first, then all below it. */
 export interface DiskChain {
@@ -60,11 +38,9 @@ export async function checkIdle(qmp: QmpSession, domain: string): Promise<void> 
     });
   }
   const { status } = await qmp.execute("query-migrate");
-  if (status !== undefined && !MIGRATION_AT_REST.has(status)) {
+  if (status !== undefined && !MIGRATION_ENDED.has(status)) {
     throw new FleeceError("DOMAIN_BUSY", `Domain ${domain} is being migrated (${status})`, {
       facts: { domain },
     });
   }
 }
-
-const MIGRATION_AT_REST: ReadonlySet<string> = new Set(["none", "completed", "failed", "cancelled"]);

@@ -14,7 +14,7 @@ import { fileIdentity } from "../running/targets.js";
 import { lookAtDisks, lookAtMachine, type SeenDisk } from "./machine-look.js";
 import { MemoryFile } from "./memory-file.js";
 import { forFile, saveMemory } from "./memory-saver.js";
-import { addOverlayNode, createOverlay } from "./overlays.js";
+import { addOverlayNode, createPlannedOverlay } from "./overlays.js";
 import { settleGuest } from "./settle-guest.js";
 
 export interface RunningTakerOptions {
@@ -69,7 +69,7 @@ export class RunningTaker implements SnapshotTaker {
   addOverlays(plan: CreationPlan, undo: UndoLog, signal?: AbortSignal): Promise<void> {
     return this.#guarded(async () => {
       for (const layer of plan.disks) {
-        await createOverlay(layer, undo, signal);
+        await createPlannedOverlay(layer, undo, signal);
         await addOverlayNode(this.#qmp, layer, this.#disk(layer.target), undo);
       }
     });

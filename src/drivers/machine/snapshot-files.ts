@@ -1,44 +1,34 @@
-import { createHash } from "node:crypto";
-import { createReadStream } from "node:fs";
-import { chmod, constants, copyFile, lstat, mkdir, open, rename, rm, rmdir, unlink } from "node:fs/promises";
+import { chmod, constants, copyFile, mkdir, rename, rm, stat } from "node:fs/promises";
 import path from "node:path";
-import { pipeline } from "node:stream/promises";
-import type { SnapshotFiles } from "../../ports/snapshot-files.js";
-import { errnoOf, fileError, FleeceError } from "../../shared/errors.js";
-import { createPrivate, syncDirectory } from "../durable-files.js";
+import * as z from "zod";
+import type { KnownImage, SnapshotFiles } from "../../ports/snapshot-files.js";
+import { errnoOf, fileError, FleeceError, isFleeceError } from "../../shared/errors.js";
+import {
+  createPrivate,
+  exists,
+  removeEmptyDirectory,
+  removeFile,
+  syncDirectory,
+  syncFile,
+} from "../durable-files.js";
+import { freeBytes } from "../free-bytes.js";
 import { runTool } from "../qemu-tools.js";
+import { checkMemory, digestMemory } from "./memory-digest.js";
+import { createOverlay } from "./overlays.js";
 
 const COPY_TIMEOUT_MS = 24 * 3600 * 1000;
 
 export const snapshotFiles: SnapshotFiles = {
-  async remove(file) {
-    try {
-      await unlink(file);
-    } catch (error) {
-      if (errnoOf(error) === "ENOENT") return;
-      throw fileError(error, "remove", file);
-    }
-    await syncDirectory(path.dirname(file));
-  },
+  exists,
 
-  async removeDirectory(directory) {
+  async place(directory) {
     try {
-      await rmdir(directory);
+      const found = await stat(directory);
+      if (!found.isDirectory()) return undefined;
+      return { device: String(found.dev), freeBytes: await freeBytes(directory) };
     } catch (error) {
-      const errno = errnoOf(error);
-      if (errno === "ENOENT" || errno === "ENOTEMPTY") return;
-      throw fileError(error, "remove", directory);
-    }
-    await syncDirectory(path.dirname(directory));
-  },
-
-  async exists(file) {
-    try {
-      await lstat(file);
-      return true;
-    } catch (error) {
-      if (errnoOf(error) === "ENOENT" || errnoOf(error) === "ENOTDIR") return false;
-      throw fileError(error, "look at", file);
+      if (["ENOENT", "ENOTDIR"].includes(errnoOf(error) ?? "")) return undefined;
+      throw fileError(error, "look at", directory);
     }
   },
 
@@ -51,6 +41,14 @@ export const snapshotFiles: SnapshotFiles = {
     await syncDirectory(path.dirname(directory));
   },
 
+  async removeDirectory(directory) {
+    if (await removeEmptyDirectory(directory)) await syncDirectory(path.dirname(directory));
+  },
+
+  async remove(file) {
+    if (await removeFile(file)) await syncDirectory(path.dirname(file));
+  },
+
   async rename(from, to) {
     try {
       await rename(from, to);
@@ -60,69 +58,72 @@ export const snapshotFiles: SnapshotFiles = {
     await syncDirectory(path.dirname(to));
   },
 
-  async copy(from, to, { sha256, signal, onProgress }) {
-    signal?.throwIfAborted();
-    try {
-      await copyFile(from, to, constants.COPYFILE_EXCL | constants.COPYFILE_FICLONE);
-      await chmod(to, 0o600);
-      await sync(to);
-      const found = await digest(to, signal, onProgress);
-      if (found !== sha256) {
-        throw new FleeceError("DAMAGED", `Expected SHA-256 ${sha256} of ${from}, found ${found}`, {
-          facts: { path: from },
-        });
-      }
-      await syncDirectory(path.dirname(to));
-    } catch (error) {
-      await rm(to, { force: true });
-      throw fileError(error, "copy", from);
-    }
+  async dropFirstName({ path: file, firstName }) {
+    await removeFile(firstName);
+    await syncDirectory(path.dirname(file));
   },
 
-  async createOverlay(overlay, base, signal) {
-    // qemu-img would follow a link and take the mode from the umask; the file that we make first, it keeps.
-    await (await createPrivate(overlay)).close();
-    const backing = ["-u", "-F", base.format, "-b", base.path, "-o", "cluster_size=65536"];
-    const args = ["create", "-q", "-f", "qcow2", ...backing, "--", overlay, String(base.sizeBytes)];
-    await runTool("qemu-img", args, { path: overlay, signal });
-    await sync(overlay);
-    await syncDirectory(path.dirname(overlay));
-  },
+  createOverlay,
+  checkImage,
 
   async extractSnapshot(image, snapshot, to, signal) {
+    // qemu-img would follow a link and take the mode from the umask; the file that we make first, it keeps.
     await (await createPrivate(to)).close();
     // Shared with a running domain: what belongs to an internal snapshot is not written to as long as that is there.
     const source = ["-U", "-f", "qcow2", "-l", `snapshot.name=${snapshot}`];
     const args = ["convert", "-q", ...source, "-O", "qcow2", "--", image, to];
     await runTool("qemu-img", args, { path: image, signal, timeoutMs: COPY_TIMEOUT_MS });
-    await sync(to);
+    await syncFile(to);
     await syncDirectory(path.dirname(to));
+  },
+
+  checkMemory,
+
+  async sealMemory(file, sizeBytes, options = {}) {
+    await syncFile(file);
+    return digestMemory(file, sizeBytes, options);
+  },
+
+  async copyMemory(memory, to, options) {
+    options.signal?.throwIfAborted();
+    try {
+      await copyFile(memory.file, to, constants.COPYFILE_EXCL | constants.COPYFILE_FICLONE);
+      await chmod(to, 0o600);
+      await syncFile(to);
+      await checkMemory(memory, options, to);
+      await syncDirectory(path.dirname(to));
+    } catch (error) {
+      await rm(to, { force: true });
+      throw fileError(error, "copy", memory.file);
+    }
   },
 };
 
-async function sync(file: string): Promise<void> {
-  const handle = await open(file, "r+");
-  try {
-    await handle.sync();
-  } finally {
-    await handle.close();
-  }
-}
+const chainSchema = z.array(z.object({ "virtual-size": z.int(), format: z.string() })).min(1);
 
-async function digest(
-  file: string,
-  signal: AbortSignal | undefined,
-  onProgress: ((doneBytes: number) => void) | undefined,
-): Promise<string> {
-  const hash = createHash("sha256");
-  let doneBytes = 0;
-  const count = async function* (chunks: AsyncIterable<Buffer>): AsyncGenerator<Buffer> {
-    for await (const chunk of chunks) {
-      doneBytes += chunk.length;
-      onProgress?.(doneBytes);
-      yield chunk;
-    }
-  };
-  await pipeline(createReadStream(file, { highWaterMark: 1 << 20 }), count, hash, { signal });
-  return hash.digest("hex");
+/** The domain may have the file open as a backing file; nobody writes to it. */
+async function checkImage(
+  { target, file, format, sizeBytes }: KnownImage & { readonly target: string },
+  signal?: AbortSignal,
+): Promise<void> {
+  const args = ["info", "--output=json", "-U", "--backing-chain", "-f", format, "--", file];
+  let output: string;
+  try {
+    output = await runTool("qemu-img", args, { signal, path: file });
+  } catch (cause) {
+    if (!isFleeceError(cause, "PATH_NOT_FOUND", "QEMU_FAILED")) throw cause;
+    throw new FleeceError(
+      "DAMAGED",
+      `The image of disk ${target} cannot be opened with all its backing files: ${cause.message}`,
+      { cause, facts: { path: file } },
+    );
+  }
+  const chain = chainSchema.safeParse(JSON.parse(output));
+  const found = chain.data?.[0]?.["virtual-size"];
+  if (found === sizeBytes) return;
+  throw new FleeceError(
+    "DAMAGED",
+    `Expected ${sizeBytes} bytes of disk ${target} in ${file}, found ${found ?? "no size"}`,
+    { facts: { path: file } },
+  );
 }

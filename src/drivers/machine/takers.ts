@@ -1,19 +1,8 @@
-import { createHash } from "node:crypto";
-import { createReadStream } from "node:fs";
-import { lstat, mkdir, stat, unlink } from "node:fs/promises";
-import path from "node:path";
-import { pipeline } from "node:stream/promises";
 import type { DomainConfig } from "../../model/config.js";
-import type { NewFile, Place } from "../../model/domain-snapshot-plan.js";
 import type { Clock } from "../../ports/clock.js";
 import type { SnapshotTaker, SnapshotTakers } from "../../ports/snapshot-taker.js";
-import { connectQmp, isQmpError } from "../../qmp/index.js";
-import { errnoOf, fileError, FleeceError } from "../../shared/errors.js";
-import { syncDirectory } from "../durable-files.js";
-import { freeBytes } from "../free-bytes.js";
-import { mapQmpError } from "../qmp-errors.js";
+import { configOf, disksOf, reachDomain } from "../reach-domain.js";
 import { InactiveTaker } from "./inactive-taker.js";
-import { syncFile } from "./overlays.js";
 import { RunningTaker } from "./running-taker.js";
 
 /** A live guest that changes its memory faster than it is saved is stopped after this time. */
@@ -36,88 +25,10 @@ export class QemuTakers implements SnapshotTakers {
 
   async open(domain: string, signal?: AbortSignal): Promise<SnapshotTaker> {
     const { domains, clock, runtimeRoot, convergeWithinMs = CONVERGE_WITHIN_MS } = this.#options;
-    const config = domains.find(({ name }) => name === domain);
-    if (config === undefined) {
-      throw new FleeceError("DOMAIN_NOT_FOUND", `The configuration has no domain ${domain}`);
-    }
-    const { qmp: qmpSocketPath } = config;
-    if (qmpSocketPath === undefined) return this.#inactive(config);
-    try {
-      const qmp = await connectQmp({
-        socketPath: qmpSocketPath,
-        ...(signal === undefined ? {} : { signal }),
-      });
-      return new RunningTaker({ qmp, config, clock, qmpSocketPath, runtimeRoot, convergeWithinMs });
-    } catch (error) {
-      if (isQmpError(error, "QMP_SOCKET_ABSENT", "QMP_REFUSED")) return this.#inactive(config, error);
-      throw mapQmpError(error, `Domain ${domain}`);
-    }
-  }
-
-  async place(directory: string): Promise<Place | undefined> {
-    try {
-      const found = await stat(directory);
-      if (!found.isDirectory()) return undefined;
-      return { device: String(found.dev), freeBytes: await freeBytes(directory) };
-    } catch (error) {
-      if (["ENOENT", "ENOTDIR"].includes(errnoOf(error) ?? "")) return undefined;
-      throw fileError(error, "look at", directory);
-    }
-  }
-
-  async exists(file: string): Promise<boolean> {
-    try {
-      await lstat(file);
-      return true;
-    } catch (error) {
-      if (["ENOENT", "ENOTDIR"].includes(errnoOf(error) ?? "")) return false;
-      throw fileError(error, "look at", file);
-    }
-  }
-
-  async makeDirectory(directory: string): Promise<void> {
-    try {
-      await mkdir(directory, { mode: 0o700 });
-    } catch (error) {
-      throw fileError(error, "create the directory", directory);
-    }
-    await syncDirectory(path.dirname(directory));
-  }
-
-  async dropFirstName({ path: file, firstName }: NewFile): Promise<void> {
-    try {
-      await unlink(firstName);
-    } catch (error) {
-      if (errnoOf(error) !== "ENOENT") throw fileError(error, "remove", firstName);
-    }
-    await syncDirectory(path.dirname(file));
-  }
-
-  async seal(file: string, sizeBytes: number, signal?: AbortSignal): Promise<string> {
-    await syncFile(file);
-    const hash = createHash("sha256");
-    const source = createReadStream(file, { highWaterMark: READ_BYTES });
-    try {
-      await pipeline(source, hash, signal === undefined ? {} : { signal });
-    } catch (error) {
-      throw fileError(error, "read", file);
-    }
-    const found = (await stat(file)).size;
-    if (found === sizeBytes) return hash.digest("hex");
-    throw new FleeceError("DAMAGED", `Expected ${sizeBytes} bytes in ${file}, got ${found}`, {
-      facts: { path: file },
-    });
-  }
-
-  #inactive(config: DomainConfig, cause?: Error): SnapshotTaker {
-    const { disks, name } = config;
-    if (disks !== undefined) return new InactiveTaker(disks, this.#options.clock);
-    throw new FleeceError(
-      "DOMAIN_UNREACHABLE",
-      `Domain ${name} does not run, and the configuration lists no disks to reach it by: ${cause?.message ?? "no QMP socket"}`,
-      { cause, facts: { domain: name } },
-    );
+    const config = configOf(domains, domain);
+    const reached = await reachDomain(config, signal);
+    if (!reached.running) return new InactiveTaker(disksOf(config, reached), clock);
+    const { qmp, qmpSocketPath } = reached;
+    return new RunningTaker({ qmp, config, clock, qmpSocketPath, runtimeRoot, convergeWithinMs });
   }
 }
-
-const READ_BYTES = 1 << 20;

@@ -106,13 +106,11 @@ async function fill(
   for (const disk of disks) {
     onProgress?.({ phase: "disks", target: disk.target });
     const file = path.join(draft, imageName(disk));
-    const { format, sizeBytes } = disk;
     if (kind === "internal") await snapshotFiles.extractSnapshot(disk.file, name, file, signal);
-    else await snapshotFiles.createOverlay(file, { path: disk.file, format, sizeBytes }, signal);
+    else await snapshotFiles.createOverlay({ path: file, base: disk }, signal);
   }
   if (memory?.kind !== "external") return;
-  await snapshotFiles.copy(memory.file, path.join(draft, MEMORY), {
-    sha256: memory.sha256,
+  await snapshotFiles.copyMemory(memory, path.join(draft, MEMORY), {
     signal,
     onProgress: (doneBytes) => onProgress?.({ phase: "memory", doneBytes, totalBytes: memory.sizeBytes }),
   });

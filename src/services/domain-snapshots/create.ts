@@ -7,7 +7,6 @@ import type {
 import type { CreationPlan, DomainFacts } from "../../model/domain-snapshot-plan.js";
 import { checkSpace, filesOf, planCreation } from "../../model/domain-snapshot-plan.js";
 import { checkName } from "../../model/names.js";
-import { snapshotHolds } from "../../model/operation-findings.js";
 import type { DomainSnapshotJournal } from "../../model/operation.js";
 import type { SnapshotTaker } from "../../ports/snapshot-taker.js";
 import { errorMessage, FleeceError, isFleeceError } from "../../shared/errors.js";
@@ -19,6 +18,7 @@ import { Operation } from "../operation.js";
 import { logMoment, planQuiesce } from "../quiesce.js";
 import { createInternal } from "./internal.js";
 import { finishCreation, settleCreation } from "./finish-creation.js";
+import { blockSnapshotHolders } from "./read-snapshot.js";
 
 /** Takes a snapshot; see `createInternal` for those inside the images. */
 export function createDomainSnapshot(
@@ -84,8 +84,9 @@ async function makePlan(
     facts,
     all,
     directory: request.directory ?? (await context.domainSnapshots.directory(domain)),
-    memoryPathIsDirectory: memoryPath !== undefined && (await context.takers.place(memoryPath)) !== undefined,
-    holders: await holders(context, domain),
+    memoryPathIsDirectory:
+      memoryPath !== undefined && (await context.snapshotFiles.place(memoryPath)) !== undefined,
+    holders: await blockSnapshotHolders(context, domain),
     quiesce: quiescePlan(context, request, facts),
   });
 }
@@ -100,25 +101,18 @@ function quiescePlan(
   return planQuiesce(context, domain, quiesce);
 }
 
-async function holders({ store }: ServiceContext, domain: string): Promise<readonly string[]> {
-  return (await store.operations(domain)).flatMap(({ subject }) => {
-    if (subject.kind !== "block-snapshot") return [];
-    return subject.plan.disks.map(({ target }) => snapshotHolds(domain, target, subject).found);
-  });
-}
-
-async function checkPlaces({ takers }: ServiceContext, plan: CreationPlan): Promise<void> {
+async function checkPlaces({ snapshotFiles }: ServiceContext, plan: CreationPlan): Promise<void> {
   const { directory } = plan;
   const files = filesOf(plan);
   for (const path of [...(directory === undefined ? [] : [directory]), ...files.map((file) => file.path)]) {
-    if (!(await takers.exists(path))) continue;
+    if (!(await snapshotFiles.exists(path))) continue;
     throw new FleeceError("ALREADY_EXISTS", `Expected no file at ${path}, there is one`, { facts: { path } });
   }
-  const places = new Map<string, Awaited<ReturnType<typeof takers.place>>>();
+  const places = new Map<string, Awaited<ReturnType<typeof snapshotFiles.place>>>();
   for (const { path } of files) {
     const parent = posix.dirname(path);
     // What is to be made has the space of the directory that it will be in.
-    const place = await takers.place(parent === directory ? posix.dirname(parent) : parent);
+    const place = await snapshotFiles.place(parent === directory ? posix.dirname(parent) : parent);
     if (place === undefined) {
       throw new FleeceError("PATH_NOT_FOUND", `Expected a directory for ${path}, there is none`, {
         facts: { path: parent },
@@ -159,11 +153,15 @@ async function take(
   return switched;
 }
 
-async function makeDirectory({ takers }: ServiceContext, operation: Operation, path: string): Promise<void> {
+async function makeDirectory(
+  { snapshotFiles }: ServiceContext,
+  operation: Operation,
+  path: string,
+): Promise<void> {
   const entry = { kind: "empty-directory", path } as const;
   await operation.register(entry);
   try {
-    await takers.makeDirectory(path);
+    await snapshotFiles.makeDirectory(path);
   } catch (error) {
     // Somebody else's, then.
     if (isFleeceError(error, "ALREADY_EXISTS")) await operation.settle(entry);

@@ -7,6 +7,7 @@ import type { UndoEntry } from "../../model/undo.js";
 import type { Clock } from "../../ports/clock.js";
 import type { DomainSnapshotStore } from "../../ports/domain-snapshot-store.js";
 import type { Logger } from "../../ports/logger.js";
+import type { SnapshotFiles } from "../../ports/snapshot-files.js";
 import type { SnapshotTakers } from "../../ports/snapshot-taker.js";
 import type { HostCleaner } from "../../ports/state-store.js";
 import { errorMessage, FleeceError, isFleeceError } from "../../shared/errors.js";
@@ -17,6 +18,7 @@ import { undoEntry, unwind } from "../unwind.js";
 export interface CreationParts {
   readonly domainSnapshots: DomainSnapshotStore;
   readonly takers: SnapshotTakers;
+  readonly snapshotFiles: SnapshotFiles;
   readonly host: HostCleaner;
   readonly clock: Clock;
   readonly log: Logger;
@@ -102,7 +104,7 @@ export async function finishCreation(
 
 /** A memory file counts only if it is known to be whole: not after a restart of the host, which may have lost the end of it. */
 async function sealMemory(
-  { takers, clock }: CreationParts,
+  { snapshotFiles, clock }: CreationParts,
   { plan, memoryBytes, host }: DomainSnapshotJournal,
 ): Promise<{ readonly memory?: SnapshotMemory; readonly lost?: unknown }> {
   if (plan.memory === undefined || memoryBytes === undefined) return {};
@@ -113,7 +115,7 @@ async function sealMemory(
         facts: { path },
       });
     }
-    const sha256 = await takers.seal(path, memoryBytes);
+    const sha256 = await snapshotFiles.sealMemory(path, memoryBytes);
     return { memory: { kind: "external", file: path, sizeBytes: memoryBytes, sha256 } };
   } catch (lost) {
     return { lost };
@@ -136,13 +138,13 @@ async function tidy(
 
 /** Forgets how to remove what the snapshot consists of; memory that it does not have is removed. */
 async function keepFiles(
-  { takers }: CreationParts,
+  { snapshotFiles }: CreationParts,
   operation: Operation,
   { plan }: DomainSnapshotJournal,
   keepsMemory = true,
 ): Promise<void> {
   const kept = filesOf(plan).filter((file) => keepsMemory || file.path !== plan.memory?.path);
-  for (const file of kept) await takers.dropFirstName(file);
+  for (const file of kept) await snapshotFiles.dropFirstName(file);
   const names = new Set(kept.map(({ firstName }) => firstName));
   await operation.settle(
     ...operation.record.undo.filter(

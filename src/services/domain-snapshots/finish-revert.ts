@@ -2,11 +2,13 @@ import type { RevertJournal } from "../../model/operation.js";
 import type { DomainSnapshotStore } from "../../ports/domain-snapshot-store.js";
 import type { Logger } from "../../ports/logger.js";
 import type { Machine, Machines } from "../../ports/machines.js";
+import type { SnapshotFiles } from "../../ports/snapshot-files.js";
 import type { Operation } from "../operation.js";
 
 export interface FinishParts {
   readonly domainSnapshots: DomainSnapshotStore;
   readonly machines: Machines;
+  readonly snapshotFiles: SnapshotFiles;
   readonly log: Logger;
 }
 
@@ -20,7 +22,7 @@ export async function finishRevert(
   subject: RevertJournal,
   started?: Machine,
 ): Promise<void> {
-  const { machines, domainSnapshots } = parts;
+  const { machines, domainSnapshots, snapshotFiles } = parts;
   const { domain } = operation.record;
   await domainSnapshots.write(subject.document);
   if (subject.old !== undefined) await machines.end(subject.old, subject.moved);
@@ -39,6 +41,6 @@ export async function finishRevert(
       }
     }
   }
-  for (const file of subject.obsolete) await machines.removeFile(file);
+  for (const file of subject.obsolete) await snapshotFiles.remove(file);
   await operation.end();
 }

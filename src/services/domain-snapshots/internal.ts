@@ -20,7 +20,7 @@ import { requireDomain, withDomain } from "../context.js";
 import type { DomainSession } from "../domain-session.js";
 import { Operation } from "../operation.js";
 import { readSnapshot, refuseOpenSnapshots } from "./read-snapshot.js";
-import { activeFiles, settleInternal } from "./settle-internal.js";
+import { settleInternal } from "./settle-internal.js";
 
 /** Domain snapshots inside the qcow2 images. They stand in no chain, so any of them can be deleted without harm to others. */
 
@@ -42,7 +42,7 @@ export async function createInternal(
     await session.close();
     await refuseOpenSnapshots(context, domain);
     const all = await context.domainSnapshots.read(domain);
-    await using images = await context.internals.open(domain, activeFiles(all), options.signal);
+    await using images = await context.internals.open(all, options.signal);
     await images.checkIdle();
     const disks = await images.disks(options.signal);
     refuseDisks(all, disks, name);
@@ -76,7 +76,7 @@ export async function internalRevertCost(
   request: RevertDomainSnapshotRequest,
 ): Promise<RevertCost> {
   const { all, snapshot } = await readSnapshot(context, request.domain, request.name);
-  await using images = await context.internals.open(request.domain, activeFiles(all));
+  await using images = await context.internals.open(all);
   return costOf(context, snapshot, await images.disks(), request);
 }
 
@@ -96,7 +96,7 @@ export async function revertInternal(
     await session.close();
     await refuseOpenSnapshots(context, domain);
     const { all, snapshot } = await readSnapshot(context, domain, name);
-    await using images = await context.internals.open(domain, activeFiles(all), options.signal);
+    await using images = await context.internals.open(all, options.signal);
     await images.checkIdle();
     const disks = await images.disks(options.signal);
     checkRevertible(images, snapshot, disks);
@@ -133,7 +133,7 @@ export async function deleteInternal(
   options: DomainSnapshotOptions,
 ): Promise<readonly MergedLayer[]> {
   const { name } = snapshot;
-  const images = await context.internals.open(all.domain, activeFiles(all), options.signal);
+  const images = await context.internals.open(all, options.signal);
   try {
     await images.checkIdle();
     const operation = await begin(context, all.domain, name, snapshot.disks);

@@ -1,6 +1,8 @@
 import type { DomainSnapshot, DomainSnapshots } from "../../model/domain-snapshot.js";
 import { findSnapshot } from "../../model/domain-snapshot.js";
+import { refuseHolders } from "../../model/domain-snapshot-plan.js";
 import { checkName } from "../../model/names.js";
+import { snapshotHolds } from "../../model/operation-findings.js";
 import { FleeceError } from "../../shared/errors.js";
 import type { ServiceContext } from "../context.js";
 
@@ -22,12 +24,18 @@ export async function readSnapshot(
   );
 }
 
-/** Frozen disks are read through filters that a merge would have to move. */
-export async function refuseOpenSnapshots({ store }: ServiceContext, domain: string): Promise<void> {
-  for (const { subject } of await store.operations(domain)) {
-    if (subject.kind !== "block-snapshot") continue;
-    throw new FleeceError("DOMAIN_BUSY", `Block snapshot ${subject.name} of domain ${domain} is open`, {
-      facts: { domain, snapshot: subject.name },
-    });
-  }
+/** The block snapshots that hold the domain's disks open, in words. */
+export async function blockSnapshotHolders(
+  { store }: ServiceContext,
+  domain: string,
+): Promise<readonly string[]> {
+  return (await store.operations(domain)).flatMap(({ subject }) => {
+    if (subject.kind !== "block-snapshot") return [];
+    return subject.plan.disks.map(({ target }) => snapshotHolds(domain, target, subject).found);
+  });
+}
+
+/** Frozen disks are read through filters that a merge would have to move, and end with the domain's QEMU. Fails with DOMAIN_BUSY. */
+export async function refuseOpenSnapshots(context: ServiceContext, domain: string): Promise<void> {
+  refuseHolders(domain, await blockSnapshotHolders(context, domain));
 }

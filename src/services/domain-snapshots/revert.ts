@@ -8,6 +8,7 @@ import {
   type RevertOutcome,
   type SnapshotState,
 } from "../../model/domain-snapshot.js";
+import { CHECKPOINT_GRANULARITY } from "../../model/checkpoint.js";
 import { machineEnds, type MovedPath, movedPaths } from "../../model/machine-ends.js";
 import { rewriteArguments } from "../../model/machine-arguments.js";
 import type { RevertJournal } from "../../model/operation.js";
@@ -27,8 +28,7 @@ import { randomId } from "../../shared/ids.js";
 import { requireDomain, type ServiceContext, withDomain } from "../context.js";
 import type { DomainSession } from "../domain-session.js";
 import { internalRevertCost, revertInternal } from "./internal.js";
-import { readSnapshot } from "./read-snapshot.js";
-import { isOver } from "../recovery.js";
+import { readSnapshot, refuseOpenSnapshots } from "./read-snapshot.js";
 import { Operation } from "../operation.js";
 import { unwind } from "../unwind.js";
 import { finishRevert } from "./finish-revert.js";
@@ -62,7 +62,7 @@ export async function revertDomainSnapshot(
   if (await isInternal(context, request)) return revertInternal(context, request, options);
   const purpose = `revert to domain snapshot ${request.name}`;
   return withDomain(context, domain, purpose, async (session) => {
-    await refuseWhileInUse(context, domain);
+    await refuseOpenSnapshots(context, domain);
     await using scene = await lookAt(context, session, request, options.signal);
     await checkFiles(context, scene.facts.snapshot, options);
     const cost = costOfRevert(scene.facts);
@@ -123,31 +123,18 @@ async function inspect(
   }
 }
 
-/** What others read from the domain's QEMU would end with it. */
-async function refuseWhileInUse(context: ServiceContext, domain: string): Promise<void> {
-  for (const record of await context.store.operations(domain)) {
-    const { subject } = record;
-    if (subject.kind !== "block-snapshot" || isOver(context, record)) continue;
-    throw new FleeceError(
-      "DOMAIN_BUSY",
-      `Domain ${domain} has the block snapshot ${subject.name}, which a revert would end; delete it first`,
-      { facts: { domain, holder: subject.name } },
-    );
-  }
-}
-
 async function checkFiles(
-  { machines }: ServiceContext,
+  { snapshotFiles }: ServiceContext,
   { disks, memory }: DomainSnapshot,
   { signal, onProgress }: DomainSnapshotOptions,
 ): Promise<void> {
   for (const disk of disks) {
     onProgress?.({ phase: "checking", target: disk.target });
-    await machines.checkImage(disk, signal);
+    await snapshotFiles.checkImage(disk, signal);
   }
   if (memory?.kind !== "external") return;
   const totalBytes = memory.sizeBytes;
-  await machines.checkMemory(memory, {
+  await snapshotFiles.checkMemory(memory, {
     signal,
     onProgress: (doneBytes) => onProgress?.({ phase: "checking", doneBytes, totalBytes }),
   });
@@ -237,7 +224,7 @@ class Revert {
 
   /** `<target>-<name>-r<N>.qcow2`: a snapshot may be reverted to any number of times. */
   async #nameOverlays(): Promise<RevertedDisk[]> {
-    const { machines, domainSnapshots } = this.#context;
+    const { snapshotFiles, domainSnapshots } = this.#context;
     const { snapshot } = this.#scene.facts;
     const directory = await domainSnapshots.directory(this.#session.domain);
     for (let number = 1; ; number++) {
@@ -245,7 +232,7 @@ class Revert {
         disk,
         overlay: join(directory, `${disk.target}-${snapshot.name}-r${number}.qcow2`),
       }));
-      const taken = await Promise.all(disks.map(({ overlay }) => machines.exists(overlay)));
+      const taken = await Promise.all(disks.map(({ overlay }) => snapshotFiles.exists(overlay)));
       if (!taken.includes(true)) return disks;
     }
   }
@@ -329,8 +316,9 @@ class Revert {
     for (const { disk, overlay } of disks) {
       this.#options.onProgress?.({ phase: "disks", target: disk.target });
       const bitmap = bitmapToCarry(disk);
-      await this.#context.machines.createOverlay(
-        { path: overlay, base: disk, bitmap, owner },
+      const bitmaps = bitmap === undefined ? [] : [{ bitmap, granularityBytes: CHECKPOINT_GRANULARITY }];
+      await this.#context.snapshotFiles.createOverlay(
+        { path: overlay, base: disk, bitmaps, owner },
         this.#options.signal,
       );
     }

@@ -1,6 +1,4 @@
 import { findSnapshot } from "../../model/domain-snapshot.js";
-import type { DomainSnapshots } from "../../model/domain-snapshot.js";
-import type { DiskFormat } from "../../model/snapshot-plan.js";
 import type { DomainSnapshotStore } from "../../ports/domain-snapshot-store.js";
 import type { InternalSnapshots } from "../../ports/internal-snapshots.js";
 import type { HostCleaner } from "../../ports/state-store.js";
@@ -33,16 +31,10 @@ export async function settleInternal(
   // A monitor serves one client at a time.
   await session.close();
   const all = await parts.domainSnapshots.read(domain);
-  await using images = await parts.internals.open(domain, activeFiles(all));
+  await using images = await parts.internals.open(all);
   if (isHeld) await images.resume();
   if (findSnapshot(all, subject.snapshot) === undefined) {
     await images.remove(subject.snapshot, { id, undo: operation });
   }
   await operation.end();
-}
-
-export function activeFiles({
-  layers,
-}: DomainSnapshots): ReadonlyMap<string, { file: string; format: DiskFormat }> {
-  return new Map(layers.map(({ target, active, format }) => [target, { file: active, format }]));
 }

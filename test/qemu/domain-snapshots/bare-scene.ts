@@ -1,21 +1,19 @@
-import { readdir } from "node:fs/promises";
 import { expect } from "vitest";
-import { loadConfig, startAgent } from "../../../src/agent.js";
 import type {
   CreateDomainSnapshotRequest,
   DomainSnapshot,
   DomainSnapshotOptions,
 } from "../../../src/model/domain-snapshot.js";
-import type { SnapshotTakers } from "../../../src/ports/snapshot-taker.js";
 import type { ServiceContext } from "../../../src/services/context.js";
 import { createDomainSnapshot } from "../../../src/services/domain-snapshots/create.js";
-import { domainConfig, writeConfig } from "../../support/config-file.js";
+import { domainConfig } from "../../support/config-file.js";
 import { createImage, fillImage } from "../../support/image-tool.js";
 import { temporaryDirectory, untilTestEnds } from "../../support/lifetime.js";
 import { QmpProxy } from "../../support/qmp-proxy.js";
 import type { TemporaryDirectory } from "../../support/temporary-directory.js";
 import type { TestDisk } from "../../support/vm-arguments.js";
 import { TestVm } from "../../support/vm.js";
+import { leftoversOf, startQuietAgent } from "./support/quiet-agent.js";
 
 const DISK_BYTES = 8 << 20;
 export const FILL_BYTES = 1 << 20;
@@ -32,7 +30,7 @@ export interface BareScene {
   readonly context: ServiceContext;
   create(
     request?: Partial<CreateDomainSnapshotRequest>,
-    options?: DomainSnapshotOptions & { readonly takers?: SnapshotTakers },
+    options?: DomainSnapshotOptions & Partial<Pick<ServiceContext, "takers" | "snapshotFiles">>,
   ): Promise<DomainSnapshot>;
   status(): Promise<string>;
   /** Files of the domain's snapshots, records of the journal, and what is in the runtime directory. */
@@ -56,34 +54,22 @@ export async function startBareScene({ proxied = false } = {}): Promise<BareScen
   await vm.qmp("block-dirty-bitmap-add", { node, name: CHECKPOINT_BITMAP, persistent: true });
   const proxyPath = directory.file("proxy.qmp");
   const proxy = untilTestEnds(await QmpProxy.listen(proxyPath, vm.qmpPath));
-  const configPath = await writeConfig(directory.path, {
-    domains: [
-      { ...domainConfig("vm", vm), qmp: proxied ? proxyPath : vm.qmpPath, guestAgent: directory.file("qga") },
-    ],
-    more: { runtimeDir: directory.file("run") },
+  const context = await startQuietAgent(directory, {
+    ...domainConfig("vm", vm),
+    qmp: proxied ? proxyPath : vm.qmpPath,
+    guestAgent: directory.file("qga"),
   });
-  const ignore = (): void => undefined;
-  const log = { debug: ignore, info: ignore, warn: ignore };
-  const context = await startAgent(await loadConfig(configPath), log);
   const pristine = await vm.blockState();
   const status = async (): Promise<string> =>
     ((await vm.qmp("query-status")) as { readonly status: string }).status;
-  const leftovers = async (): Promise<readonly string[]> => {
-    const list = (path: string): Promise<string[]> => readdir(directory.file(path)).catch(() => []);
-    const records = await context.store.operations("vm");
-    return [
-      ...(await list("state/domain-snapshots/vm")),
-      ...(await list("run")),
-      ...records.map(({ id }) => `record ${id}`),
-    ].toSorted();
-  };
+  const leftovers = () => leftoversOf(directory, context);
   return {
     directory,
     vm,
     proxy,
     context,
-    create: (request, { takers = context.takers, ...options } = {}) =>
-      createDomainSnapshot({ ...context, takers }, { domain: "vm", ...request }, options),
+    create: (request, { takers = context.takers, snapshotFiles = context.snapshotFiles, ...options } = {}) =>
+      createDomainSnapshot({ ...context, takers, snapshotFiles }, { domain: "vm", ...request }, options),
     status,
     leftovers,
     expectUntouched: async () => {
@@ -92,18 +78,5 @@ export async function startBareScene({ proxied = false } = {}): Promise<BareScen
       expect(await leftovers()).toEqual([]);
       expect((await vm.guestWrite("vdb", 4 << 20, 65_536, 0x11)).ok).toBe(true);
     },
-  };
-}
-
-/** The same takers with some of their methods replaced. */
-export function changedTakers(takers: SnapshotTakers, changes: Partial<SnapshotTakers>): SnapshotTakers {
-  return {
-    open: (...args) => takers.open(...args),
-    place: (...args) => takers.place(...args),
-    exists: (...args) => takers.exists(...args),
-    makeDirectory: (...args) => takers.makeDirectory(...args),
-    dropFirstName: (...args) => takers.dropFirstName(...args),
-    seal: (...args) => takers.seal(...args),
-    ...changes,
   };
 }

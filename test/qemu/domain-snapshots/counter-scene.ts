@@ -1,6 +1,4 @@
-import { readdir } from "node:fs/promises";
 import { expect } from "vitest";
-import { loadConfig, startAgent } from "../../../src/agent.js";
 import type {
   CreateDomainSnapshotRequest,
   DomainSnapshot,
@@ -9,11 +7,12 @@ import type {
 import type { ServiceContext } from "../../../src/services/context.js";
 import { createDomainSnapshot } from "../../../src/services/domain-snapshots/create.js";
 import { CounterGuest } from "../../guest/counter-guest.js";
-import { domainConfig, writeConfig } from "../../support/config-file.js";
+import { domainConfig } from "../../support/config-file.js";
 import { createImage, qemuImg } from "../../support/image-tool.js";
 import { temporaryDirectory, untilTestEnds } from "../../support/lifetime.js";
 import type { TemporaryDirectory } from "../../support/temporary-directory.js";
 import type { TestDisk } from "../../support/vm-arguments.js";
+import { leftoversOf, startQuietAgent } from "./support/quiet-agent.js";
 
 const DISK_BYTES = 32 << 20;
 
@@ -33,7 +32,7 @@ export interface CounterScene {
   status(): Promise<string>;
   /** Fails unless the guest counts, on disks that are those that it has in RAM. */
   expectCounting(): Promise<void>;
-  /** Names in the directory of the domain's snapshots, and records of the journal. */
+  /** See `leftoversOf`. */
   leftovers(): Promise<readonly string[]>;
 }
 
@@ -47,16 +46,7 @@ export async function startCounterScene(formats: Formats): Promise<CounterScene>
     disks.push({ target, path, format });
   }
   const guest = untilTestEnds(await CounterGuest.boot({ directory: directory.path, disks }));
-  const configPath = await writeConfig(directory.path, {
-    domains: [domainConfig("vm", guest.vm)],
-    more: { runtimeDir: directory.file("run") },
-  });
-  const ignore = (): void => undefined;
-  const context = await startAgent(await loadConfig(configPath), {
-    debug: ignore,
-    info: ignore,
-    warn: ignore,
-  });
+  const context = await startQuietAgent(directory, domainConfig("vm", guest.vm));
   let loaded = 0;
   const status = async (): Promise<string> => {
     const { status: word } = (await guest.vm.qmp("query-status")) as { status: string };
@@ -91,11 +81,6 @@ export async function startCounterScene(formats: Formats): Promise<CounterScene>
       await guest.counter.waitTurns(2);
       expect(guest.counter.mismatches()).toEqual([]);
     },
-    leftovers: async () => {
-      const files = await readdir(directory.file("state/domain-snapshots/vm")).catch(() => []);
-      const records = await context.store.operations("vm");
-      const run = await readdir(directory.file("run")).catch(() => []);
-      return [...files, ...records.map(({ id }) => `record ${id}`), ...run].toSorted();
-    },
+    leftovers: () => leftoversOf(directory, context),
   };
 }

@@ -5,8 +5,10 @@ import { loadConfig } from "../../../src/agent.js";
 import { QemuTakers } from "../../../src/drivers/machine/takers.js";
 import { systemClock } from "../../../src/drivers/system-clock.js";
 import type { DomainSnapshotProgress } from "../../../src/model/domain-snapshot.js";
+import type { SnapshotFiles } from "../../../src/ports/snapshot-files.js";
+import type { SnapshotTakers } from "../../../src/ports/snapshot-taker.js";
 import { mountTmpfs } from "../../support/mount.js";
-import { type BareScene, changedTakers, FILL_BYTES, FILL_PATTERN, startBareScene } from "./bare-scene.js";
+import { type BareScene, FILL_BYTES, FILL_PATTERN, startBareScene } from "./bare-scene.js";
 
 /** Fails unless a snapshot can be taken now: nothing of a former one is in its way. */
 async function expectPossible(scene: BareScene): Promise<void> {
@@ -70,15 +72,16 @@ describe("createDomainSnapshot when something fails", () => {
     if (!(await mountTmpfs(full, "size=64k"))) skip("cannot mount here");
     await expect(scene.create({ name: "s", memoryPath: full })).rejects.toMatchObject({ code: "NO_SPACE" });
     await scene.expectUntouched();
-    const { takers } = scene.context;
-    const liars = changedTakers(takers, {
+    const { snapshotFiles } = scene.context;
+    const lying: SnapshotFiles = {
+      ...snapshotFiles,
       place: async (path) => ({
         device: path,
-        freeBytes: (await takers.place(path)) === undefined ? 0 : 2 ** 40,
+        freeBytes: (await snapshotFiles.place(path)) === undefined ? 0 : 2 ** 40,
       }),
-    });
+    };
     await expect(
-      scene.create({ name: "s", memoryPath: `${full}/s.save` }, { takers: liars }),
+      scene.create({ name: "s", memoryPath: `${full}/s.save` }, { snapshotFiles: lying }),
     ).rejects.toMatchObject({ code: "NO_SPACE" });
     expect(await readdir(full)).toEqual([]);
     await scene.expectUntouched();
@@ -87,14 +90,15 @@ describe("createDomainSnapshot when something fails", () => {
 
   it("keeps the disks when the memory turns out to be lost after they have changed", async () => {
     const scene = await startBareScene();
-    const { takers } = scene.context;
-    const losing = changedTakers(takers, {
-      seal: async (path, sizeBytes) => {
+    const { snapshotFiles } = scene.context;
+    const losing: SnapshotFiles = {
+      ...snapshotFiles,
+      sealMemory: async (path, sizeBytes) => {
         await truncate(path, 100);
-        return takers.seal(path, sizeBytes);
+        return snapshotFiles.sealMemory(path, sizeBytes);
       },
-    });
-    await expect(scene.create({ name: "s" }, { takers: losing })).rejects.toMatchObject({
+    };
+    await expect(scene.create({ name: "s" }, { snapshotFiles: losing })).rejects.toMatchObject({
       code: "MEMORY_SAVE_FAILED",
     });
     const { snapshots, current } = await scene.context.domainSnapshots.read("vm");
@@ -120,7 +124,7 @@ describe("createDomainSnapshot when something fails", () => {
   it("has the snapshot when QEMU is killed just before the disks change: overlays and disks show the same", async () => {
     const scene = await startBareScene();
     const { takers } = scene.context;
-    const killing = changedTakers(takers, {
+    const killing: SnapshotTakers = {
       open: async (...args) => {
         const taker = await takers.open(...args);
         const take = taker.take.bind(taker);
@@ -134,7 +138,7 @@ describe("createDomainSnapshot when something fails", () => {
           });
         return taker;
       },
-    });
+    };
     const snapshot = await scene.create({ name: "s" }, { takers: killing });
     expect(snapshot.memory).toBeDefined();
     const { layers } = await scene.context.domainSnapshots.read("vm");

@@ -136,7 +136,7 @@ describe("Internal domain snapshots of an inactive domain", () => {
     expect(await namesIn(vdb ?? "")).toEqual(["a"]);
     await qemuImg("snapshot", "-d", "a", vdb ?? "");
     const undo = { register: () => Promise.resolve(), settle: () => Promise.resolve() };
-    const images = await scene.context.internals.open("vm", new Map());
+    const images = await scene.context.internals.open(await scene.document());
     const failing = {
       ...scene.context,
       internals: {

@@ -1,11 +1,8 @@
 import { chmod, readFile, rm, writeFile } from "node:fs/promises";
+import { createServer } from "node:net";
 import { describe, expect, it } from "vitest";
 import { startMachine } from "../../../src/drivers/machine/launcher.js";
-import {
-  describeProcess,
-  findByArguments,
-  listenerOf,
-} from "../../../src/drivers/machine/machine-process.js";
+import { describeProcess, findByArguments, findQemu } from "../../../src/drivers/machine/machine-process.js";
 import { keepNew, setAside, settleNew, takeBack } from "../../../src/drivers/machine/moved-paths.js";
 import { movedPaths } from "../../../src/model/machine-ends.js";
 import type { MachineProcess } from "../../../src/ports/machines.js";
@@ -52,8 +49,16 @@ describe("startMachine", () => {
     const stat = await readFile(`/proc/${started.pid}/stat`, "utf8");
     // proc(5): state, parent, process group and session follow the command in parentheses.
     expect(Number(stat.slice(stat.lastIndexOf(")") + 2).split(" ")[3])).toBe(started.pid);
-    expect(await listenerOf(directory.file("q"))).toMatchObject({ pid: started.pid });
+    expect(await findQemu(directory.file("q"))).toMatchObject({ pid: started.pid });
     expect((await findByArguments(args)).map(({ pid }) => pid)).toEqual([started.pid]);
+  });
+
+  it("is not taken for a proxy that listens in its place", async () => {
+    const path = (await temporaryDirectory()).file("q");
+    const proxy = createServer();
+    await new Promise<void>((resolve) => proxy.listen(path, resolve));
+    expect(await findQemu(path)).toBeUndefined();
+    proxy.close();
   });
 
   it("fails with the words of a QEMU that does not start, and keeps only the last start's", async () => {
