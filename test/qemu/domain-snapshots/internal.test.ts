@@ -120,6 +120,14 @@ describe("Internal domain snapshots of an inactive domain", () => {
       state: "inactive",
     });
     expect(await contents(scene)).toEqual(then);
+    // Within one second, too, what is kept gets a name of its own.
+    const kept: string[] = [];
+    for (let time = 0; time < 3; time++) {
+      const { keptAs = "" } = await revertInternal(scene.context, request);
+      kept.push(keptAs);
+    }
+    expect((await namesIn(scene.directory.file("vda.img"))).toSorted()).toEqual(["a", ...new Set(kept)]);
+    for (const name of kept) await deleteDomainSnapshot(scene.context, { domain: "vm", name });
     await deleteDomainSnapshot(scene.context, request);
     expect(await namesIn(scene.directory.file("vda.img"))).toEqual([]);
     expect(await contents(scene)).toEqual(then);
