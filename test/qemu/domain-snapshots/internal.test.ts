@@ -121,9 +121,11 @@ describe("Internal domain snapshots of an inactive domain", () => {
     });
     expect(await contents(scene)).toEqual(then);
     // Within one second, too, what is kept gets a name of its own.
+    const { clock } = scene.context;
+    const still = Object.assign(Object.create(clock) as typeof clock, { now: () => 1_700_000_000_000 });
     const kept: string[] = [];
-    for (let time = 0; time < 3; time++) {
-      const { keptAs = "" } = await revertInternal(scene.context, request);
+    for (let time = 0; time < 2; time++) {
+      const { keptAs = "" } = await revertInternal({ ...scene.context, clock: still }, request);
       kept.push(keptAs);
     }
     expect((await namesIn(scene.directory.file("vda.img"))).toSorted()).toEqual(["a", ...new Set(kept)]);
