@@ -80,7 +80,7 @@ export function machineDifferences(saved: MachineFacts, found: MachineFacts): st
 }
 
 /** `before-<name>-<epoch seconds>`, cut to the length of a name, and with another number if there is one already. */
-function keptName(all: DomainSnapshots, name: string, nowMs: number): string {
+export function keptName(all: DomainSnapshots, name: string, nowMs: number): string {
   for (let epoch = Math.floor(nowMs / 1000); ; epoch++) {
     const kept = `before-${name.slice(0, 100)}-${epoch}`;
     if (findSnapshot(all, kept) === undefined) return kept;

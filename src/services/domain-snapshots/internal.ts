@@ -12,6 +12,7 @@ import { findSnapshot } from "../../model/domain-snapshot.js";
 import { parseBitmapName } from "../../model/checkpoint.js";
 import { withoutSnapshot } from "../../model/layer-plan.js";
 import { checkName } from "../../model/names.js";
+import { keptName } from "../../model/revert-plan.js";
 import type { InternalDisk, InternalSnapshotter } from "../../ports/internal-snapshots.js";
 import { FleeceError } from "../../shared/errors.js";
 import { randomId } from "../../shared/ids.js";
@@ -77,7 +78,7 @@ export async function internalRevertCost(
 ): Promise<RevertCost> {
   const { all, snapshot } = await readSnapshot(context, request.domain, request.name);
   await using images = await context.internals.open(all);
-  return costOf(context, snapshot, await images.disks(), request);
+  return costOf(context, all, snapshot, await images.disks(), request);
 }
 
 /**
@@ -100,7 +101,7 @@ export async function revertInternal(
     await images.checkIdle();
     const disks = await images.disks(options.signal);
     checkRevertible(images, snapshot, disks);
-    const cost = costOf(context, snapshot, disks, request);
+    const cost = costOf(context, all, snapshot, disks, request);
     if (cost.risks.length > 0 && request.force !== true) throw forceNeeded(snapshot, cost);
     let now = all;
     if (cost.keptAs !== undefined) {
@@ -319,6 +320,7 @@ function checkRevertible(
 
 function costOf(
   { clock }: ServiceContext,
+  all: DomainSnapshots,
   { name }: DomainSnapshot,
   disks: readonly InternalDisk[],
   { force }: RevertDomainSnapshotRequest,
@@ -327,7 +329,7 @@ function costOf(
   const endedCheckpoints = [...new Set(bitmaps.flatMap((bitmap) => parseBitmapName(bitmap)?.name ?? []))];
   const foreign = bitmaps.filter((bitmap) => parseBitmapName(bitmap) === undefined);
   return {
-    keptAs: force === true ? undefined : `${name}-before-${Math.floor(clock.now() / 1000)}`,
+    keptAs: force === true ? undefined : keptName(all, name, clock.now()),
     endedCheckpoints,
     risks: [
       ...(endedCheckpoints.length === 0

@@ -120,6 +120,16 @@ describe("Internal domain snapshots of an inactive domain", () => {
       state: "inactive",
     });
     expect(await contents(scene)).toEqual(then);
+    // Within one second, too, what is kept gets a name of its own.
+    const { clock } = scene.context;
+    const still = Object.assign(Object.create(clock) as typeof clock, { now: () => 1_700_000_000_000 });
+    const kept: string[] = [];
+    for (let time = 0; time < 2; time++) {
+      const { keptAs = "" } = await revertInternal({ ...scene.context, clock: still }, request);
+      kept.push(keptAs);
+    }
+    expect((await namesIn(scene.directory.file("vda.img"))).toSorted()).toEqual(["a", ...new Set(kept)]);
+    for (const name of kept) await deleteDomainSnapshot(scene.context, { domain: "vm", name });
     await deleteDomainSnapshot(scene.context, request);
     expect(await namesIn(scene.directory.file("vda.img"))).toEqual([]);
     expect(await contents(scene)).toEqual(then);

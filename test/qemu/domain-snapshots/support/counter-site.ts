@@ -16,6 +16,7 @@ import { CounterGuest } from "../../../guest/counter-guest.js";
 import { writeConfig } from "../../../support/config-file.js";
 import { createImage, qemuImg } from "../../../support/image-tool.js";
 import { temporaryDirectory, untilTestEnds } from "../../../support/lifetime.js";
+import { endMachines, machinesOf } from "../../../support/machines-of.js";
 import { Monitor } from "../../../support/monitor.js";
 import type { TemporaryDirectory } from "../../../support/temporary-directory.js";
 import type { DiskFormat, TestDisk } from "../../../support/vm-arguments.js";
@@ -234,24 +235,4 @@ export async function statusAt(qmpPath: string): Promise<string> {
   } finally {
     monitor.close();
   }
-}
-
-async function machinesOf(directory: string): Promise<number[]> {
-  const found: number[] = [];
-  for (const pid of (await readdir("/proc")).filter((name) => /^\d+$/.test(name))) {
-    const args = await readFile(`/proc/${pid}/cmdline`, "utf8").catch(() => "");
-    if (args.startsWith("qemu-system-") && args.includes(`${directory}/`)) found.push(Number(pid));
-  }
-  return found;
-}
-
-async function endMachines(directory: string): Promise<void> {
-  for (const pid of await machinesOf(directory)) {
-    try {
-      process.kill(pid, "SIGKILL");
-    } catch {
-      // It has just ended.
-    }
-  }
-  while ((await machinesOf(directory)).length > 0) await new Promise((resolve) => setTimeout(resolve, 10));
 }
