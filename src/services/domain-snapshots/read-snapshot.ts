@@ -22,6 +22,16 @@ export async function readSnapshot(
   );
 }
 
+/** Content of it may be lost already. */
+export function refuseDeleting({ name, deleting }: DomainSnapshot, done: string): void {
+  if (deleting !== true) return;
+  throw new FleeceError(
+    "DAMAGED",
+    `Domain snapshot ${name} cannot be ${done}: its deletion has begun, and can only be repeated`,
+    { facts: { snapshot: name } },
+  );
+}
+
 /** Frozen disks are read through filters that a merge would have to move. */
 export async function refuseOpenSnapshots({ store }: ServiceContext, domain: string): Promise<void> {
   for (const { subject } of await store.operations(domain)) {

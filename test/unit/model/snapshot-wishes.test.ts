@@ -48,6 +48,11 @@ describe("joinWishes", () => {
       },
       "Expected disks of one kind",
     ],
+    [
+      {},
+      { kind: "internal" as const, disks: [{ disk: "a", kind: "external" as const }] },
+      "and memory of the same",
+    ],
   ])("names both values where they differ: %j and %j", (said, document, message) => {
     expect(() => joinWishes({ ...options, ...said }, document, [])).toThrow(
       expect.objectContaining({
