@@ -88,9 +88,13 @@ async function wantedSnapshot(
   };
   const stray = Object.keys(overlays).find((disk) => !disks.includes(disk));
   if (stray !== undefined) {
-    throw new FleeceError("INVALID_ARGUMENT", `Expected overlays of disks that are listed, got one of ${stray}`, {
-      facts: { field: "overlays" },
-    });
+    throw new FleeceError(
+      "INVALID_ARGUMENT",
+      `Expected overlays of disks that are listed, got one of ${stray}`,
+      {
+        facts: { field: "overlays" },
+      },
+    );
   }
   if (xml !== undefined && (file !== undefined || settings.length > 0)) {
     throw new FleeceError("INVALID_ARGUMENT", "Expected XML or a file with settings, got both");

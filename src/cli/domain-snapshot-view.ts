@@ -24,7 +24,7 @@ export function domainSnapshotList(
       { head: "PARENT", cell: ({ parent }) => parent ?? "-" },
       { head: "TIME", cell: ({ time }) => formatTime(time) },
       { head: "STATE", cell: ({ state }) => state.toLowerCase() },
-      { head: "TYPE", cell: typeOf },
+      { head: "TYPE", cell: ({ kind }) => kind.toLowerCase() },
       { head: "MEMORY", cell: memorySize, align: "right" },
       { head: "DISKS", cell: ({ disks }) => disks.map(({ target }) => target).join(",") },
     ],
@@ -75,7 +75,7 @@ export function domainSnapshotDetails(snapshot: DomainSnapshot, terminal: boolea
     ],
     ["Machine", snapshot.machineType],
     ["Left out", snapshot.leftOutDisks.join(", ") || undefined],
-    ["Guest paused", milliseconds(snapshot.pausedMs)],
+    ["Guest paused", snapshot.pausedMs === 0 ? undefined : milliseconds(snapshot.pausedMs)],
     ["Kept by a revert", snapshot.keptByRevert ? "yes" : undefined],
     ["Clones", snapshot.clones.map(({ directory }) => directory).join(", ") || undefined],
   ]);

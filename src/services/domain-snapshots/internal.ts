@@ -125,7 +125,9 @@ export async function revertInternal(
       await images.load(name, { id: operation.record.id, undo: operation });
       const state = images.state === "inactive" ? "inactive" : (request.to ?? stateWith(snapshot));
       if (state === "running") await images.resume();
-      await context.domainSnapshots.write(withLastRevert({ ...now, current: name }, request, { ...cost, state }));
+      await context.domainSnapshots.write(
+        withLastRevert({ ...now, current: name }, request, { ...cost, state }),
+      );
       await operation.end();
       return { ...cost, snapshot, state, downtimeMs: context.clock.now() - startMs };
     } catch (error) {
@@ -262,12 +264,7 @@ function memoryIn({ snapshots }: InternalDisk, name: string): number {
   return snapshots.find((snapshot) => snapshot.name === name)?.memoryBytes ?? 0;
 }
 
-function refuseUnsupported({
-  live,
-  quiesce,
-  directory,
-  memoryPath,
-}: CreateDomainSnapshotRequest): void {
+function refuseUnsupported({ live, quiesce, directory, memoryPath }: CreateDomainSnapshotRequest): void {
   const asked = [
     [live === true, "--live: the guest stands still while memory goes into an image"],
     [quiesce === true, "--quiesce"],

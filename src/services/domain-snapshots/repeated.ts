@@ -37,7 +37,15 @@ export function repeatedRevert(
   const snapshot = findSnapshot(all, name);
   if (request === undefined || last?.request !== request || snapshot === undefined) return undefined;
   const { state, keptAs, endedCheckpoints, risks, pid } = last;
-  return { snapshot, state, keptAs, endedCheckpoints, risks, downtimeMs: 0, ...(pid === undefined ? {} : { pid }) };
+  return {
+    snapshot,
+    state,
+    keptAs,
+    endedCheckpoints,
+    risks,
+    downtimeMs: 0,
+    ...(pid === undefined ? {} : { pid }),
+  };
 }
 
 /** The document with a revert that has a key, and without an earlier one's. */

@@ -44,8 +44,8 @@ export async function revertCost(
   if (await isInternal(context, request)) return internalRevertCost(context, request);
   return withDomain(context, domain, "the cost of a revert", async (session) => {
     await using scene = await lookAt(context, session, request, options.signal);
-    const cost = costOfRevert(scene.facts);
-    return cost;
+    refuseSharedDisks(scene, request);
+    return costOfRevert(scene.facts);
   });
 }
 
@@ -67,6 +67,7 @@ export async function revertDomainSnapshot(
     if (reverted !== undefined) return reverted;
     await refuseWhileInUse(context, domain);
     await using scene = await lookAt(context, session, request, options.signal);
+    refuseSharedDisks(scene, request);
     await checkFiles(context, scene.facts.snapshot, options);
     const cost = costOfRevert(scene.facts);
     if (cost.risks.length > 0 && request.force !== true) throw forceNeeded(scene.facts.snapshot, cost.risks);
@@ -138,6 +139,20 @@ async function refuseWhileInUse(context: ServiceContext, domain: string): Promis
       { facts: { domain, holder: subject.name } },
     );
   }
+}
+
+/** A disk that stays as it is would be open in both QEMUs. */
+function refuseSharedDisks({ facts, old }: Scene, { to }: RevertDomainSnapshotRequest): void {
+  const { snapshot, present, all } = facts;
+  if (old === undefined || (to ?? snapshot.state) === "inactive") return;
+  const held = new Set(snapshot.disks.map(({ target }) => target));
+  const shared = (present?.disks ?? []).map(({ target }) => target).filter((target) => !held.has(target));
+  if (shared.length === 0) return;
+  throw new FleeceError(
+    "UNSUPPORTED",
+    `Domain snapshot ${snapshot.name} does not hold ${shared.join(", ")}, which the running domain ${all.domain} writes to: stop the domain first`,
+    { facts: { domain: all.domain, snapshot: snapshot.name, targets: shared.join(", ") } },
+  );
 }
 
 async function checkFiles(

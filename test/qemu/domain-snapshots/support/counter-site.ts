@@ -227,7 +227,7 @@ export async function statusAt(qmpPath: string): Promise<string> {
   }
 }
 
-async function machinesOf(directory: string): Promise<number[]> {
+export async function machinesOf(directory: string): Promise<number[]> {
   const found: number[] = [];
   for (const pid of (await readdir("/proc")).filter((name) => /^\d+$/.test(name))) {
     const args = await readFile(`/proc/${pid}/cmdline`, "utf8").catch(() => "");
@@ -236,7 +236,7 @@ async function machinesOf(directory: string): Promise<number[]> {
   return found;
 }
 
-async function endMachines(directory: string): Promise<void> {
+export async function endMachines(directory: string): Promise<void> {
   for (const pid of await machinesOf(directory)) {
     try {
       process.kill(pid, "SIGKILL");
