@@ -1,10 +1,13 @@
 import type {
+  CloneOutcome,
   CreateDomainSnapshotRequest,
+  DeleteOutcome,
   DomainSnapshot as ModelSnapshot,
   DomainSnapshotOptions,
   DomainSnapshotProgress as ModelProgress,
   DomainSnapshots,
   MergedLayer,
+  RequestedDisk,
   RevertCost as ModelCost,
   SnapshotKind,
   SnapshotState,
@@ -57,7 +60,11 @@ export async function createDomainSnapshotHandler(
   options: CallOptions,
 ): Promise<DomainSnapshot> {
   const wanted = await wantedSnapshot(context, request);
-  const created = await createDomainSnapshot(context, wanted, workOptions(options));
+  const created = await createDomainSnapshot(
+    context,
+    { ...wanted, request: options.requestKey },
+    workOptions(options),
+  );
   return domainSnapshotMessage(await context.domainSnapshots.read(request.domain), created);
 }
 
@@ -76,28 +83,48 @@ async function wantedSnapshot(
     ...(request.diskOnly ? { diskOnly: true } : {}),
     memoryPath,
     directory,
-    ...(disks.length === 0 ? {} : { disks: disks.map((disk) => ({ disk, overlay: overlays[disk] })) }),
+    ...(disks.length === 0 ? {} : { disks: requestedDisks(disks, overlays) }),
     ...(request.quiesce ? { quiesce: true } : {}),
   };
+  const stray = Object.keys(overlays).find((disk) => !disks.includes(disk));
+  if (stray !== undefined) {
+    throw new FleeceError(
+      "INVALID_ARGUMENT",
+      `Expected overlays of disks that are listed, got one of ${stray}`,
+      {
+        facts: { field: "overlays" },
+      },
+    );
+  }
   if (xml !== undefined && (file !== undefined || settings.length > 0)) {
     throw new FleeceError("INVALID_ARGUMENT", "Expected XML or a file with settings, got both");
   }
   if (xml === undefined && file === undefined && settings.length === 0) return fields;
-  const document =
-    xml === undefined ? parseSnapshotFile(file ?? "", "file", settings) : parseDomainSnapshotXml(xml);
-  return joinWishes(fields, document, await otherTargets(context, domain, document.disks));
+  if (xml === undefined) return joinWishes(fields, parseSnapshotFile(file ?? "", "file", settings), []);
+  const { memoryKind: kind, ...document } = parseDomainSnapshotXml(xml);
+  const wishes = { ...document, ...(kind === undefined ? {} : { kind }) };
+  return joinWishes(fields, wishes, await otherTargets(context, domain, document.disks));
 }
 
-/** Needed only where a document leaves disks out by their names. */
+function requestedDisks(
+  disks: readonly string[],
+  overlays: Readonly<Record<string, string>>,
+): readonly RequestedDisk[] {
+  // A disk may be called `constructor`.
+  const given = new Map(Object.entries(overlays));
+  return disks.map((disk) => ({ disk, overlay: given.get(disk) }));
+}
+
+/** All that the document does not name; it need not name any. */
 async function otherTargets(
   context: ServiceContext,
   domain: string,
   disks: readonly WishedDisk[] = [],
 ): Promise<readonly string[]> {
-  if (disks.every(({ kind }) => kind !== "no")) return [];
+  if (disks.length === 0) return [];
   const state = await inspectDomain(context, domain);
   return state.disks
-    .filter(({ file }) => disks.every(({ disk }) => disk !== file))
+    .filter(({ file, activeFile }) => disks.every(({ disk }) => disk !== file && disk !== activeFile))
     .map(({ target }) => target);
 }
 
@@ -152,7 +179,7 @@ export async function revertDomainSnapshotHandler(
   { domain, name, to, force }: CallRequest<"DomainSnapshots.Revert">,
   options: CallOptions,
 ): Promise<RevertedDomain> {
-  const request = { domain, name, to: STATES_BY_NAME[to], force };
+  const request = { domain, name, to: STATES_BY_NAME[to], force, request: options.requestKey };
   const outcome = await revertDomainSnapshot(context, request, workOptions(options));
   return {
     snapshot: domainSnapshotMessage(await context.domainSnapshots.read(domain), outcome.snapshot),
@@ -168,8 +195,17 @@ export async function deleteDomainSnapshotHandler(
   { domain, name, metadataOnly }: CallRequest<"DomainSnapshots.Delete">,
   options: CallOptions,
 ): Promise<DeletedDomainSnapshot> {
-  const outcome = await deleteDomainSnapshot(context, { domain, name, metadataOnly }, workOptions(options));
-  return { domain, name, layers: outcome.merged.map(layerMessage), reparented: outcome.reparented };
+  const { beforeEffect } = options;
+  const message = ({ merged, reparented }: DeleteOutcome): DeletedDomainSnapshot => ({
+    ...{ domain, name, reparented },
+    layers: merged.map(layerMessage),
+  });
+  const outcome = await deleteDomainSnapshot(
+    context,
+    { domain, name, metadataOnly },
+    { ...workOptions(options), onPlanned: async (planned) => beforeEffect?.(message(planned)) },
+  );
+  return message(outcome);
 }
 
 export async function cloneDomainSnapshotHandler(
@@ -177,9 +213,29 @@ export async function cloneDomainSnapshotHandler(
   { domain, name, directory }: CallRequest<"DomainSnapshots.Clone">,
   options: CallOptions,
 ): Promise<ClonedDomainSnapshot> {
-  const outcome = await cloneDomainSnapshot(context, { domain, name, directory }, workOptions(options));
-  const { disks, memory, arguments: list = [] } = outcome;
-  return { domain, name, directory: outcome.directory, disks, memoryFile: memory, arguments: list };
+  const { beforeEffect, promised } = options;
+  if (promised?.proof !== undefined && (await context.outputs.identityOf(directory)) === promised.proof) {
+    return promised.answer as ClonedDomainSnapshot;
+  }
+  const message = ({ disks, memory, arguments: list = [] }: CloneOutcome): ClonedDomainSnapshot => ({
+    ...{ domain, name, directory, disks },
+    memoryFile: memory,
+    arguments: list,
+  });
+  const outcome = await cloneDomainSnapshot(
+    context,
+    { domain, name, directory },
+    {
+      ...workOptions(options),
+      onComplete: async (cloned, identity) => beforeEffect?.(message(cloned), identity),
+    },
+  );
+  return message(outcome);
+}
+
+/** Fails with CONFIG_INVALID and the place in the file, which the agent does not know. */
+export function checkSnapshotFile(text: string, file: string, settings: readonly string[]): void {
+  parseSnapshotFile(text, file, settings);
 }
 
 /** What a file in the form of xl calls a snapshot. Fails with CONFIG_INVALID, also if it has no name. */
@@ -222,6 +278,7 @@ export function domainSnapshotMessage(all: DomainSnapshots, snapshot: ModelSnaps
       time: timestampFromMs(clone.timeMs),
     })),
     keptByRevert: snapshot.keptByRevert === true,
+    leftOutDisks: snapshot.leftOut ?? [],
   };
 }
 

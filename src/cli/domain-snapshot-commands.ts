@@ -1,7 +1,7 @@
 import { readFile } from "node:fs/promises";
 import { Option, type Command } from "@commander-js/extra-typings";
 import type { CallRequest } from "../api/call-types.js";
-import { snapshotNameIn } from "../api/domain-snapshots.js";
+import { checkSnapshotFile, snapshotNameIn } from "../api/domain-snapshots.js";
 import { fileError } from "../shared/errors.js";
 import { diskOption } from "./disk-option.js";
 import {
@@ -92,7 +92,10 @@ function addCreate(group: Command, run: RunAction): void {
         const where = (path: string | undefined) => (path === undefined ? undefined : absolutePath(path));
         // A word that is a setting is no file: options may take the file's place.
         const isSetting = file?.includes("=") === true && !file.includes("/");
-        const path = isSetting ? undefined : file;
+        const path = isSetting || file === undefined ? undefined : absolutePath(file);
+        const text = path === undefined ? undefined : await readSnapshotFile(path);
+        const words = isSetting ? [file, ...settings] : settings;
+        checkSnapshotFile(text ?? "", path ?? "", words);
         const request: CallRequest<"DomainSnapshots.Create"> = {
           domain,
           name: options.name,
@@ -111,8 +114,8 @@ function addCreate(group: Command, run: RunAction): void {
           overlays: {},
           quiesce: options.quiesce === true,
           xml: options.xml === undefined ? undefined : await readXmlFile(absolutePath(options.xml)),
-          file: path === undefined ? undefined : await readSnapshotFile(absolutePath(path)),
-          settings: isSetting ? [file, ...settings] : settings,
+          file: text,
+          settings: words,
           requestId: undefined,
         };
         const message = await api.call("DomainSnapshots.Create", request, {
@@ -132,7 +135,7 @@ function addReads(group: Command, run: RunAction): void {
       "List the snapshots of a domain, oldest first. A star marks the one that its present state descends from.",
     )
     .argument(...DOMAIN)
-    .addOption(new Option("-l, --long", "with files and descriptions").conflicts("tree"))
+    .addOption(new Option("-l, --long", "all that show tells, one after the other").conflicts("tree"))
     .addOption(new Option("--tree", "as a tree").conflicts("long"))
     .action((domain, { long, tree }) =>
       run(async ({ answer, api, signal, terminal }) => {
@@ -184,7 +187,7 @@ function addRevert(group: Command, run: RunAction): void {
         "--force is given; what else a revert costs is said by --dry-run, and refused without --force.",
     )
     .argument(...DOMAIN)
-    .argument("<name|file>", "name of the domain snapshot, or a snapshot file in the form of xl that says it")
+    .argument("<name|file>", "its name, or the path (with a slash) of a snapshot file in the form of xl")
     .addOption(
       new Option("--running", "the domain runs afterwards, whatever it did then").conflicts("paused"),
     )

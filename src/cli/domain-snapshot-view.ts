@@ -16,6 +16,7 @@ export function domainSnapshotList(
   { terminal, long }: { readonly terminal: boolean; readonly long: boolean },
 ): string {
   if (snapshots.length === 0) return "No domain snapshots\n";
+  if (long) return snapshots.map((snapshot) => domainSnapshotDetails(snapshot, terminal)).join("\n");
   return table(
     snapshots,
     [
@@ -23,15 +24,9 @@ export function domainSnapshotList(
       { head: "PARENT", cell: ({ parent }) => parent ?? "-" },
       { head: "TIME", cell: ({ time }) => formatTime(time) },
       { head: "STATE", cell: ({ state }) => state.toLowerCase() },
-      { head: "TYPE", cell: typeOf },
+      { head: "TYPE", cell: ({ kind }) => kind.toLowerCase() },
       { head: "MEMORY", cell: memorySize, align: "right" },
       { head: "DISKS", cell: ({ disks }) => disks.map(({ target }) => target).join(",") },
-      ...(long
-        ? [
-            { head: "FILES", cell: filesOf },
-            { head: "DESCRIPTION", cell: ({ description }: DomainSnapshot) => description || "-" },
-          ]
-        : []),
     ],
     terminal,
   );
@@ -79,7 +74,8 @@ export function domainSnapshotDetails(snapshot: DomainSnapshot, terminal: boolea
       memory ? `${memory.file ?? `in ${memory.target ?? "a disk"}`} (${memorySize(snapshot)})` : "none",
     ],
     ["Machine", snapshot.machineType],
-    ["Guest paused", milliseconds(snapshot.pausedMs)],
+    ["Left out", snapshot.leftOutDisks.join(", ") || undefined],
+    ["Guest paused", snapshot.pausedMs === 0 ? undefined : milliseconds(snapshot.pausedMs)],
     ["Kept by a revert", snapshot.keptByRevert ? "yes" : undefined],
     ["Clones", snapshot.clones.map(({ directory }) => directory).join(", ") || undefined],
   ]);
@@ -107,7 +103,7 @@ export function revertCostText({ keptAs, endedCheckpoints, risks }: RevertCost):
   const kept =
     keptAs === undefined
       ? "The present state is lost\n"
-      : `The present state is kept as ${printable(keptAs)}, without memory\n`;
+      : `The present disks are kept as ${printable(keptAs)}\n`;
   const ended =
     endedCheckpoints.length === 0
       ? ""
@@ -120,8 +116,8 @@ export function domainReverted({ snapshot, state, cost, downtimeMs, pid }: Rever
   const name = printable(snapshot?.name ?? "");
   const domain = printable(snapshot?.domain ?? "");
   const process = pid === undefined ? "" : `, process ${pid}`;
-  const down = `not running for ${milliseconds(downtimeMs) ?? "0 ms"}`;
-  const head = `Domain ${domain} is back at snapshot ${name}: ${state.toLowerCase()}${process}, ${down}\n`;
+  const down = downtimeMs === 0 ? "" : `, stopped for ${milliseconds(downtimeMs)}`;
+  const head = `Domain ${domain} is back at snapshot ${name}: ${state.toLowerCase()}${process}${down}\n`;
   return `${head}${cost ? revertCostText(cost) : ""}`;
 }
 
@@ -152,10 +148,6 @@ function typeOf({ kind, live, memory }: DomainSnapshot): string {
 
 function memorySize({ memory }: DomainSnapshot): string {
   return memory ? formatBytes(memory.sizeBytes) : "-";
-}
-
-function filesOf({ disks, memory }: DomainSnapshot): string {
-  return [...disks.map(({ file }) => file), ...(memory?.file === undefined ? [] : [memory.file])].join(" ");
 }
 
 function shellWord(text: string): string {

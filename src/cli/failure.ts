@@ -44,20 +44,17 @@ export function describeFailure(failure: FleeceError, { json, debug }: FailureSt
   const { code, message, facts } = failure;
   const trace = debug ? `${traceOf(failure)}\n` : "";
   if (json) return `${trace}${JSON.stringify({ error: { code, message, facts } })}\n`;
-  const lines =
-    code === "CONFIG_INVALID"
-      ? ["fleece: The configuration cannot be used (CONFIG_INVALID)", ...problemsOf(failure)]
-      : [`fleece: ${printable(message)} (${code})`];
+  const { problems } = facts;
+  const lines = Array.isArray(problems)
+    ? [
+        `fleece: The configuration cannot be used (${code})`,
+        ...problems.map((problem) => `  ${printable(String(problem))}`),
+      ]
+    : [`fleece: ${printable(message)} (${code})`];
   if (code === "INTERNAL" && !debug) {
     lines.push("  This is a defect of fleece; --log-level debug shows where it happened");
   }
   return `${trace}${lines.join("\n")}\n`;
-}
-
-function problemsOf({ message, facts }: FleeceError): string[] {
-  const { problems } = facts;
-  const list = Array.isArray(problems) ? problems.map(String) : [message];
-  return list.map((problem) => `  ${printable(problem)}`);
 }
 
 function traceOf(error: unknown): string {

@@ -93,6 +93,18 @@ const snapshot = z.strictObject({
   keptByRevert: z.literal(true).exactOptional(),
   clones: z.array(z.strictObject({ directory: file, timeMs: bytes })),
   deleting: z.literal(true).exactOptional(),
+  leftOut: z.array(z.string()).exactOptional(),
+  request: z.string().exactOptional(),
+});
+
+const lastRevert = z.strictObject({
+  request: z.string(),
+  name: z.string(),
+  state: z.enum(["running", "paused", "inactive"]),
+  keptAs: z.string().exactOptional(),
+  endedCheckpoints: z.array(z.string()),
+  risks: z.array(z.string()),
+  pid: z.int().positive().exactOptional(),
 });
 
 const document: z.ZodType<DomainSnapshots> = z.strictObject({
@@ -109,6 +121,7 @@ const document: z.ZodType<DomainSnapshots> = z.strictObject({
     }),
   ),
   snapshots: z.array(snapshot),
+  lastRevert: lastRevert.exactOptional(),
 });
 
 function parse(text: string, path: string): DomainSnapshots {

@@ -80,6 +80,8 @@ export interface CreationPlan {
   readonly quiesce?: QuiescePlan;
   /** Targets of disks that the snapshot does not hold. */
   readonly leftOut: readonly string[];
+  /** The key of the request. */
+  readonly request?: string;
 }
 
 /**
@@ -164,6 +166,7 @@ export function planCreation(request: CreateDomainSnapshotRequest, parts: PlanPa
       : { directory: checkFilePath("a directory", request.directory) }),
     ...(parts.quiesce === undefined ? {} : { quiesce: parts.quiesce }),
     leftOut: facts.disks.map(({ target }) => target).filter((target) => !targets.has(target)),
+    ...(request.request === undefined ? {} : { request: request.request }),
   };
 }
 

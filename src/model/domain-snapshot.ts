@@ -14,6 +14,21 @@ export interface DomainSnapshots {
   readonly layers: readonly DiskLayers[];
   /** Oldest first. Names are unique. */
   readonly snapshots: readonly DomainSnapshot[];
+  /** How the last revert ended that was asked for with a key: a repeat of it is answered so. */
+  readonly lastRevert?: LastRevert;
+}
+
+export interface LastRevert {
+  /** The key of the request. */
+  readonly request: string;
+  /** What the domain was reverted to. */
+  readonly name: string;
+  readonly state: SnapshotState;
+  readonly keptAs?: string;
+  readonly endedCheckpoints: readonly string[];
+  readonly risks: readonly string[];
+  /** Of the QEMU that was started, if one was. */
+  readonly pid?: number;
 }
 
 /** Where a disk's present content is. */
@@ -62,6 +77,10 @@ export interface DomainSnapshot {
   readonly clones: readonly SnapshotClone[];
   /** Its deletion has begun, and content of it may be lost: it can only be deleted. */
   readonly deleting?: true;
+  /** Targets of disks that the domain had and the snapshot does not hold; left out if there were none. */
+  readonly leftOut?: readonly string[];
+  /** The key of the request that made it. */
+  readonly request?: string;
 }
 
 export type SnapshotMemory =
@@ -125,6 +144,8 @@ export interface CreateDomainSnapshotRequest {
   /** Default: every writable disk. Others are left out. */
   readonly disks?: readonly RequestedDisk[] | undefined;
   readonly quiesce?: boolean | undefined;
+  /** The key of the request: a repeat finds the snapshot by it. */
+  readonly request?: string | undefined;
 }
 
 export interface RequestedDisk {
@@ -143,6 +164,8 @@ export interface RevertDomainSnapshotRequest {
   readonly to?: "running" | "paused" | undefined;
   /** Also if checkpoints end, the machine differs, or the present state cannot be kept; and then it is not kept. */
   readonly force?: boolean | undefined;
+  /** The key of the request: a repeat finds by it that the domain has been reverted. */
+  readonly request?: string | undefined;
 }
 
 export interface DeleteDomainSnapshotRequest {
@@ -172,7 +195,7 @@ export interface RevertCost {
 export interface RevertOutcome extends RevertCost {
   readonly snapshot: DomainSnapshot;
   readonly state: SnapshotState;
-  /** From the stop of the old state to the start of the new, in milliseconds. */
+  /** From the stop of the old state to the start of the new, in milliseconds; 0 if nobody is left who measured it. */
   readonly downtimeMs: number;
   /** Process id of the QEMU that was started, if one was. */
   readonly pid?: number;
@@ -213,6 +236,16 @@ export interface DomainSnapshotProgress {
 export interface DomainSnapshotOptions {
   readonly signal?: AbortSignal | undefined;
   readonly onProgress?: ((progress: DomainSnapshotProgress) => void) | undefined;
+}
+
+export interface DeletionOptions extends DomainSnapshotOptions {
+  /** Awaited before anything is gone. */
+  readonly onPlanned?: ((outcome: DeleteOutcome) => Promise<void>) | undefined;
+}
+
+export interface CloneOptions extends DomainSnapshotOptions {
+  /** Awaited before the clone has its name; `identity` is that of its directory. */
+  readonly onComplete?: ((outcome: CloneOutcome, identity: string) => Promise<void>) | undefined;
 }
 
 export function noSnapshots(domain: string): DomainSnapshots {

@@ -14,7 +14,7 @@ export type FoundOperation = {
   | { readonly kind: "restore"; readonly backupId: string }
   | { readonly kind: "unfinished-revert"; readonly name: string; readonly switched: boolean }
   | { readonly kind: "unfinished-snapshot"; readonly name: string }
-  | { readonly kind: "unfinished-domain-snapshot"; readonly name: string }
+  | { readonly kind: "unfinished-domain-snapshot"; readonly name: string; readonly work: SnapshotWork }
   | { readonly kind: "expired-snapshot"; readonly name: string; readonly leaseUntilMs: number }
   | { readonly kind: "broken-snapshot"; readonly name: string; readonly why: string }
   | {
@@ -24,6 +24,25 @@ export type FoundOperation = {
       readonly targets: readonly string[];
     }
 );
+
+/** What was done to a domain snapshot: words, and what becomes of it. */
+const SNAPSHOT_WORK = {
+  create: [
+    "The creation of",
+    "The next command undoes it, or completes it if the guest uses the overlays already; a guest that it has stopped goes on at once",
+  ],
+  delete: [
+    "The deletion of",
+    "The next command puts the disks in order; then repeat the deletion, since the snapshot may have lost content",
+  ],
+  clone: ["The cloning of", "The next command removes its unfinished files"],
+  internal: [
+    "Work inside the images for",
+    "The next command completes it, or removes the internal snapshot from all images",
+  ],
+} as const;
+
+export type SnapshotWork = keyof typeof SNAPSHOT_WORK;
 
 /** Those whose filters need no finding of their own: they are undone before the next backup, or hold the disk openly. */
 export function explains({ kind }: FoundOperation): boolean {
@@ -75,8 +94,8 @@ function oneOperation(domain: string, operation: FoundOperation): readonly Findi
       ];
     }
     case "unfinished-domain-snapshot": {
-      const found = `Work on domain snapshot ${operation.name} was interrupted; it has waited ${since}`;
-      const advice = "The next command undoes it, or completes it if the guest already uses what it made";
+      const [work, advice] = SNAPSHOT_WORK[operation.work];
+      const found = `${work} domain snapshot ${operation.name} was interrupted; it has waited ${since}`;
       return [{ code: "UNFINISHED_OPERATION", subject, found, advice }];
     }
     case "expired-snapshot": {

@@ -10,6 +10,8 @@ export interface SnapshotWishes {
   /** Whether memory is included; left out where the document does not say. */
   readonly memory?: boolean;
   readonly memoryPath?: string;
+  /** Of the memory, and so of all disks; left out where the document does not say. */
+  readonly kind?: SnapshotKind;
   /** Left out where the document does not say. */
   readonly disks?: readonly WishedDisk[];
 }

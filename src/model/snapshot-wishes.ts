@@ -4,7 +4,7 @@ import type { SnapshotWishes, WishedDisk } from "./snapshot-file.js";
 
 /**
  * What options and a document ask for together. Where both name a thing, they must name the same: fails with INVALID_ARGUMENT, which
- * says both values. `others` are the targets of all disks, by which a document may leave some out.
+ * says both values. `others` are the targets of disks that the document does not name and includes all the same.
  */
 export function joinWishes(
   options: CreateDomainSnapshotRequest,
@@ -19,7 +19,7 @@ export function joinWishes(
     document.memory === undefined ? undefined : !document.memory,
   );
   const memoryPath = same("memoryPath", options.memoryPath, document.memoryPath);
-  const kind = same("kind", options.kind, oneKind(document.disks ?? []));
+  const kind = same("kind", options.kind, oneKind(document));
   if (options.disks !== undefined && document.disks !== undefined) {
     throw differ(
       "disks",
@@ -38,23 +38,23 @@ export function joinWishes(
   };
 }
 
-/** If some disks are left out by name, all that are not named are in; else only those that are named. */
 function included(
   disks: readonly WishedDisk[],
   others: readonly string[],
 ): CreateDomainSnapshotRequest["disks"] {
   const named = disks.flatMap(({ disk, kind, overlay }) => (kind === "no" ? [] : [{ disk, kind, overlay }]));
-  if (disks.every(({ kind }) => kind !== "no")) return named.length === 0 ? undefined : named;
   const unnamed = others.filter((target) => disks.every(({ disk }) => disk !== target));
-  return [...named, ...unnamed.map((disk) => ({ disk }))];
+  const all = [...named, ...unnamed.map((disk) => ({ disk }))];
+  return all.length === 0 ? undefined : all;
 }
 
-function oneKind(disks: readonly WishedDisk[]): SnapshotKind | undefined {
-  const kinds = new Set(disks.flatMap(({ kind }) => (kind === undefined || kind === "no" ? [] : [kind])));
+function oneKind({ kind: ofMemory, disks = [] }: SnapshotWishes): SnapshotKind | undefined {
+  const said = [ofMemory, ...disks.map(({ kind }) => kind)];
+  const kinds = new Set(said.flatMap((kind) => (kind === undefined || kind === "no" ? [] : [kind])));
   if (kinds.size < 2) return [...kinds][0];
   throw new FleeceError(
     "INVALID_ARGUMENT",
-    "Expected disks of one kind, got external and internal ones: QEMU cannot take both at one moment",
+    "Expected disks of one kind, and memory of the same, got external and internal: QEMU cannot take both at one moment",
   );
 }
 

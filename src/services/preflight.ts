@@ -147,6 +147,12 @@ async function lookAtOperations(
   return found;
 }
 
+const SNAPSHOT_WORKS = {
+  "domain-snapshot-delete": "delete",
+  "domain-snapshot-clone": "clone",
+  "domain-snapshot-internal": "internal",
+} as const;
+
 async function unfinished(
   { repositories }: ServiceContext,
   { id, startedAtMs, domain, subject }: OperationRecord,
@@ -158,7 +164,7 @@ async function unfinished(
       return { id, startedAtMs, kind: "backup", backupId, published };
     }
     case "domain-snapshot-create":
-      return { id, startedAtMs, kind: "unfinished-domain-snapshot", name: subject.plan.name };
+      return { id, startedAtMs, kind: "unfinished-domain-snapshot", name: subject.plan.name, work: "create" };
     case "restore":
       return { id, startedAtMs, kind: "restore", backupId: subject.backupId };
     case "domain-snapshot-revert": {
@@ -167,8 +173,10 @@ async function unfinished(
     }
     case "domain-snapshot-delete":
     case "domain-snapshot-clone":
-    case "domain-snapshot-internal":
-      return { id, startedAtMs, kind: "unfinished-domain-snapshot", name: subject.snapshot };
+    case "domain-snapshot-internal": {
+      const work = SNAPSHOT_WORKS[subject.kind];
+      return { id, startedAtMs, kind: "unfinished-domain-snapshot", name: subject.snapshot, work };
+    }
     case "block-snapshot": {
       const { name, phase, leaseUntilMs } = subject;
       return phase === "open"

@@ -55,7 +55,7 @@ const TRANSIENT: ReadonlySet<ErrorCode> = new Set([
   "INTERNAL",
 ]);
 
-const GONE = ["CHECKPOINT_NOT_FOUND", "BACKUP_NOT_FOUND"] as const;
+const GONE = ["CHECKPOINT_NOT_FOUND", "BACKUP_NOT_FOUND", "DOMAIN_SNAPSHOT_NOT_FOUND"] as const;
 
 interface Note {
   readonly schemaVersion: 1;

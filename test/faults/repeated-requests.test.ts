@@ -1,6 +1,7 @@
 import { readdir } from "node:fs/promises";
 import { describe, expect, it } from "vitest";
 import type { CallName } from "../../src/api/call-types.js";
+import { CALLS } from "../../src/api/calls.js";
 import { startAgent, VendorClient, type Fields } from "../support/agent.js";
 import { runFleece, startFleece } from "../support/fleece.js";
 import { untilTestEnds } from "../support/lifetime.js";
@@ -23,6 +24,8 @@ interface Seen {
   readonly snapshots: readonly Fields[];
   readonly checkpoints: readonly Fields[];
   readonly backups: readonly Fields[];
+  readonly domainSnapshots: readonly Fields[];
+  readonly runs: readonly Fields[];
   readonly files: readonly string[];
 }
 
@@ -33,6 +36,8 @@ async function look(client: VendorClient, { at }: Scene): Promise<Seen> {
     snapshots: await list("BlockSnapshots.List", "snapshots"),
     checkpoints: await list("Checkpoints.List", "checkpoints"),
     backups: await list("Backups.List", "backups"),
+    domainSnapshots: await list("DomainSnapshots.List", "snapshots"),
+    runs: (await client.call("Jobs.History", {}))["runs"] as readonly Fields[],
     files: (await readdir(at.directory.path)).filter((name) => name.startsWith("restored")),
   };
 }
@@ -121,10 +126,85 @@ const CASES: readonly Case[] = [
     answer: { level: "INCREMENTAL" },
     promises: 1,
   },
+  {
+    method: "Backups.Protect",
+    prepare: async (client) => ({ id: await backupId(client), protected: true }),
+    effect: ({ backups }) => expect(backups).toMatchObject([{ protected: false }, { protected: true }]),
+    answer: { protected: true },
+  },
+  {
+    method: "Backups.Prune",
+    prepare: async (client) => {
+      await backupId(client);
+      return { domain: "vm" };
+    },
+    effect: ({ backups }) => expect(backups).toMatchObject([{ level: "FULL" }]),
+    answer: { dryRun: false, domains: [{ domain: "vm" }] },
+  },
+  {
+    method: "Jobs.Run",
+    prepare: () => Promise.resolve({ job: "nightly" }),
+    effect: ({ runs, backups }) => expect([runs.length, backups.length]).toEqual([1, 2]),
+    answer: { job: "nightly", state: "COMPLETE" },
+  },
+  {
+    method: "DomainSnapshots.Create",
+    prepare: () => Promise.resolve({ ...NIGHT, diskOnly: true }),
+    effect: ({ domainSnapshots }) => expect(domainSnapshots).toMatchObject([NIGHT]),
+    answer: { ...NIGHT, current: true, disks: [{ target: "vda" }] },
+  },
+  {
+    method: "DomainSnapshots.Revert",
+    prepare: async (client, { at }) => {
+      // Of an inactive domain the disks alone go back: what a kill leaves of two QEMUs is another test's.
+      await at.vm.quit();
+      await client.call("DomainSnapshots.Create", NIGHT);
+      return NIGHT;
+    },
+    effect: ({ domainSnapshots }) =>
+      expect(domainSnapshots).toMatchObject([{ ...NIGHT, current: true }, { keptByRevert: true }]),
+    answer: { snapshot: NIGHT, state: "INACTIVE", downtimeMs: 0 },
+  },
+  {
+    method: "DomainSnapshots.Delete",
+    prepare: async (client) => {
+      await client.call("DomainSnapshots.Create", { ...NIGHT, diskOnly: true });
+      return NIGHT;
+    },
+    effect: ({ domainSnapshots }) => expect(domainSnapshots).toEqual([]),
+    answer: { ...NIGHT, layers: [{ target: "vda", how: "COMMIT" }] },
+    promises: 1,
+  },
+  {
+    method: "DomainSnapshots.Clone",
+    prepare: async (client, { at }) => {
+      await client.call("DomainSnapshots.Create", { ...NIGHT, diskOnly: true });
+      return { ...NIGHT, directory: at.directory.file("restored") };
+    },
+    effect: ({ domainSnapshots, files }) => {
+      expect(files).toEqual(["restored"]);
+      expect(domainSnapshots).toMatchObject([{ ...NIGHT, clones: [{}] }]);
+    },
+    answer: { ...NIGHT, disks: [{ target: "vda" }] },
+    promises: 1,
+  },
 ];
 
-async function started(): Promise<Scene> {
-  const scene = await Scene.start(1);
+/** Their effect ends with the call, or with the agent that is killed. */
+const OF_THE_CALL: readonly CallName[] = ["Backups.Serve", "Jobs.Cancel"];
+
+it("there is a case of every method that changes something", () => {
+  const mutating = Object.entries(CALLS).flatMap(([name, { mutates }]) => (mutates ? [name] : []));
+  const named = [...CASES.map(({ method }) => method), ...OF_THE_CALL];
+  expect(named.toSorted()).toEqual(mutating.toSorted());
+});
+
+/** It comes due by itself at the beginning of a year. */
+const JOB = { name: "nightly", domains: ["vm"], schedule: "0 0 1 1 *", catchUp: false };
+
+async function started(method?: CallName): Promise<Scene> {
+  const retention = method === "Backups.Prune" ? { retention: { last: 1 } } : {};
+  const scene = await Scene.start(1, { jobs: [JOB], ...retention });
   await scene.backUp();
   await scene.touch();
   return scene;
@@ -134,7 +214,7 @@ const ID = "1c2ee1f4-8c0e-4a52-9a3a-0c8f1f6c9a11";
 
 describe.each(CASES)("$method", ({ method, prepare, effect, answer, promises = 0 }) => {
   it("sent twice at once and once more has the effect and the answer of one", async () => {
-    const scene = await started();
+    const scene = await started(method);
     await startAgent(scene.at);
     const client = new VendorClient(scene.at);
     const request = { ...(await prepare(client, scene)), requestId: ID };
@@ -146,14 +226,20 @@ describe.each(CASES)("$method", ({ method, prepare, effect, answer, promises = 0
     const third = await client.call(method, request);
     expect(third).toEqual(first);
     effect(await look(client, scene));
-    const changed = client.call(method, { ...request, domain: "other", directory: "/other", id: "other" });
+    const changed = client.call(method, {
+      ...request,
+      domain: "other",
+      directory: "/other",
+      id: "other",
+      job: "other",
+    });
     await expect(changed).rejects.toThrow(/Expected a new request_id/);
     client.close();
     other.close();
   });
 
   it("sent again after the agent was killed between the effect and its record has the effect of one", async () => {
-    const scene = await started();
+    const scene = await started(method);
     const before = await startAgent(scene.at);
     const client = new VendorClient(scene.at);
     const request = { ...(await prepare(client, scene)), requestId: ID };

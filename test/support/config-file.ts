@@ -12,6 +12,7 @@ export interface DomainConfig {
   readonly quiesce?: JsonObject;
   readonly disks?: readonly { readonly target: string; readonly file: string; readonly format: DiskFormat }[];
   readonly exports?: "auto" | "staged";
+  readonly retention?: JsonObject;
 }
 
 export interface TestConfig {

@@ -24,8 +24,10 @@ export interface SiteOptions {
   readonly disks?: readonly SiteDisk[];
   /** Of the domain; default: as the program has it. */
   readonly exports?: "auto" | "staged";
-  /** The setting of that name; default: as the program has it. */
+  /** Settings of the domain and of the top level; default: as the program has them. */
+  readonly retention?: JsonObject;
   readonly scratch?: JsonObject;
+  readonly jobs?: JsonObject[];
   /** Further arguments for QEMU, as they are. */
   readonly extraArguments?: readonly string[];
 }
@@ -71,11 +73,13 @@ export async function startSite(options: SiteOptions = {}): Promise<Site> {
       {
         ...domainConfig("vm", vm),
         ...(options.exports === undefined ? {} : { exports: options.exports }),
+        ...(options.retention === undefined ? {} : { retention: options.retention }),
       },
     ],
     more: {
       runtimeDir: directory.file("run"),
       ...(options.scratch === undefined ? {} : { scratch: options.scratch }),
+      ...(options.jobs === undefined ? {} : { jobs: options.jobs }),
     },
     ...options.config,
   });

@@ -1,6 +1,7 @@
 import path from "node:path";
 import {
   type CloneDomainSnapshotRequest,
+  type CloneOptions,
   type CloneOutcome,
   type DomainSnapshot,
   type DomainSnapshotOptions,
@@ -15,7 +16,7 @@ import type { ServiceContext } from "../context.js";
 import { requireDomain, withDomain } from "../context.js";
 import { Operation } from "../operation.js";
 import { unwind } from "../unwind.js";
-import { readSnapshot } from "./read-snapshot.js";
+import { readSnapshot, refuseDeleting } from "./read-snapshot.js";
 
 /**
  * Files for another domain that begins where the snapshot was: overlays over its disks, independent images where it is internal, and a
@@ -25,7 +26,7 @@ import { readSnapshot } from "./read-snapshot.js";
 export async function cloneDomainSnapshot(
   context: ServiceContext,
   request: CloneDomainSnapshotRequest,
-  options: DomainSnapshotOptions = {},
+  options: CloneOptions = {},
 ): Promise<CloneOutcome> {
   const { domain, name, directory } = request;
   requireDomain(context, domain);
@@ -35,6 +36,7 @@ export async function cloneDomainSnapshot(
     await checkComplete(context, snapshot);
     const id = randomId(8);
     const draft = path.join(path.dirname(directory), `.fleece-${id}`);
+    const cloned = outcome(context, all, snapshot, directory);
     const operation = await Operation.begin(context.store, {
       ...{ id, domain, startedAtMs: context.clock.now() },
       subject: { kind: "domain-snapshot-clone", snapshot: name, directory },
@@ -46,6 +48,7 @@ export async function cloneDomainSnapshot(
       await context.snapshotFiles.makeDirectory(draft);
       await fill(context, snapshot, draft, options);
       options.onProgress?.({ phase: "finishing" });
+      await options.onComplete?.(cloned, (await context.outputs.identityOf(draft)) ?? "");
       await context.snapshotFiles.rename(draft, directory);
     } catch (error) {
       await context.domainSnapshots.write(all);
@@ -53,7 +56,7 @@ export async function cloneDomainSnapshot(
       throw error;
     }
     await operation.end();
-    return outcome(context, all, snapshot, directory);
+    return cloned;
   });
 }
 
@@ -68,17 +71,14 @@ async function checkDirectory({ snapshotFiles }: ServiceContext, directory: stri
 }
 
 async function checkComplete({ snapshotFiles }: ServiceContext, snapshot: DomainSnapshot): Promise<void> {
-  const { name, disks, deleting } = snapshot;
-  const damage = async (): Promise<string | undefined> => {
-    if (deleting === true) return "its deletion has begun";
-    for (const { file } of disks) if (!(await snapshotFiles.exists(file))) return `${file} is gone`;
-    return undefined;
-  };
-  const why = await damage();
-  if (why === undefined) return;
-  throw new FleeceError("DAMAGED", `Domain snapshot ${name} cannot be cloned: ${why}`, {
-    facts: { snapshot: name },
-  });
+  refuseDeleting(snapshot, "cloned");
+  const { name, disks } = snapshot;
+  for (const { file } of disks) {
+    if (await snapshotFiles.exists(file)) continue;
+    throw new FleeceError("DAMAGED", `Domain snapshot ${name} cannot be cloned: ${file} is gone`, {
+      facts: { snapshot: name },
+    });
+  }
 }
 
 function withClone(

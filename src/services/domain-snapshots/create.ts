@@ -5,7 +5,7 @@ import type {
   DomainSnapshotOptions,
 } from "../../model/domain-snapshot.js";
 import type { CreationPlan, DomainFacts } from "../../model/domain-snapshot-plan.js";
-import { checkSpace, filesOf, planCreation } from "../../model/domain-snapshot-plan.js";
+import { checkSpace, filesOf, kindsOf, planCreation } from "../../model/domain-snapshot-plan.js";
 import { checkName } from "../../model/names.js";
 import type { DomainSnapshotJournal } from "../../model/operation.js";
 import type { SnapshotTaker } from "../../ports/snapshot-taker.js";
@@ -19,14 +19,16 @@ import { logMoment, planQuiesce } from "../quiesce.js";
 import { createInternal } from "./internal.js";
 import { finishCreation, settleCreation } from "./finish-creation.js";
 import { blockSnapshotHolders } from "./read-snapshot.js";
+import { repeatedCreation } from "./repeated.js";
 
-/** Takes a snapshot; see `createInternal` for those inside the images. */
+/** Takes a snapshot; see `createInternal` for those inside the images. A repeat with the same key finds it. */
 export function createDomainSnapshot(
   context: ServiceContext,
   request: CreateDomainSnapshotRequest,
   options: DomainSnapshotOptions = {},
 ): Promise<DomainSnapshot> {
-  const create = request.kind === "internal" ? createInternal : createExternal;
+  const kinds = kindsOf(request);
+  const create = kinds.has("internal") && kinds.size === 1 ? createInternal : createExternal;
   return create(context, request, options);
 }
 
@@ -44,6 +46,8 @@ function createExternal(
   if (request.name !== undefined) checkName("domain snapshot", request.name);
   const purpose = `domain-snapshot create ${domain}${request.name === undefined ? "" : ` ${request.name}`}`;
   return withDomain(context, domain, purpose, async (session) => {
+    const made = repeatedCreation(await context.domainSnapshots.read(domain), request);
+    if (made !== undefined) return made;
     // A monitor serves one client at a time.
     await session.close();
     await using taker = await context.takers.open(domain, options.signal);

@@ -1,9 +1,10 @@
 import type {
   DeleteDomainSnapshotRequest,
   DeleteOutcome,
+  DeletionOptions,
   DomainSnapshot,
-  DomainSnapshotOptions,
   DomainSnapshots,
+  MergedLayer,
 } from "../../model/domain-snapshot.js";
 import { childrenOf } from "../../model/domain-snapshot.js";
 import {
@@ -23,6 +24,7 @@ import { requireDomain, withDomain } from "../context.js";
 import type { DomainSession } from "../domain-session.js";
 import { Operation } from "../operation.js";
 import { deleteInternal } from "./internal.js";
+import type { LayerOptions } from "./layer-options.js";
 import { readSnapshot, refuseOpenSnapshots } from "./read-snapshot.js";
 import { removeUnnamed, settleDeletion } from "./settle-deletion.js";
 
@@ -35,7 +37,7 @@ import { removeUnnamed, settleDeletion } from "./settle-deletion.js";
 export async function deleteDomainSnapshot(
   context: ServiceContext,
   request: DeleteDomainSnapshotRequest,
-  options: DomainSnapshotOptions = {},
+  options: DeletionOptions = {},
 ): Promise<DeleteOutcome> {
   const { domain, name } = request;
   requireDomain(context, domain);
@@ -45,15 +47,18 @@ export async function deleteDomainSnapshot(
     const { all, snapshot } = await readSnapshot(context, domain, name);
     const present = await checkClones(context, all, snapshot);
     const reparented = childrenOf(present, name).map((child) => child.name);
+    const onPlanned = async (merged: readonly MergedLayer[]): Promise<void> =>
+      options.onPlanned?.({ name, merged, reparented });
     if (request.metadataOnly === true) {
+      await onPlanned([]);
       await context.domainSnapshots.write(withoutSnapshot(present, name));
       return { name, merged: [], reparented };
     }
     await refuseOpenSnapshots(context, domain);
     const merged =
       snapshot.kind === "internal"
-        ? await deleteInternal(context, session, present, snapshot, options)
-        : await new Deletion(context, session, options).run(present, snapshot);
+        ? await deleteInternal(context, session, present, snapshot, { ...options, onPlanned })
+        : await new Deletion(context, session, { ...options, onPlanned }).run(present, snapshot);
     return { name, merged, reparented };
   });
 }
@@ -91,21 +96,26 @@ async function checkClones(
 class Deletion {
   readonly #context: ServiceContext;
   readonly #session: DomainSession;
-  readonly #options: DomainSnapshotOptions;
+  readonly #options: LayerOptions;
 
-  constructor(context: ServiceContext, session: DomainSession, options: DomainSnapshotOptions) {
+  constructor(context: ServiceContext, session: DomainSession, options: LayerOptions) {
     this.#context = context;
     this.#session = session;
     this.#options = options;
   }
 
   async run(all: DomainSnapshots, snapshot: DomainSnapshot): Promise<DeleteOutcome["merged"]> {
-    const { signal, onProgress } = this.#options;
+    const { signal, onProgress, onPlanned } = this.#options;
     onProgress?.({ phase: "preparing" });
     await using merger = await this.#context.layers.open(all.domain, signal);
     await merger.checkIdle(signal);
     const disks = planLayerDeletion(all, snapshot, await merger.look(knownFiles(all), signal));
     const merges = disks.flatMap((disk) => disk.merges);
+    const removed = disks.flatMap(({ target, removed: from }) =>
+      from === undefined ? [] : [{ target, how: "removed" as const, from }],
+    );
+    const layers = [...merges.map(mergedLayer), ...removed];
+    await onPlanned(layers);
     const operation = await this.#begin(all.domain, snapshot, disks);
     let now = all;
     try {
@@ -120,10 +130,7 @@ class Deletion {
     onProgress?.({ phase: "finishing" });
     await removeUnnamed(this.#context.snapshotFiles, now, subjectOf(operation));
     await operation.end();
-    const removed = disks.flatMap(({ target, removed: from }) =>
-      from === undefined ? [] : [{ target, how: "removed" as const, from }],
-    );
-    return [...merges.map(mergedLayer), ...removed];
+    return layers;
   }
 
   async #begin(

@@ -90,6 +90,8 @@ export async function finishCreation(
     ...(memory === undefined || plan.machine === undefined ? {} : { machine: plan.machine }),
     ...(plan.directory === undefined ? {} : { directory: plan.directory }),
     clones: [],
+    ...(plan.leftOut.length === 0 ? {} : { leftOut: plan.leftOut }),
+    ...(plan.request === undefined ? {} : { request: plan.request }),
   };
   const all = await parts.domainSnapshots.read(plan.domain);
   await parts.domainSnapshots.write(addSnapshot(all, plan, snapshot));

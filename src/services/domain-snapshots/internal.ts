@@ -20,7 +20,9 @@ import type { ServiceContext } from "../context.js";
 import { requireDomain, withDomain } from "../context.js";
 import type { DomainSession } from "../domain-session.js";
 import { Operation } from "../operation.js";
+import type { LayerOptions } from "./layer-options.js";
 import { readSnapshot, refuseOpenSnapshots } from "./read-snapshot.js";
+import { repeatedCreation, repeatedRevert, withLastRevert } from "./repeated.js";
 import { settleInternal } from "./settle-internal.js";
 
 /** Domain snapshots inside the qcow2 images. They stand in no chain, so any of them can be deleted without harm to others. */
@@ -41,12 +43,15 @@ export async function createInternal(
   refuseUnsupported(request);
   return withDomain(context, domain, `domain snapshot ${name} of ${domain}`, async (session) => {
     await session.close();
-    await refuseOpenSnapshots(context, domain);
     const all = await context.domainSnapshots.read(domain);
+    const made = repeatedCreation(all, request);
+    if (made !== undefined) return made;
+    await refuseOpenSnapshots(context, domain);
     await using images = await context.internals.open(all, options.signal);
     await images.checkIdle();
     const disks = await images.disks(options.signal);
     refuseDisks(all, disks, name);
+    refuseSubset(request, all, disks);
     const memory = images.state !== "inactive" && request.diskOnly !== true;
     const operation = await begin(context, domain, name, disks);
     try {
@@ -55,6 +60,7 @@ export async function createInternal(
       const [snapshot, now] = added(all, {
         ...{ name, timeMs, memory, disks: await images.disks(), state: images.state },
         description: request.description ?? "",
+        request: request.request,
         pausedMs: memory && images.state === "running" ? context.clock.now() - timeMs : 0,
       });
       await context.domainSnapshots.write(now);
@@ -97,15 +103,21 @@ export async function revertInternal(
     await session.close();
     await refuseOpenSnapshots(context, domain);
     const { all, snapshot } = await readSnapshot(context, domain, name);
+    const reverted = repeatedRevert(all, request);
+    if (reverted !== undefined) return reverted;
     await using images = await context.internals.open(all, options.signal);
     await images.checkIdle();
     const disks = await images.disks(options.signal);
     checkRevertible(images, snapshot, disks);
-    const cost = costOf(context, all, snapshot, disks, request);
+    // A revert that was killed has kept it.
+    const kept = all.snapshots.find(({ request: key }) => key !== undefined && key === request.request);
+    const planned = costOf(context, all, snapshot, disks, request);
+    const cost = { ...planned, keptAs: kept?.name ?? planned.keptAs };
     if (cost.risks.length > 0 && request.force !== true) throw forceNeeded(snapshot, cost);
     let now = all;
-    if (cost.keptAs !== undefined) {
-      now = await keepPresent(context, { session, images, all, name: cost.keptAs, disks });
+    if (cost.keptAs !== undefined && kept === undefined) {
+      const key = request.request;
+      now = await keepPresent(context, { session, images, all, name: cost.keptAs, disks, request: key });
     }
     const startMs = context.clock.now();
     const operation = await begin(context, domain, name, disks);
@@ -114,7 +126,9 @@ export async function revertInternal(
       await images.load(name, { id: operation.record.id, undo: operation });
       const state = images.state === "inactive" ? "inactive" : (request.to ?? stateWith(snapshot));
       if (state === "running") await images.resume();
-      await context.domainSnapshots.write({ ...now, current: name });
+      await context.domainSnapshots.write(
+        withLastRevert({ ...now, current: name }, request, { ...cost, state }),
+      );
       await operation.end();
       return { ...cost, snapshot, state, downtimeMs: context.clock.now() - startMs };
     } catch (error) {
@@ -131,14 +145,20 @@ export async function deleteInternal(
   session: DomainSession,
   all: DomainSnapshots,
   snapshot: DomainSnapshot,
-  options: DomainSnapshotOptions,
+  options: LayerOptions,
 ): Promise<readonly MergedLayer[]> {
   const { name } = snapshot;
+  const layers = snapshot.disks.map(({ target, file }): MergedLayer => ({
+    target,
+    how: "internal",
+    from: file,
+  }));
   const images = await context.internals.open(all, options.signal);
   try {
     await images.checkIdle();
     const operation = await begin(context, all.domain, name, snapshot.disks);
     try {
+      await options.onPlanned(layers);
       // First: what has begun to be deleted cannot be reverted to any more.
       await context.domainSnapshots.write(withoutSnapshot(all, name));
       await images.remove(name, { id: operation.record.id, undo: operation });
@@ -151,7 +171,7 @@ export async function deleteInternal(
   } finally {
     await images[Symbol.asyncDispose]();
   }
-  return snapshot.disks.map(({ target, file }) => ({ target, how: "internal", from: file }));
+  return layers;
 }
 
 async function begin(
@@ -186,9 +206,10 @@ async function keepPresent(
     readonly all: DomainSnapshots;
     readonly name: string;
     readonly disks: readonly InternalDisk[];
+    readonly request: string | undefined;
   },
 ): Promise<DomainSnapshots> {
-  const { session, images, all, name, disks } = parts;
+  const { session, images, all, name, disks, request } = parts;
   const timeMs = context.clock.now();
   const memory = images.state !== "inactive";
   const operation = await begin(context, all.domain, name, disks);
@@ -196,7 +217,7 @@ async function keepPresent(
     await saveNamed(images, name, memory, operation);
     const [, now] = added(all, {
       ...{ name, timeMs, memory, disks: await images.disks(), state: images.state },
-      ...{ description: "", pausedMs: 0, keptByRevert: true },
+      ...{ description: "", pausedMs: 0, keptByRevert: true, request },
     });
     await context.domainSnapshots.write(now);
     await operation.end();
@@ -220,6 +241,7 @@ function added(
     readonly pausedMs: number;
     readonly disks: readonly InternalDisk[];
     readonly keptByRevert?: boolean;
+    readonly request: string | undefined;
   },
 ): [DomainSnapshot, DomainSnapshots] {
   const { name, description, timeMs, state, pausedMs } = made;
@@ -234,6 +256,7 @@ function added(
       ...{ target, file, format, sizeBytes, bitmaps },
     })),
     ...(made.keptByRevert === true ? { keptByRevert: true } : {}),
+    ...(made.request === undefined ? {} : { request: made.request }),
   };
   return [snapshot, { ...all, current: name, snapshots: [...all.snapshots, snapshot] }];
 }
@@ -242,13 +265,7 @@ function memoryIn({ snapshots }: InternalDisk, name: string): number {
   return snapshots.find((snapshot) => snapshot.name === name)?.memoryBytes ?? 0;
 }
 
-function refuseUnsupported({
-  live,
-  quiesce,
-  directory,
-  memoryPath,
-  disks,
-}: CreateDomainSnapshotRequest): void {
+function refuseUnsupported({ live, quiesce, directory, memoryPath }: CreateDomainSnapshotRequest): void {
   const asked = [
     [live === true, "--live: the guest stands still while memory goes into an image"],
     [quiesce === true, "--quiesce"],
@@ -256,11 +273,37 @@ function refuseUnsupported({
       directory !== undefined || memoryPath !== undefined,
       "a place for its files: all of it is in the images",
     ],
-    [disks !== undefined, "a choice of disks: memory fits only all of them"],
   ] as const;
   const refused = asked.find(([is]) => is);
   if (refused === undefined) return;
   throw new FleeceError("INVALID_ARGUMENT", `An internal domain snapshot cannot have ${refused[1]}`);
+}
+
+/** Disks may be named, but QEMU would take memory and some of them without a word. */
+function refuseSubset(
+  { disks: wanted, domain }: CreateDomainSnapshotRequest,
+  { layers }: DomainSnapshots,
+  disks: readonly InternalDisk[],
+): void {
+  if (wanted === undefined) return;
+  const known = disks.map(({ target }) => target);
+  const named = wanted.map(({ disk }) => {
+    const found = disks.find(({ target, file }) => target === disk || file === disk);
+    const target = found?.target ?? layers.find(({ home }) => home === disk)?.target;
+    if (target !== undefined) return target;
+    throw new FleeceError(
+      "DISK_NOT_FOUND",
+      `Domain ${domain} has no disk ${disk}; it has ${known.join(", ")}`,
+      { facts: { domain, target: disk } },
+    );
+  });
+  const missing = known.filter((target) => !named.includes(target));
+  if (missing.length === 0) return;
+  throw new FleeceError(
+    "INVALID_ARGUMENT",
+    `Expected all disks of domain ${domain} in an internal snapshot, ${missing.join(", ")} is left out`,
+    { facts: { domain, targets: missing.join(", ") } },
+  );
 }
 
 /** An image under an overlay cannot be reached by QEMU any more, and its internal snapshots neither. */
@@ -278,6 +321,14 @@ function refuseDisks(all: DomainSnapshots, disks: readonly InternalDisk[], name:
     throw new FleeceError(
       "UNSUPPORTED",
       `Domain ${all.domain} has the external snapshot ${external.name}: internal ones would be out of reach below its overlays`,
+    );
+  }
+  const layer = all.layers.find(({ home, active }) => home !== active);
+  if (layer !== undefined) {
+    throw new FleeceError(
+      "UNSUPPORTED",
+      `Disk ${layer.target} of domain ${all.domain} is in an overlay, ${layer.active}, of an external snapshot: external and internal ones cannot be mixed`,
+      { facts: { domain: all.domain, target: layer.target, path: layer.active } },
     );
   }
   const holder = disks.find(({ snapshots }) => snapshots.some((snapshot) => snapshot.name === name));

@@ -24,6 +24,16 @@ export async function readSnapshot(
   );
 }
 
+/** Content of it may be lost already. */
+export function refuseDeleting({ name, deleting }: DomainSnapshot, done: string): void {
+  if (deleting !== true) return;
+  throw new FleeceError(
+    "DAMAGED",
+    `Domain snapshot ${name} cannot be ${done}: its deletion has begun, and can only be repeated`,
+    { facts: { snapshot: name } },
+  );
+}
+
 /** The block snapshots that hold the domain's disks open, in words. */
 export async function blockSnapshotHolders(
   { store }: ServiceContext,

@@ -28,7 +28,8 @@ import { randomId } from "../../shared/ids.js";
 import { requireDomain, type ServiceContext, withDomain } from "../context.js";
 import type { DomainSession } from "../domain-session.js";
 import { internalRevertCost, revertInternal } from "./internal.js";
-import { readSnapshot, refuseOpenSnapshots } from "./read-snapshot.js";
+import { readSnapshot, refuseDeleting, refuseOpenSnapshots } from "./read-snapshot.js";
+import { repeatedRevert, withLastRevert } from "./repeated.js";
 import { Operation } from "../operation.js";
 import { unwind } from "../unwind.js";
 import { finishRevert } from "./finish-revert.js";
@@ -43,15 +44,15 @@ export async function revertCost(
   if (await isInternal(context, request)) return internalRevertCost(context, request);
   return withDomain(context, domain, "the cost of a revert", async (session) => {
     await using scene = await lookAt(context, session, request, options.signal);
-    const cost = costOfRevert(scene.facts);
-    return cost;
+    refuseSharedDisks(scene, request);
+    return costOfRevert(scene.facts);
   });
 }
 
 /**
  * Takes a domain back to one of its snapshots. Nothing is stopped before all that a revert needs is known to be whole; the present
  * QEMU is kept until the new one has loaded everything, and goes on if that fails. Fails with DAMAGED, FORCE_NEEDED, UNSUPPORTED or
- * MEMORY_LOAD_FAILED, and the domain is as before.
+ * MEMORY_LOAD_FAILED, and the domain is as before. A repeat with the same key finds what was done.
  */
 export async function revertDomainSnapshot(
   context: ServiceContext,
@@ -62,8 +63,11 @@ export async function revertDomainSnapshot(
   if (await isInternal(context, request)) return revertInternal(context, request, options);
   const purpose = `revert to domain snapshot ${request.name}`;
   return withDomain(context, domain, purpose, async (session) => {
+    const reverted = repeatedRevert(await context.domainSnapshots.read(domain), request);
+    if (reverted !== undefined) return reverted;
     await refuseOpenSnapshots(context, domain);
     await using scene = await lookAt(context, session, request, options.signal);
+    refuseSharedDisks(scene, request);
     await checkFiles(context, scene.facts.snapshot, options);
     const cost = costOfRevert(scene.facts);
     if (cost.risks.length > 0 && request.force !== true) throw forceNeeded(scene.facts.snapshot, cost.risks);
@@ -93,6 +97,7 @@ async function lookAt(
 ): Promise<Scene> {
   const { domain } = session;
   const { all, snapshot } = await readSnapshot(context, domain, request.name);
+  refuseDeleting(snapshot, "reverted to");
   const present = await inspect(session, signal);
   const old = await context.machines.open(domain, signal);
   try {
@@ -121,6 +126,20 @@ async function inspect(
   } finally {
     await session.close();
   }
+}
+
+/** A disk that stays as it is would be open in both QEMUs. */
+function refuseSharedDisks({ facts, old }: Scene, { to }: RevertDomainSnapshotRequest): void {
+  const { snapshot, present, all } = facts;
+  if (old === undefined || (to ?? snapshot.state) === "inactive") return;
+  const held = new Set(snapshot.disks.map(({ target }) => target));
+  const shared = (present?.disks ?? []).map(({ target }) => target).filter((target) => !held.has(target));
+  if (shared.length === 0) return;
+  throw new FleeceError(
+    "UNSUPPORTED",
+    `Domain snapshot ${snapshot.name} does not hold ${shared.join(", ")}, which the running domain ${all.domain} writes to: stop the domain first`,
+    { facts: { domain: all.domain, snapshot: snapshot.name, targets: shared.join(", ") } },
+  );
 }
 
 async function checkFiles(
@@ -185,7 +204,7 @@ class Revert {
     const disks = await this.#nameOverlays();
     const launch = this.#planLaunch(disks);
     const planned = documentAfterRevert(facts, this.#cost, disks);
-    const subject: RevertJournal = {
+    let subject: RevertJournal = {
       ...{ kind: "domain-snapshot-revert", name: snapshot.name, phase: "preparing", to: launch.to },
       ...{ ...planned, moved: launch.moved },
       ...(old === undefined ? {} : { old: { pid: old.process.pid, startTicks: old.process.startTicks } }),
@@ -207,7 +226,10 @@ class Revert {
       }
       this.#options.signal?.throwIfAborted();
       isDecided = true;
-      await operation.setSubject({ ...subject, phase: "switched" });
+      const done = { ...this.#cost, state: launch.to, ...pidOf(machine) };
+      const document = withLastRevert(planned.document, this.#request, done);
+      subject = { ...subject, phase: "switched", document };
+      await operation.setSubject(subject);
       await this.#context.domainSnapshots.write(subject.document);
     } catch (error) {
       await this.#goBack(operation, machine, isDecided);
@@ -216,10 +238,9 @@ class Revert {
     this.#options.onProgress?.({ phase: "finishing" });
     old?.keepHeld();
     await old?.close();
-    await finishRevert(this.#context, operation, { ...subject, phase: "switched" }, machine);
+    await finishRevert(this.#context, operation, subject, machine);
     const downtimeMs = old === undefined ? 0 : Math.round(clock.monotonicMs() - stoppedAtMs);
-    const pid = machine === undefined ? {} : { pid: machine.process.pid };
-    return { ...this.#cost, snapshot, state: launch.to, downtimeMs, ...pid };
+    return { ...this.#cost, snapshot, state: launch.to, downtimeMs, ...pidOf(machine) };
   }
 
   /** `<target>-<name>-r<N>.qcow2`: a snapshot may be reverted to any number of times. */
@@ -368,6 +389,10 @@ class Revert {
       log.warn({ domain, operation: operation.record.id }, errorMessage(error));
     }
   }
+}
+
+function pidOf(machine: Machine | undefined): { readonly pid?: number } {
+  return machine === undefined ? {} : { pid: machine.process.pid };
 }
 
 /** unix(7). */

@@ -11,13 +11,13 @@ describe("joinWishes", () => {
       memory: false,
       disks: [{ disk: "vda", kind: "external", overlay: "/o" }],
     } as const;
-    expect(joinWishes({ ...options, description: "d", live: true }, document, ["vda", "vdb"])).toEqual({
+    expect(joinWishes({ ...options, description: "d", live: true }, document, [])).toEqual({
       ...{ domain: "vm", name: "a", description: "d", live: true, diskOnly: true, kind: "external" },
       disks: [{ disk: "vda", kind: "external", overlay: "/o" }],
     });
   });
 
-  it("includes what a document does not leave out by name", () => {
+  it("includes the others that a document does not name", () => {
     const document = {
       disks: [
         { disk: "vda", overlay: "/o" },
@@ -47,6 +47,11 @@ describe("joinWishes", () => {
         ],
       },
       "Expected disks of one kind",
+    ],
+    [
+      {},
+      { kind: "internal" as const, disks: [{ disk: "a", kind: "external" as const }] },
+      "and memory of the same",
     ],
   ])("names both values where they differ: %j and %j", (said, document, message) => {
     expect(() => joinWishes({ ...options, ...said }, document, [])).toThrow(
