@@ -4,7 +4,7 @@ import { startAgent } from "../../support/agent.js";
 import { runFleece, type FleeceResult } from "../../support/fleece.js";
 import { untilTestEnds } from "../../support/lifetime.js";
 import { startSite, type Site } from "../../support/site.js";
-import { endMachines } from "./support/counter-site.js";
+import { endMachines } from "../../support/machines-of.js";
 
 const MIB = 1024 * 1024;
 const DISKS = ["vda", "vdb"].map((target) => ({ target, format: "qcow2" as const, sizeBytes: 2 * MIB }));
