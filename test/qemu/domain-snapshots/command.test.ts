@@ -1,4 +1,4 @@
-import { rm, writeFile } from "node:fs/promises";
+import { readFile, rm, writeFile } from "node:fs/promises";
 import { describe, expect, it } from "vitest";
 import { startAgent } from "../../support/agent.js";
 import { runFleece, type FleeceResult } from "../../support/fleece.js";
@@ -12,11 +12,11 @@ const DISKS = ["vda", "vdb"].map((target) => ({ target, format: "qcow2" as const
 interface Commands {
   readonly at: Site;
   /** `fleece domain-snapshot …`, in whatever way it goes out. */
-  run(...args: string[]): Promise<FleeceResult>;
+  readonly run: (...args: string[]) => Promise<FleeceResult>;
   /** Expects success and gives the output. */
-  says(...args: string[]): Promise<string>;
+  readonly says: (...args: string[]) => Promise<string>;
   /** Expects the exit code and gives what is said. */
-  fails(exitCode: number, ...args: string[]): Promise<string>;
+  readonly fails: (exitCode: number, ...args: string[]) => Promise<string>;
 }
 
 /** A QEMU without a guest, and the built command, by itself or through an agent. */
@@ -182,6 +182,19 @@ describe("domain-snapshot on the command line", () => {
     expect(await at.json("backup", "run", "vm")).toMatchObject({ level: "FULL" });
     await says("create", "vm", "--name", "s2", "--disk-only");
     expect(await at.json("backup", "run", "vm")).toMatchObject({ level: "INCREMENTAL" });
+  }, 120_000);
+
+  it("refuses what has begun to be deleted, and internal snapshots in overlays", async () => {
+    const { at, says, fails } = await start("embedded");
+    await says("create", "vm", "--name", "s1", "--disk-only");
+    const document = at.directory.file("state/domain-snapshots/vm/snapshots.json");
+    const text = await readFile(document, "utf8");
+    await writeFile(document, text.replace('"clones"', '"deleting": true, "clones"'));
+    for (const more of [[], ["--force"], ["--dry-run"]]) {
+      expect(await fails(6, "revert", "vm", "s1", ...more)).toMatch(/its deletion has begun.*\(DAMAGED\)/);
+    }
+    await says("delete", "vm", "s1", "--metadata");
+    expect(await fails(1, "create", "vm", "--internal")).toMatch(/vda .* is in an overlay.*\(UNSUPPORTED\)/);
   }, 120_000);
 
   it("takes internal snapshots of all disks by their names, and none over or under external ones", async () => {
