@@ -108,7 +108,14 @@ export class SnapshotWorld implements AsyncDisposable {
     return world;
   }
 
-  async write(disk: number, at: number, length: number, pattern: number): Promise<void> {
+  /** `at`: in thousandths of the disk. */
+  async write(write: {
+    readonly disk: number;
+    readonly at: number;
+    readonly length: number;
+    readonly pattern: number;
+  }): Promise<void> {
+    const { disk, at, length, pattern } = write;
     if (this.#state === "inactive") return;
     const { target } = this.#disk(disk);
     const content = this.#contents.get(target) ?? Buffer.alloc(0);
@@ -153,10 +160,14 @@ export class SnapshotWorld implements AsyncDisposable {
     this.#count(`${kind}${hasMemory ? " with memory" : ""} of a ${this.#state} domain`);
   }
 
+  /** Forced at once, or when it is refused without; as somebody does who knows what it costs. */
   async revert(which: number, force: boolean): Promise<void> {
     const chosen = this.#choose(which);
     if (chosen === undefined) return;
-    const [name, snapshot] = chosen;
+    await this.#revert(...chosen, force);
+  }
+
+  async #revert(name: string, snapshot: ModelSnapshot, force: boolean): Promise<void> {
     const context = await this.#agent();
     const request: RevertDomainSnapshotRequest = { domain: DOMAIN, name, force };
     const { risks } = await revertCost(context, request);
@@ -167,7 +178,10 @@ export class SnapshotWorld implements AsyncDisposable {
       misfit && "UNSUPPORTED",
       risks.length > 0 && !force && "FORCE_NEEDED",
     ]);
-    if (outcome === undefined) return;
+    if (outcome === undefined) {
+      if (!force && !misfit) await this.#revert(name, snapshot, true);
+      return;
+    }
     this.history.push(
       `  -> ${name}; kept as ${String(outcome.keptAs)}; ended ${outcome.endedCheckpoints.join()}`,
     );
