@@ -43,7 +43,13 @@ interface ModelSnapshot {
   readonly contents: Contents;
   /** Per disk, the external snapshot whose file is right below this one's. */
   readonly bases: ReadonlyMap<string, string>;
-  readonly clones: readonly string[];
+}
+
+interface ModelClone {
+  readonly directory: string;
+  readonly contents: Contents;
+  /** The snapshot that its files are based on; those of an internal one are copies. */
+  readonly base: string | undefined;
 }
 
 /**
@@ -66,6 +72,7 @@ export class SnapshotWorld implements AsyncDisposable {
   #bases = new Map<string, string>();
   #snapshots = new Map<string, ModelSnapshot>();
   readonly #backups = new Map<string, Contents>();
+  #clones: readonly ModelClone[] = [];
   #names = 0;
 
   private constructor(parts: {
@@ -108,7 +115,14 @@ export class SnapshotWorld implements AsyncDisposable {
     return world;
   }
 
-  async write(disk: number, at: number, length: number, pattern: number): Promise<void> {
+  /** `at`: in thousandths of the disk. */
+  async write(write: {
+    readonly disk: number;
+    readonly at: number;
+    readonly length: number;
+    readonly pattern: number;
+  }): Promise<void> {
+    const { disk, at, length, pattern } = write;
     if (this.#state === "inactive") return;
     const { target } = this.#disk(disk);
     const content = this.#contents.get(target) ?? Buffer.alloc(0);
@@ -153,10 +167,14 @@ export class SnapshotWorld implements AsyncDisposable {
     this.#count(`${kind}${hasMemory ? " with memory" : ""} of a ${this.#state} domain`);
   }
 
+  /** Forced at once, or when it is refused without; as somebody does who knows what it costs. */
   async revert(which: number, force: boolean): Promise<void> {
     const chosen = this.#choose(which);
     if (chosen === undefined) return;
-    const [name, snapshot] = chosen;
+    await this.#revert(...chosen, force);
+  }
+
+  async #revert(name: string, snapshot: ModelSnapshot, force: boolean): Promise<void> {
     const context = await this.#agent();
     const request: RevertDomainSnapshotRequest = { domain: DOMAIN, name, force };
     const { risks } = await revertCost(context, request);
@@ -167,7 +185,10 @@ export class SnapshotWorld implements AsyncDisposable {
       misfit && "UNSUPPORTED",
       risks.length > 0 && !force && "FORCE_NEEDED",
     ]);
-    if (outcome === undefined) return;
+    if (outcome === undefined) {
+      if (!force && !misfit) await this.#revert(name, snapshot, true);
+      return;
+    }
     this.history.push(
       `  -> ${name}; kept as ${String(outcome.keptAs)}; ended ${outcome.endedCheckpoints.join()}`,
     );
@@ -196,10 +217,10 @@ export class SnapshotWorld implements AsyncDisposable {
   async delete(which: number): Promise<void> {
     const chosen = this.#choose(which);
     if (chosen === undefined) return;
-    const [name, { parent, bases, clones }] = chosen;
+    const [name, { parent, bases }] = chosen;
     const outcome = await this.#expectRefusal(
       deleteDomainSnapshot(await this.#agent(), { domain: DOMAIN, name }),
-      [clones.length > 0 && "DOMAIN_SNAPSHOT_IN_USE"],
+      [this.#clones.some(({ base }) => base === name) && "DOMAIN_SNAPSHOT_IN_USE"],
     );
     if (outcome === undefined) return;
     this.history.push(`  -> ${name}: ${outcome.merged.map(({ target, how }) => `${target} ${how}`).join()}`);
@@ -232,17 +253,16 @@ export class SnapshotWorld implements AsyncDisposable {
     const [name, snapshot] = chosen;
     const directory = this.#directory.file(`clone-${this.#names++}`);
     await cloneDomainSnapshot(await this.#agent(), { domain: DOMAIN, name, directory });
-    this.#snapshots.set(name, { ...snapshot, clones: [...snapshot.clones, directory] });
+    const base = snapshot.kind === "external" ? name : undefined;
+    this.#clones = [...this.#clones, { directory, base, contents: snapshot.contents }];
     this.#count(`${snapshot.kind} clone`);
   }
 
   async removeClone(which: number): Promise<void> {
-    const cloned = [...this.#snapshots].filter(([, { clones }]) => clones.length > 0);
-    const [name, snapshot] = cloned[which % Math.max(1, cloned.length)] ?? [];
-    if (name === undefined || snapshot === undefined) return;
-    const [directory = "", ...clones] = snapshot.clones;
-    await rm(directory, { recursive: true });
-    this.#snapshots.set(name, { ...snapshot, clones });
+    const removed = this.#clones[which % Math.max(1, this.#clones.length)];
+    if (removed === undefined) return;
+    await rm(removed.directory, { recursive: true });
+    this.#clones = this.#clones.filter((clone) => clone !== removed);
   }
 
   /** With a checkpoint. */
@@ -352,7 +372,6 @@ export class SnapshotWorld implements AsyncDisposable {
       parent: this.#current,
       contents: of(this.#contents),
       bases,
-      clones: [],
     });
     this.#current = name;
     if (what.kind === "external") for (const target of held) this.#bases.set(target, name);
@@ -387,18 +406,17 @@ export class SnapshotWorld implements AsyncDisposable {
       expectSame(await this.#read(file, format), this.#contents.get(target), `the present of ${target}`);
     }
     for (const { name, kind, disks } of all.snapshots) {
-      const { contents, clones } = this.#snapshots.get(name) ?? {
-        contents: new Map<string, Buffer>(),
-        clones: [],
-      };
+      const contents = this.#snapshots.get(name)?.contents ?? new Map<string, Buffer>();
       expect(disks.map(({ target }) => target)).toEqual([...contents.keys()]);
       for (const { target, file, format } of disks) {
         const inside = kind === "internal" ? ["-l", `snapshot.name=${name}`] : [];
         expectSame(await this.#read(file, format, inside), contents.get(target), `${target} of ${name}`);
-        for (const clone of clones) {
-          const image = await this.#read(`${clone}/${target}.qcow2`, "qcow2");
-          expectSame(image, contents.get(target), `${target} of ${clone}`);
-        }
+      }
+    }
+    for (const { directory, contents } of this.#clones) {
+      for (const [target, content] of contents) {
+        const image = await this.#read(`${directory}/${target}.qcow2`, "qcow2");
+        expectSame(image, content, `${target} of ${directory}`);
       }
     }
   }
