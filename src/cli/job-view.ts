@@ -89,8 +89,9 @@ export function runDetails(run: JobRun, terminal: boolean): string {
 }
 
 /** What somebody should read of a run. */
-function notesOf({ domains, missedCount }: JobRun): readonly string[] {
+function notesOf({ domains, missedCount, notes: afterwards }: JobRun): readonly string[] {
   return [
+    ...afterwards,
     ...(missedCount === 0 ? [] : [`${plural(missedCount, "earlier run")} was missed and not made up for`]),
     ...domains.flatMap(({ domain, error, notes }) =>
       [...notes, ...(error === null ? [] : [`${error.message} (${error.code})`])].map(
