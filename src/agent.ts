@@ -14,6 +14,7 @@ import {
   retentionPolicy,
 } from "./model/config.js";
 import type { HostPort } from "./model/host-port.js";
+import type { RunRecord } from "./model/run-record.js";
 import type { MetricsAddress } from "./model/metrics-address.js";
 import { claimAgentPlace, removeStaleSocket } from "./drivers/agent-claim.js";
 import { AuditFile } from "./drivers/audit-file.js";
@@ -30,6 +31,7 @@ import { QemuLayerMergers } from "./drivers/machine/layer-merger.js";
 import { snapshotFiles } from "./drivers/machine/snapshot-files.js";
 import { NbdReaderFactory } from "./drivers/nbd-io.js";
 import { outputDirectories } from "./drivers/output-directory.js";
+import { programs } from "./drivers/programs.js";
 import { DirectoryRepository } from "./drivers/repository/directory-repository.js";
 import {
   checkSocketPath,
@@ -41,6 +43,7 @@ import {
 import { ScratchDirectory } from "./drivers/scratch-directory.js";
 import { openToGroup } from "./drivers/socket-group.js";
 import { StateDirectory } from "./drivers/state-directory.js";
+import { webhooks } from "./drivers/webhooks.js";
 import { systemClock } from "./drivers/system-clock.js";
 import { readTlsFiles, type TlsFiles } from "./drivers/tls-files.js";
 import type { AuditLog } from "./ports/audit-log.js";
@@ -156,6 +159,13 @@ const DUTIES: readonly Duty[] = [watchSnapshots];
 /** What follows on each backup of a job, in this order. */
 const RUN_STEPS: readonly RunStep[] = [verifyStep, pruneStep, recheckStep];
 
+/** Loaded when it is needed: most commands tell nobody of runs. */
+async function runJson(record: RunRecord): Promise<string> {
+  const { runMessage } = await import("./api/jobs.js");
+  const { toJson } = await import("./api/json.js");
+  return JSON.stringify(toJson("JobRun", runMessage(record)));
+}
+
 /** Looks after leases and leftovers. */
 export function houseKeeper(): ContextWorker {
   return new ContextWorker((context, signal) => keepHouse(context, DUTIES, signal));
@@ -237,11 +247,14 @@ export async function startAgent(
     retention: (repository, domain) => retentionPolicy(config, repository, domain),
     parallelDisks: config.parallelDisks,
     sampleShare: config.sample,
+    programs,
     jobs: {
       list: configuredJobs(config),
       limits: jobLimits(config),
       runner: new JobRunner({ store, clock, log }, RUN_STEPS),
+      toJson: runJson,
     },
+    webhooks,
     ...(fronts === undefined ? {} : { fronts }),
   };
   if (changeNothing) return context;

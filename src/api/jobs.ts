@@ -135,6 +135,7 @@ export function runMessage(record: RunRecord): JobRun {
     repository: record.repository,
     domains: record.domains.map(domainMessage),
     cancelled: record.cancelled === true,
+    notes: record.notes ?? [],
   };
 }
 

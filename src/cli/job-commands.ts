@@ -3,6 +3,7 @@ import type { JobRun } from "../api/messages.js";
 import { FleeceError } from "../shared/errors.js";
 import { everyPage } from "./every-page.js";
 import { jobHistory, jobList, runDetails } from "./job-view.js";
+import { runReport } from "./run-report.js";
 import type { RunAction } from "./session.js";
 import { statusTable } from "./status-view.js";
 
@@ -61,9 +62,15 @@ export function addJobCommands(group: Command, run: RunAction): void {
     .summary("list the runs of jobs")
     .description("List the runs of all jobs, or of one, newest first, and why any of them has not succeeded.")
     .argument("[job]", "only runs of this job")
-    .action((job) =>
+    .option("--last", "show the newest run alone, with each disk")
+    .action((job, { last }) =>
       run(
         async ({ answer, api, signal, terminal }) => {
+          if (last === true) {
+            const { runs } = await api.call("Jobs.History", { job, pageSize: 1, pageToken: "" }, { signal });
+            answer("JobHistoryResponse", { runs }, () => runs.map(runReport).join("") || "No runs\n");
+            return;
+          }
           const runs = await everyPage(
             (paging) => api.call("Jobs.History", { job, ...paging }, { signal }),
             (page) => page.runs,

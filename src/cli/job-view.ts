@@ -89,8 +89,9 @@ export function runDetails(run: JobRun, terminal: boolean): string {
 }
 
 /** What somebody should read of a run. */
-function notesOf({ domains, missedCount }: JobRun): readonly string[] {
+export function notesOf({ domains, missedCount, notes: afterwards }: JobRun): readonly string[] {
   return [
+    ...afterwards,
     ...(missedCount === 0 ? [] : [`${plural(missedCount, "earlier run")} was missed and not made up for`]),
     ...domains.flatMap(({ domain, error, notes }) =>
       [...notes, ...(error === null ? [] : [`${error.message} (${error.code})`])].map(
@@ -113,7 +114,7 @@ function domainCount({ domains }: JobRun): string {
   return `${done} of ${domains.length}`;
 }
 
-function tookOf({ startTime, endTime }: Pick<JobRun, "startTime" | "endTime">): string | undefined {
+export function tookOf({ startTime, endTime }: Pick<JobRun, "startTime" | "endTime">): string | undefined {
   if (startTime === null || endTime === null) return undefined;
   return formatDuration(timestampToMs(endTime) - timestampToMs(startTime));
 }

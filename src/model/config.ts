@@ -290,6 +290,40 @@ const cron = z.string().superRefine((value, context) => {
   context.addIssue({ code: "custom", message });
 });
 
+const command = z.array(z.string().min(1)).min(1, "Expected a program and its arguments");
+
+const hook = z.strictObject({
+  when: z.enum(["before", "after", "failed"]),
+  command,
+  timeout: duration.default(300_000),
+  onFailure: z.enum(["continue", "stop"]).default("continue"),
+});
+
+const webhook = z.string().refine(isWebAddress, {
+  message: "Expected an address like https://host/path, without a user name",
+});
+
+/** A line of a mail's head. */
+const mailbox = z.string().regex(/^[\x20-\x7e]*@[\x20-\x7e]+$/, "Expected a mail address");
+
+const report = z.strictObject({
+  webhook: webhook.optional(),
+  mail: z
+    .strictObject({
+      command: command.default(["/usr/sbin/sendmail", "-t", "-i"]),
+      to: z.array(mailbox).min(1),
+      from: mailbox,
+      on: z.enum(["failure", "always"]).default("failure"),
+    })
+    .optional(),
+});
+
+function isWebAddress(value: string): boolean {
+  if (!URL.canParse(value)) return false;
+  const { protocol, username, password } = new URL(value);
+  return ["http:", "https:"].includes(protocol) && username === "" && password === "";
+}
+
 const job = z.strictObject({
   name: name("job"),
   schedule: cron,
@@ -305,12 +339,15 @@ const job = z.strictObject({
   jitter: jitter.default(0),
   retries: z.int().min(0).max(20).default(3),
   catchUp: z.boolean().default(true),
+  hooks: z.array(hook).default([]),
+  report: report.optional(),
   verify: z.strictObject({ after: z.boolean().default(true), budget: jitter.default(0) }).optional(),
 });
 
 /** From 0 to 1 once it is parsed. */
-const share = z.string().transform((value, context) => {
-  const percent = /^\d{1,3}(\.\d{1,6})?%$/.test(value) ? Number(value.slice(0, -1)) : Infinity;
+const share = z.union([z.string(), z.number()]).transform((value, context) => {
+  const text = String(value);
+  const percent = /^\d{1,3}(\.\d{1,6})?%$/.test(text) ? Number(text.slice(0, -1)) : Infinity;
   if (percent <= 100) return percent / 100;
   const message = `Expected a share like 0.1% or 100%, got ${JSON.stringify(value)}`;
   context.addIssue({ code: "custom", message });
@@ -436,6 +473,8 @@ export function configuredJobs({ jobs, domains, repositories }: Config): readonl
     jitterMs: entry.jitter,
     retries: entry.retries,
     catchUp: entry.catchUp,
+    hooks: entry.hooks.map(({ timeout, ...keys }) => ({ ...keys, timeoutMs: timeout })),
+    report: entry.report && { webhook: entry.report.webhook, mail: entry.report.mail },
     verify: entry.verify && { after: entry.verify.after, budgetMs: entry.verify.budget },
   }));
 }

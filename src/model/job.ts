@@ -19,6 +19,32 @@ export interface Job {
   /** Whether a run that was missed is made up for. */
   readonly catchUp: boolean;
   readonly verify: JobVerification | undefined;
+  readonly hooks: readonly JobHook[];
+  readonly report: JobReport | undefined;
+}
+
+/** Who hears of each run that has ended. */
+export interface JobReport {
+  /** Gets the record. */
+  readonly webhook: string | undefined;
+  readonly mail: JobMail | undefined;
+}
+
+export interface JobMail {
+  /** Takes the message on its standard input, and the receivers from it. */
+  readonly command: readonly string[];
+  readonly to: readonly string[];
+  readonly from: string;
+  readonly on: "failure" | "always";
+}
+
+/** A program that is run for each domain: when its turn has come, and when its part of the run has ended, well or not. */
+export interface JobHook {
+  readonly when: "before" | "after" | "failed";
+  readonly command: readonly string[];
+  readonly timeoutMs: number;
+  /** `stop`: when it fails, no more hooks of that moment are run; and after one `before`, no backup is taken. */
+  readonly onFailure: "continue" | "stop";
 }
 
 /** What is read anew and compared with its digests after each backup of a job. */

@@ -78,6 +78,8 @@ export interface RunRecord {
   readonly request?: string | undefined;
   readonly owner: RunOwner;
   readonly domains: readonly DomainRun[];
+  /** Of what came after its end. */
+  readonly notes?: readonly string[] | undefined;
 }
 
 const ENDED_WELL: ReadonlySet<DomainRunState> = new Set(["complete", "complete-with-notes"]);

@@ -1,4 +1,4 @@
-import { isIntact, type BackupLevel, type IntactEntry } from "../model/backup.js";
+import { isIntact, momentMs, type BackupLevel, type IntactEntry } from "../model/backup.js";
 import type { BackupJournal } from "../model/operation.js";
 import type { DiskDecision, LevelDecision } from "../model/level.js";
 import { decideLevel } from "../model/level.js";
@@ -367,7 +367,10 @@ class Attempt {
     const onProgress = this.#progressOf(target, sink);
     const isSampled = mode === "changes" && this.#context.sampleShare > 0;
     await using expected = isSampled ? await draft.parentExpectations(target) : undefined;
-    const place = { domain: this.#parts.session.domain, target, sizeBytes, timeMs };
+    const { session, decision } = this.#parts;
+    // The clock may have been set back since the parent was taken, and that is not to be believed either.
+    const doubtedMs = Math.max(timeMs, decision.level === "full" ? 0 : momentMs(decision.parent));
+    const place = { domain: session.domain, target, sizeBytes, timeMs: doubtedMs };
     const sample = expected && new ChangeSample(this.#context, place, expected);
     const readBytes = await pull({ reader, sink, mode, signal, onProgress, sample });
     await sink.finish({ readBytes, durationMs: Math.round(clock.monotonicMs() - start) });

@@ -18,7 +18,7 @@ export interface SampledDisk {
   readonly domain: string;
   readonly target: string;
   readonly sizeBytes: number;
-  /** The frozen moment. */
+  /** The frozen moment, or the parent's if that is later. */
   readonly timeMs: number;
 }
 

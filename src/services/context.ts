@@ -15,10 +15,12 @@ import type { Meter } from "../ports/meter.js";
 import type { OutputDirectories } from "../ports/output-directory.js";
 import type { Machines } from "../ports/machines.js";
 import type { Logger } from "../ports/logger.js";
+import type { ProgramRunner } from "../ports/program-runner.js";
 import type { BackupRepository, MachineFile } from "../ports/repository.js";
 import type { ScratchSpace } from "../ports/scratch-space.js";
 import type { SnapshotTakers } from "../ports/snapshot-taker.js";
 import type { HostCleaner, StateStore } from "../ports/state-store.js";
+import type { Webhooks } from "../ports/webhooks.js";
 import { FleeceError } from "../shared/errors.js";
 import type { ExportFronts } from "./export-fronts.js";
 import type { Jobs } from "./jobs/job-runner.js";
@@ -65,6 +67,8 @@ export interface ServiceContext {
   /** Of an agent: embedded commands do not live as long as what is offered to remote readers. */
   readonly fronts?: ExportFronts;
   readonly jobs: Jobs;
+  readonly programs: ProgramRunner;
+  readonly webhooks: Webhooks;
 }
 
 /** Fails with INVALID_NAME or DOMAIN_NOT_FOUND. */

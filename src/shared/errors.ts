@@ -73,6 +73,10 @@ export const ERROR_CODES = {
   NBD_FAILED: ["failed", "Reading or writing over NBD failed"],
   CLEANUP_INCOMPLETE: ["failed", "Something could not be removed; the next command tries again"],
   JOB_FAILED: ["failed", "A run of a job left a domain without its backup; its record says why"],
+  HOOK_FAILED: [
+    "failed",
+    "A program that a job runs before a backup has failed, so the backup was not taken",
+  ],
   WINDOW_ENDED: ["failed", "The time came after which a run of the job may not go on"],
   INTERRUPTED: ["failed", "The operation was cancelled, and everything it had made was removed"],
   INTERNAL: ["failed", "A defect of this program"],

@@ -1,6 +1,9 @@
 import { mkdirSync } from "node:fs";
 import { QemuDiskTargets } from "../../src/drivers/disk-targets.js";
 import { outputDirectories } from "../../src/drivers/output-directory.js";
+import { runMessage } from "../../src/api/jobs.js";
+import { toJson as messageToJson } from "../../src/api/json.js";
+import type { RunRecord } from "../../src/model/run-record.js";
 import { LOCAL_CLIENT } from "../../src/model/access.js";
 import { QemuTakers } from "../../src/drivers/machine/takers.js";
 import { systemClock } from "../../src/drivers/system-clock.js";
@@ -8,6 +11,8 @@ import { DomainSnapshotDirectory } from "../../src/drivers/domain-snapshot-direc
 import { QemuInternalSnapshots } from "../../src/drivers/machine/internal-snapshots.js";
 import { QemuLayerMergers } from "../../src/drivers/machine/layer-merger.js";
 import { snapshotFiles } from "../../src/drivers/machine/snapshot-files.js";
+import { programs } from "../../src/drivers/programs.js";
+import { webhooks } from "../../src/drivers/webhooks.js";
 import { StateDirectory } from "../../src/drivers/state-directory.js";
 import type { RetentionPolicy } from "../../src/model/retention.js";
 import { noMeter } from "../../src/ports/meter.js";
@@ -20,6 +25,9 @@ import { gated } from "./fake-faults.js";
 import { fakeMachines } from "./fake-machines.js";
 import { fakeImages } from "./fake-images.js";
 import { FakeRepository } from "./fake-repository.js";
+
+const toJson = (record: RunRecord): Promise<string> =>
+  Promise.resolve(JSON.stringify(messageToJson("JobRun", runMessage(record))));
 
 /** A domain, a repository and a real state directory: what outlives any process of ours. */
 export class FakeWorld {
@@ -111,9 +119,11 @@ export class FakeProcess {
       retention: () => world.retention,
       parallelDisks: 2,
       sampleShare: world.sampleShare,
+      programs,
+      webhooks,
     };
     const limits = { domains: 2, repositories: new Map<string, number>() };
-    this.context = { ...context, jobs: { list: [], limits, runner: new JobRunner(context) } };
+    this.context = { ...context, jobs: { list: [], limits, runner: new JobRunner(context), toJson } };
   }
 
   /** What the kernel does when a process is killed; the caller sees to it that its code does not go on. */

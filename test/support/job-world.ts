@@ -162,7 +162,7 @@ export class JobProcess {
     const context = { ...process.context, ...world.surroundings(), clock: world.clock };
     this.runner = new JobRunner(context, options.steps);
     const limits = { domains: 2, repositories: new Map<string, number>(), ...options.limits };
-    this.context = { ...context, jobs: { list, limits, runner: this.runner } };
+    this.context = { ...context, jobs: { ...process.context.jobs, list, limits, runner: this.runner } };
   }
 
   /** Resolves after the first look. */
@@ -251,6 +251,8 @@ export function nightly(changes: Partial<Job> = {}): Job {
     retries: 3,
     catchUp: true,
     verify: undefined,
+    hooks: [],
+    report: undefined,
     ...changes,
   };
 }

@@ -14,7 +14,9 @@ import { timedId } from "../../shared/ids.js";
 import type { BackupProgress } from "../backup-run.js";
 import { runBackup } from "../backup-run.js";
 import type { ServiceContext } from "../context.js";
+import { runHooks } from "./hooks.js";
 import type { Places } from "./places.js";
+import { sendReports } from "./reports.js";
 import { backupKey, type RunLog } from "./run-log.js";
 import type { RunStep } from "./run-step.js";
 
@@ -116,7 +118,12 @@ export class JobRun {
     const facts = { job: ended.job, run: ended.id, state: ended.state, ...ended.error };
     if (endedWell(ended)) context.log.info(facts, "A run of a job has ended");
     else context.log.warn(facts, `A run of a job has not succeeded: ${ended.error?.message ?? ""}`);
-    return ended;
+    const isCancelled = reason?.code === "INTERRUPTED";
+    const notes = await sendReports(context, this.#order.job, ended, { isBrief: isCancelled });
+    if (notes.length === 0) return ended;
+    this.#record = { ...ended, notes };
+    await log.save(this.#record);
+    return this.#record;
   }
 
   async #watchWindow(done: AbortSignal): Promise<void> {
@@ -182,6 +189,7 @@ export class JobRun {
         startedAtMs,
         error: undefined,
       });
+      if (attempts === 1) await this.#hooksBefore(domain);
       const entry = await runBackup(context, {
         domain,
         repository: job.repository,
@@ -237,8 +245,35 @@ export class JobRun {
     throw new FleeceError("INTERNAL", `Expected a domain of the run, got ${domain}`);
   }
 
+  /** Fails with HOOK_FAILED if there is to be no backup. */
+  async #hooksBefore(domain: string): Promise<void> {
+    const { context } = this.#parts;
+    const part = this.#of(domain);
+    const place = { record: this.#record, part };
+    const { notes, stop } = await runHooks(context, this.#order.job, "before", place, this.#stop.signal);
+    await this.#change(domain, { notes: [...part.notes, ...notes] });
+    if (stop) throw new FleeceError("HOOK_FAILED", notes.at(-1) ?? "");
+  }
+
   async #end(domain: string, how: Partial<DomainRun>): Promise<void> {
-    await this.#change(domain, { phase: undefined, finishedAtMs: this.#parts.context.clock.now(), ...how });
+    const { context } = this.#parts;
+    const part = { ...this.#of(domain), ...how };
+    const when = endedWell(part) ? "after" : "failed";
+    // What somebody has prepared is to be put right also when the run was ended, but soon then.
+    const isAborted = this.#stop.signal.aborted;
+    const place = { record: this.#record, part };
+    const ran = await runHooks(
+      context,
+      this.#order.job,
+      when,
+      place,
+      undefined,
+      isAborted ? LAST_HOOK_MS : undefined,
+    );
+    const state = part.state === "complete" && ran.notes.length > 0 ? "complete-with-notes" : part.state;
+    const notes = [...part.notes, ...ran.notes];
+    const finishedAtMs = context.clock.now();
+    await this.#change(domain, { ...how, phase: undefined, finishedAtMs, state, notes });
   }
 
   async #change(domain: string, what: Partial<DomainRun>): Promise<void> {
@@ -255,6 +290,9 @@ function troubleOf(error: unknown): RunTrouble {
   const code = isFleeceError(error) ? error.code : "INTERNAL";
   return { code, message: errorMessage(error).slice(0, LONGEST_MESSAGE) };
 }
+
+/** The agent may be about to end. */
+const LAST_HOOK_MS = 10_000;
 
 /** In characters: records are bounded. */
 const LONGEST_MESSAGE = 2000;

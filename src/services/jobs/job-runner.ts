@@ -15,6 +15,8 @@ export interface Jobs {
   readonly limits: JobLimits;
   /** One for all contexts of a process: what runs outlives a reload. */
   readonly runner: JobRunner;
+  /** A run as programs are told of it: the JSON form of the message `JobRun`. */
+  readonly toJson: (record: RunRecord) => Promise<string>;
 }
 
 interface ActiveRun {

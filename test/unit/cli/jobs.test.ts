@@ -50,6 +50,32 @@ describe("fleece job", () => {
     expect((await run("job", "history", "other")).stdout).toBe("No runs\n");
   });
 
+  it("shows the newest run on 80 columns, with its disks on one scale", async () => {
+    const { at, run } = await world([both]);
+    expect((await run("job", "history", "--last")).stdout).toBe("No runs\n");
+    at.domain("db01").write("vda", 0, 3 * 65_536, 9);
+    await run("job", "run", "nightly");
+    const first = (await run("job", "history", "--last")).stdout;
+    expect(first).toMatch(/^ {2}vda {2}read █{5}·{10} {4}64 KiB {2}stored █{5}·{10} {4}64 KiB {5}0 ms$/m);
+    expect(first).toMatch(/^ {2}vda {2}read █{15} {3}192 KiB {2}stored █{15} {3}192 KiB {5}0 ms$/m);
+    at.domain("db01").gate = () => {
+      throw new Error(`It broke: ${"long words ".repeat(20)}${"x".repeat(100)}`);
+    };
+    at.clock.offsetMs += 1000;
+    await run("job", "run", "nightly");
+    const { stdout, exitCode } = await run("job", "history", "nightly", "--last");
+    expect(exitCode).toBe(0);
+    expect(stdout).toMatch(
+      /^Run \S+ of job nightly: failed\n\S+, took 0 ms, 1 of 2 domains backed up to default\n/,
+    );
+    expect(stdout).toMatch(/^web01: complete, incremental, \S+, 0 ms\n {2}vda {2}read ·{15} +0 B /m);
+    expect(stdout).toMatch(/^db01: failed, 0 ms$/m);
+    expect(stdout).toMatch(/^- db01: It broke: long words .*\n {2}/m);
+    expect(stdout.split("\n").filter((line) => line.length > 80)).toEqual([]);
+    const { stdout: json } = await run("job", "history", "nightly", "--last", "--json");
+    expect(JSON.parse(json)).toMatchObject({ runs: [{ state: "FAILED" }] });
+  });
+
   it("prints the record of a run that fails, and fails with exit code 1", async () => {
     const { at, run } = await world([both]);
     at.domain("db01").gate = () => {

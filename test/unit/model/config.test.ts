@@ -114,6 +114,7 @@ describe("parseConfig", () => {
       },
       logLevel: "warn",
       parallelDisks: 4,
+      sample: 0,
       domains: [
         {
           name: "web01",
@@ -206,6 +207,7 @@ describe("parseConfig", () => {
         jitterMs: 600_000,
         retries: 3,
         catchUp: true,
+        hooks: [],
       },
     ]);
     expect(jobLimits(config)).toEqual({ domains: 3, repositories: new Map() });
@@ -214,6 +216,39 @@ describe("parseConfig", () => {
       domains: 2,
       repositories: new Map([["default", 1]]),
     });
+  });
+
+  it("reads what a job verifies, runs and reports", () => {
+    const job =
+      'jobs: [{ name: nightly, schedule: "30 2 * * *", domains: all, verify: { budget: 30m }, ' +
+      "hooks: [{ when: before, command: [/bin/true], onFailure: stop }], " +
+      "report: { webhook: 'https://host/x', mail: { to: [a@b], from: c@d } } }]";
+    const config = parseConfig(`${LEAST}${job}\nsample: 0.1%\n`, "/c.yaml");
+    expect(config.sample).toBe(0.001);
+    expect(configuredJobs(config)).toMatchObject([
+      {
+        verify: { after: true, budgetMs: 1_800_000 },
+        hooks: [{ when: "before", command: ["/bin/true"], timeoutMs: 300_000, onFailure: "stop" }],
+        report: {
+          webhook: "https://host/x",
+          mail: { command: ["/usr/sbin/sendmail", "-t", "-i"], to: ["a@b"], from: "c@d", on: "failure" },
+        },
+      },
+    ]);
+  });
+
+  it.each([
+    ["hooks: [{ when: before, command: [] }]", "Expected a program and its arguments"],
+    ["report: { webhook: 'ftp://host/' }", "Expected an address like https://host/path"],
+    ["report: { webhook: 'https://a:b@host/' }", "without a user name"],
+    ['report: { mail: { to: ["a@b\\nBcc: x"], from: c@d } }', "Expected a mail address"],
+  ])("refuses %s for a job", (keys, message) => {
+    const job = `jobs: [{ name: nightly, schedule: "30 2 * * *", domains: all, ${keys} }]`;
+    expect(() => parseConfig(`${LEAST}${job}\n`, "/c.yaml")).toThrow(message);
+  });
+
+  it.each(["0.1", "101%", "-1%", "1e1%"])("refuses %s as a share", (share) => {
+    expect(() => parseConfig(`${LEAST}sample: ${share}\n`, "/c.yaml")).toThrow("share");
   });
 
   it.each([

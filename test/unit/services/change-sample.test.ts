@@ -69,6 +69,18 @@ describe("an incremental with a sample", () => {
     ]);
   });
 
+  it("does not try for ever when the clock was set back since the parent was taken", async () => {
+    const at = await world(1);
+    const { context } = at.process();
+    await runBackup(context, { domain: "vm" });
+    writeUnseen(at, 5, 4);
+    let nowMs = Date.UTC(2020, 0, 1);
+    Object.assign(at.domain, { now: () => (nowMs += 1000) });
+    const entry = await runBackup(context, { domain: "vm" });
+    expect(entry.manifest.time).toMatch(/^2020/);
+    expect(modesOf(entry.manifest)).toEqual(["vda compare", "vdb changes"]);
+  });
+
   it("knows after a kill that the disk is to be compared, and says so beforehand", async () => {
     const at = await world(1);
     await runBackup(at.process().context, { domain: "vm" });

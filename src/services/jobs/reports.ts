@@ -1,0 +1,71 @@
+import type { Job, JobMail } from "../../model/job.js";
+import { runMail } from "../../model/run-mail.js";
+import { endedWell, type RunRecord } from "../../model/run-record.js";
+import { errorMessage } from "../../shared/errors.js";
+import type { ServiceContext } from "../context.js";
+import { runProgram } from "./hooks.js";
+
+const ANSWER_MS = 10_000;
+/** Before the second and the third try. */
+const PAUSES_MS = [1000, 10_000];
+const MAIL_MS = 60_000;
+
+/** Tells of a run that has ended; resolves with what could not be delivered. `isBrief`: the agent may be about to end. Never fails. */
+export async function sendReports(
+  context: ServiceContext,
+  { name, report }: Job,
+  record: RunRecord,
+  { isBrief }: { readonly isBrief: boolean },
+): Promise<readonly string[]> {
+  const { webhook, mail } = report ?? {};
+  const failures = await Promise.all([
+    webhook === undefined ? undefined : post(context, webhook, record, isBrief ? [] : PAUSES_MS),
+    mail === undefined ? undefined : send(context, mail, record, isBrief ? ANSWER_MS : MAIL_MS),
+  ]);
+  const notes = failures.filter((failure) => failure !== undefined);
+  for (const note of notes) context.log.warn({ job: name, run: record.id }, note);
+  return notes;
+}
+
+async function post(
+  context: ServiceContext,
+  url: string,
+  record: RunRecord,
+  pausesMs: readonly number[],
+): Promise<string | undefined> {
+  const { clock, jobs, webhooks } = context;
+  let why = "";
+  for (const pauseMs of [0, ...pausesMs]) {
+    if (pauseMs > 0) await clock.sleep(pauseMs, new AbortController().signal);
+    const limit = new AbortController();
+    const done = new AbortController();
+    // Only the signal ends a sleep early.
+    void clock.sleep(ANSWER_MS, done.signal).then(
+      () => limit.abort(),
+      () => undefined,
+    );
+    try {
+      await webhooks.post(url, await jobs.toJson(record), limit.signal);
+      return undefined;
+    } catch (error) {
+      why = errorMessage(error);
+    } finally {
+      done.abort();
+    }
+  }
+  return `the webhook at ${new URL(url).host} was not told of the run: ${why}`;
+}
+
+async function send(
+  context: ServiceContext,
+  mail: JobMail,
+  record: RunRecord,
+  limitMs: number,
+): Promise<string | undefined> {
+  if (mail.on === "failure" && endedWell(record)) return undefined;
+  const program = { command: mail.command, input: runMail(record, mail) };
+  const { failure, output } = await runProgram(context, program, limitMs);
+  if (failure === undefined) return undefined;
+  context.log.warn({ job: record.job, run: record.id, output }, "The mail program has failed");
+  return `the mail to ${mail.to.join(", ")} was not sent (${mail.command[0] ?? ""}): ${failure}`;
+}

@@ -1,0 +1,169 @@
+import { readFile } from "node:fs/promises";
+import { createServer, type Server } from "node:http";
+import type { AddressInfo } from "node:net";
+import { afterEach, describe, expect, it } from "vitest";
+import type { JobReport } from "../../../src/model/job.js";
+import { runMail } from "../../../src/model/run-mail.js";
+import type { RunRecord } from "../../../src/model/run-record.js";
+import { FleeceError } from "../../../src/shared/errors.js";
+import { type JobProcess, JobWorld, nightly, until } from "../../support/job-world.js";
+import { temporaryDirectory } from "../../support/lifetime.js";
+
+const servers: Server[] = [];
+afterEach(() => {
+  for (const server of servers.splice(0)) {
+    server.closeAllConnections();
+    server.close();
+  }
+});
+
+interface Receiver {
+  readonly url: string;
+  readonly bodies: string[];
+  readonly types: (string | undefined)[];
+}
+
+/** Answers with these, one after the other, and then with 204; with 0 it does not answer. */
+async function receiver(...answers: number[]): Promise<Receiver> {
+  const bodies: string[] = [];
+  const types: (string | undefined)[] = [];
+  const server = createServer((request, response) => {
+    let body = "";
+    request.setEncoding("utf8").on("data", (text: string) => (body += text));
+    request.on("end", () => {
+      bodies.push(body);
+      types.push(request.headers["content-type"]);
+      const status = answers.shift() ?? 204;
+      if (status !== 0) response.writeHead(status, { location: "/elsewhere" }).end();
+    });
+  });
+  servers.push(server);
+  await new Promise<void>((resolve) => server.listen(0, "127.0.0.1", resolve));
+  return { url: `http://127.0.0.1:${(server.address() as AddressInfo).port}/secret`, bodies, types };
+}
+
+async function begin(
+  report: Partial<JobReport>,
+  { fails = false } = {},
+): Promise<{ at: JobWorld; agent: JobProcess; path: string; ended: Promise<RunRecord> }> {
+  const { path } = await temporaryDirectory();
+  const at = new JobWorld(path, "2026-11-15T01:29:00Z");
+  if (fails) {
+    at.domain().gate = () => {
+      throw new FleeceError("PERMISSION_DENIED", "Made to fail");
+    };
+  }
+  const mail = report.mail && {
+    ...report.mail,
+    command: report.mail.command.map((word) => word.replace("@", path)),
+  };
+  const job = nightly({ report: { webhook: undefined, ...report, mail } });
+  const agent = at.process([job]);
+  const { ended } = await agent.runner.start(agent.context, { job, trigger: "request", retries: 0 });
+  return { at, agent, path, ended };
+}
+
+/** It waits for its next try; each try waits 10 s for an answer. */
+function pausesFor({ clock }: JobWorld, ms: number, tens: number): boolean {
+  return clock.pausesMs.at(-1) === ms && clock.pausesMs.filter((each) => each === 10_000).length === tens;
+}
+
+describe("the webhook of a job", () => {
+  it("gets the record of each run, as the command line prints it", async () => {
+    const { url, bodies, types } = await receiver();
+    const { ended } = await begin({ webhook: url });
+    const record = await ended;
+    expect(record.notes).toBeUndefined();
+    expect(types).toEqual(["application/json"]);
+    expect(JSON.parse(bodies[0] ?? "")).toMatchObject({
+      id: record.id,
+      job: "nightly",
+      state: "COMPLETE",
+      domains: [{ domain: "web01", backup: { disks: [{ readBytes: "65536" }] } }],
+    });
+  });
+
+  it("is told twice more when it fails, and then no more", async () => {
+    const { url, bodies } = await receiver(500, 503);
+    const { at, ended } = await begin({ webhook: url });
+    await until(() => pausesFor(at, 1000, 1));
+    await at.clock.advance(1000);
+    await until(() => pausesFor(at, 10_000, 3));
+    await at.clock.advance(10_000);
+    expect(await ended).toMatchObject({ state: "complete" });
+    expect(bodies).toHaveLength(3);
+    expect(new Set(bodies).size).toBe(1);
+  });
+
+  it("that takes nothing leaves a note without its path, and the run as it was", async () => {
+    const { url, bodies } = await receiver(500, 302, 0);
+    const { at, agent, ended } = await begin({ webhook: url });
+    await until(() => pausesFor(at, 1000, 1));
+    await at.clock.advance(1000);
+    await until(() => pausesFor(at, 10_000, 3));
+    await at.clock.advance(10_000);
+    await until(() => bodies.length === 3);
+    await at.clock.advance(10_000);
+    const { host } = new URL(url);
+    const notes = [`the webhook at ${host} was not told of the run: it did not answer in time`];
+    expect(await ended).toMatchObject({ state: "complete", notes });
+    expect(await agent.records()).toMatchObject([{ state: "complete", notes }]);
+    expect(at.log).toContain(notes[0]);
+  });
+
+  it("is told once alone of a run that was cancelled", async () => {
+    const { url, bodies } = await receiver(500);
+    const { path } = await temporaryDirectory();
+    const at = new JobWorld(path, "2026-11-15T01:29:00Z");
+    const command = ["/bin/sleep", "600"];
+    const hooks = [{ when: "before", command, timeoutMs: 60_000, onFailure: "stop" }] as const;
+    const job = nightly({ hooks, report: { webhook: url, mail: undefined } });
+    const agent = at.process([job]);
+    await agent.runner.start(agent.context, { job, trigger: "request", retries: 0 });
+    const cancelled = await agent.runner.cancel("nightly", "somebody");
+    expect(cancelled).toMatchObject({ state: "interrupted", notes: [expect.stringContaining("status 500")] });
+    expect(bodies).toHaveLength(1);
+  });
+});
+
+describe("the mail of a job", () => {
+  const mail = {
+    to: ["ops@example.org", "b@example.org"],
+    from: "fleece@example.org",
+    on: "failure",
+  } as const;
+
+  it("goes to the program's standard input when a run has failed", async () => {
+    const { path, ended } = await begin(
+      { mail: { ...mail, command: ["/usr/bin/tee", "@/mail"] } },
+      { fails: true },
+    );
+    expect(await ended).toMatchObject({ state: "failed" });
+    const text = await readFile(`${path}/mail`, "utf8");
+    expect(text).toMatch(
+      /^From: fleece@example.org\nTo: ops@example.org, b@example.org\nSubject: fleece: job nightly: failed\nDate: Sun, 15 Nov 2026 01:29:00 \+0000\n/,
+    );
+    expect(text).toContain("\n\nJob nightly, run ");
+    expect(text).toContain("web01: failed, no backup\n  Made to fail (PERMISSION_DENIED)\n");
+  });
+
+  it("does not go when one has succeeded, unless it always does", async () => {
+    const command = ["/bin/false"];
+    expect((await (await begin({ mail: { ...mail, command } })).ended).notes).toBeUndefined();
+    expect(await (await begin({ mail: { ...mail, command, on: "always" } })).ended).toMatchObject({
+      state: "complete",
+      notes: [
+        "the mail to ops@example.org, b@example.org was not sent (/bin/false): it ended with exit code 1",
+      ],
+    });
+  });
+
+  it("has no line that an error's words could add to its head or end it with, and none that is too long", async () => {
+    const record = await (await begin({}, { fails: true })).ended;
+    const message = `a\r\nBcc: x@example.org\n.\n${"é".repeat(2000)}`;
+    const text = runMail({ ...record, error: { code: "INTERNAL", message } }, mail);
+    const lines = text.split("\n");
+    expect(lines.filter((line) => line.startsWith("Bcc") || line === "." || line.includes("\r"))).toEqual([]);
+    expect(Math.max(...lines.map((line) => Buffer.byteLength(line)))).toBeLessThan(998);
+  });
+});
