@@ -20,7 +20,7 @@ function missing(definition: protobuf.Type, value: unknown, path: string): strin
   return definition.fieldsArray.flatMap((field) => {
     const here = `${path}.${field.name}`;
     const found = (value as Record<string, unknown>)[field.name];
-    if (found === undefined) return [here];
+    if (found === undefined || found === null) return [here];
     const { resolvedType } = field;
     return resolvedType instanceof protobuf.Type
       ? [found].flat().flatMap((item: unknown) => missing(resolvedType, item, here))
@@ -31,7 +31,11 @@ function missing(definition: protobuf.Type, value: unknown, path: string): strin
 describe.each([
   ["Domain", domainMessage(fullState), ["Domain.trouble"]],
   ["Checkpoint", checkpointMessage("web01", fullCheckpoint), []],
-  ["Backup", backupMessage(fullEntry), ["Backup.damage", "Backup.mergedInto"]],
+  [
+    "Backup",
+    backupMessage(fullEntry),
+    ["Backup.damage", "Backup.mergedInto", "Backup.verifiedTime", "Backup.verifiedDamage"],
+  ],
   ["BlockSnapshot", blockSnapshotMessage(fullSnapshot, 4096), ["BlockSnapshot.quiesceFailure"]],
   ["DoctorReport", doctorMessage(fullReport), []],
 ] as const)("the translation to %s", (name, message, apart) => {

@@ -124,7 +124,7 @@ describe("parseConfig", () => {
       ],
       concurrency: { domains: 2 },
       jobs: [],
-      repositories: [{ name: "default", path: "/etc/fleece/backups" }],
+      repositories: [{ name: "default", path: "/etc/fleece/backups", reserve: 0, compression: "none" }],
     });
   });
 
