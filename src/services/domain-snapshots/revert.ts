@@ -277,16 +277,6 @@ class Revert {
         { facts: { domain } },
       );
     }
-    const targets = (facts.present?.disks ?? []).map(({ target }) => target);
-    const shared = targets.filter((target) => !disks.some(({ disk }) => disk.target === target));
-    if (old !== undefined && shared.length > 0) {
-      // The present QEMU is kept until the new one has started, and an image has one writer.
-      throw new FleeceError(
-        "UNSUPPORTED",
-        `Domain ${domain} runs, and snapshot ${snapshot.name} is without ${shared.join(", ")}, which the present QEMU has open; stop the domain first`,
-        { facts: { domain, snapshot: snapshot.name } },
-      );
-    }
     const cwd = launch === undefined ? (old?.process.cwd ?? "/") : "/";
     const args = rewriteArguments(given, {
       disks: disks.map(({ disk: { target }, overlay }) => ({
