@@ -17,8 +17,10 @@ export type Place =
   | { readonly usable: true; readonly freeBytes: number }
   | { readonly usable: false; readonly trouble: Trouble };
 
-/** An empty qcow2 image takes three clusters and a bit. */
-const EMPTY_IMAGE_BYTES = 256 * KIB;
+/** An empty qcow2 image, as we make it: three pages, and holes. */
+const EMPTY_IMAGE_BYTES = 12 * KIB;
+/** An empty backup of a disk: clusters that QEMU writes at once, digests and manifest. */
+const EMPTY_BACKUP_BYTES = 256 * KIB;
 
 export function stateFinding(domain: string, trouble: Trouble | undefined): Finding {
   const subject = { domain };
@@ -100,7 +102,7 @@ export function repositoryFinding(
   const needed = decision === undefined ? undefined : neededBytes(disks, decision);
   const free = `Repository ${name} has ${formatBytes(freeBytes)} free`;
   const found = needed === undefined ? free : `${free}; the next backup takes up to ${formatBytes(needed)}`;
-  if (freeBytes < EMPTY_IMAGE_BYTES * disks.length) {
+  if (freeBytes < EMPTY_BACKUP_BYTES * disks.length) {
     const advice = "Delete backups that are not needed any more, newest of a chain first, or add space";
     return { code: "REPOSITORY_FULL", errorCode: "NO_SPACE", subject, found, advice };
   }

@@ -351,7 +351,7 @@ describe("fleece doctor, of directories", () => {
 
   it("compares free space with what the guest may overwrite (needs root for a mount)", async ({ skip }) => {
     for (const [size, severity, code] of [
-      ["64k", "BLOCKER", "SCRATCH_FULL"],
+      ["8k", "BLOCKER", "SCRATCH_FULL"],
       ["2m", "WARNING", "SCRATCH_SMALL"],
       ["9m", "NOTE", "SCRATCH_TIGHT"],
     ] as const) {
