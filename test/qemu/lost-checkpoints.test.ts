@@ -1,4 +1,4 @@
-import { rename } from "node:fs/promises";
+import { rename, rm } from "node:fs/promises";
 import { describe, expect, it } from "vitest";
 import { loadConfig, startAgent } from "../../src/agent.js";
 import type { DiskMode, IntactEntry } from "../../src/model/backup.js";
@@ -37,11 +37,8 @@ async function backUpIncrementally(
 async function expectSound(at: Site, { id, manifest }: IntactEntry, paths = diskPaths(at)): Promise<void> {
   const context = await agent(at);
   await verifyBackup(context, id);
-  const restored = await restoreBackup(context, {
-    id,
-    directory: at.directory.file(`restored-${id}`),
-    format: "raw",
-  });
+  const directory = at.directory.file(`restored-${id}`);
+  const restored = await restoreBackup(context, { id, directory, format: "raw" });
   const wasRunning = at.vm.running;
   if (wasRunning) await at.vm.quit();
   expect(restored).toHaveLength(manifest.disks.length);
@@ -50,6 +47,8 @@ async function expectSound(at: Site, { id, manifest }: IntactEntry, paths = disk
     expect(await compareImages(path, format, file, "raw"), target).toMatchObject({ identical: true });
   }
   if (wasRunning) await at.vm.restart();
+  // It may be restored again, after changes around it.
+  await rm(directory, { recursive: true });
 }
 
 function diskPaths(at: Site): ReadonlyMap<string, Site["vm"]["disks"][number]> {

@@ -208,7 +208,7 @@ describe("domain-snapshot on the command line", () => {
     const refused = await fails(1, "create", "vm", "--disk-only");
     expect(refused).toMatch(/Expected an internal snapshot, as in of domain vm is one.*\(UNSUPPORTED\)/);
     await says("revert", "vm", "in");
-    expect(await says("list", "vm", "--tree")).toMatch(/^in \*\n└─ again\n {3}└─ in-before-\d+\n$/);
+    expect(await says("list", "vm", "--tree")).toMatch(/^in \*\n└─ again\n {3}└─ before-in-\d+\n$/);
     expect(await says("list", "vm")).toMatch(/^in \* +- .* internal +\d/m);
   }, 120_000);
 });
