@@ -32,8 +32,7 @@ const machineOnly = [
   ...["query-migrate-capabilities", "query-migrate-parameters", "migrate-set-capabilities"],
   ...["migrate-set-parameters", "migrate", "migrate_cancel", "query-cpus-fast", "query-memory-size-summary"],
   ...["query-status", "query-name", "query-uuid", "query-migrate", "query-iothreads"],
-  ...["query-memory-size-summary", "query-cpus-fast", "migrate-incoming"],
-  ...["snapshot-save", "snapshot-load", "snapshot-delete"],
+  ...["migrate-incoming", "snapshot-save", "snapshot-load", "snapshot-delete"],
   ...["stop", "cont", "system_powerdown", "human-monitor-command"],
 ];
 
