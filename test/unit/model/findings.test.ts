@@ -248,7 +248,7 @@ describe("scratchFinding", () => {
     [16 * MIB, "SCRATCH_READY"],
     [16 * MIB - 1, "SCRATCH_TIGHT"],
     [6 * MIB - 1, "SCRATCH_SMALL"],
-    [MIB / 2 - 1, "SCRATCH_FULL"],
+    [24 * 1024 - 1, "SCRATCH_FULL"],
   ])("with %i bytes free for two disks of 8 MiB that hold 3 MiB each is %s", (freeBytes, code) => {
     const disks = [disk({ allocatedBytes: 3 * MIB }), disk({ target: "vdb", allocatedBytes: 3 * MIB })];
     expect(scratchFinding("vm", disks, { usable: true, freeBytes })).toMatchObject({ code });
