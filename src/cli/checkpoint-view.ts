@@ -2,6 +2,7 @@ import type { Checkpoint, CheckpointDisk, ListCheckpointsResponse } from "../api
 import { formatBytes } from "../shared/units.js";
 import { facts, formatTime, table } from "./layout.js";
 import { printable } from "./printable.js";
+import { tree } from "./tree.js";
 
 export function checkpointList({ checkpoints }: ListCheckpointsResponse, terminal: boolean): string {
   if (checkpoints.length === 0) return "No checkpoints\n";
@@ -18,26 +19,10 @@ export function checkpointList({ checkpoints }: ListCheckpointsResponse, termina
   );
 }
 
-/** Each checkpoint below the one it follows. A parent that is not listed counts as none. */
+/** Each checkpoint below the one it follows. */
 export function checkpointTree({ checkpoints }: ListCheckpointsResponse): string {
   if (checkpoints.length === 0) return "No checkpoints\n";
-  const names = new Set(checkpoints.map(({ name }) => name));
-  const isRoot = ({ parent }: Checkpoint): boolean => parent === undefined || !names.has(parent);
-  return checkpoints
-    .filter(isRoot)
-    .map((root) => `${printable(root.name)}\n${branches(checkpoints, root.name, "")}`)
-    .join("");
-}
-
-function branches(checkpoints: readonly Checkpoint[], parent: string, indent: string): string {
-  const children = checkpoints.filter((checkpoint) => checkpoint.parent === parent);
-  return children
-    .map(({ name }, index) => {
-      const last = index === children.length - 1;
-      const below = branches(checkpoints, name, `${indent}${last ? "   " : "│  "}`);
-      return `${indent}${last ? "└─ " : "├─ "}${printable(name)}\n${below}`;
-    })
-    .join("");
+  return tree(checkpoints, ({ name }) => printable(name));
 }
 
 export function checkpointDetails(checkpoint: Checkpoint, terminal: boolean): string {

@@ -10,6 +10,7 @@ import { formatBytes } from "../shared/units.js";
 import { CONSISTENCY, milliseconds } from "./backup-view.js";
 import { facts, formatTime, table } from "./layout.js";
 import { printable } from "./printable.js";
+import { tree } from "./tree.js";
 
 export function domainSnapshotList(
   { snapshots }: ListDomainSnapshotsResponse,
@@ -35,22 +36,7 @@ export function domainSnapshotList(
 /** Each snapshot below the one it descends from; a star marks where the domain is. */
 export function domainSnapshotTree({ snapshots }: ListDomainSnapshotsResponse): string {
   if (snapshots.length === 0) return "No domain snapshots\n";
-  const names = new Set(snapshots.map(({ name }) => name));
-  return snapshots
-    .filter(({ parent }) => parent === undefined || !names.has(parent))
-    .map((root) => `${label(root)}\n${branches(snapshots, root.name, "")}`)
-    .join("");
-}
-
-function branches(snapshots: readonly DomainSnapshot[], parent: string, indent: string): string {
-  const children = snapshots.filter((snapshot) => snapshot.parent === parent);
-  return children
-    .map((child, index) => {
-      const isLast = index === children.length - 1;
-      const below = branches(snapshots, child.name, `${indent}${isLast ? "   " : "│  "}`);
-      return `${indent}${isLast ? "└─ " : "├─ "}${label(child)}\n${below}`;
-    })
-    .join("");
+  return tree(snapshots, label);
 }
 
 function label({ name, current }: DomainSnapshot): string {
