@@ -38,10 +38,12 @@ export async function assignTargets(
     return { located, missing: [] };
   }
   const missing: MissingDisk[] = [];
+  const identities = await Promise.all(disks.map((disk) => fileIdentity(disk.file)));
   for (const { target, file: configured, format: configuredFormat } of config.disks) {
     const present = presentDisk(snapshots, target, configured);
     const { file, format } = present ?? { file: configured, format: configuredFormat };
-    const disk = (await diskIn(file, disks)) ?? (await diskOver(present, disks));
+    const wanted = await fileIdentity(file);
+    const disk = disks.find((_, index) => identities[index] === wanted) ?? (await diskOver(present, disks));
     if (disk === undefined) {
       const others = disks.map((other) => other.file).join(", ") || "none";
       const where = present === undefined ? "in the configuration" : "by its domain snapshots";
@@ -60,12 +62,6 @@ export async function assignTargets(
     located.set(target, assigned);
   }
   return { located, missing };
-}
-
-async function diskIn(file: string, disks: readonly LocatedDisk[]): Promise<LocatedDisk | undefined> {
-  const wanted = await fileIdentity(file);
-  const identities = await Promise.all(disks.map((disk) => fileIdentity(disk.file)));
-  return disks.find((_, index) => identities[index] === wanted);
 }
 
 /** Started with an older image of the disk, or with an overlay that is none of ours. */
