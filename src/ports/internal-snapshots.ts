@@ -1,4 +1,4 @@
-import type { DomainSnapshots } from "../model/domain-snapshot.js";
+import type { DomainSnapshots, SnapshotMachine } from "../model/domain-snapshot.js";
 import type { DiskFormat } from "../model/snapshot-plan.js";
 import type { UndoLog } from "./block-driver.js";
 
@@ -27,6 +27,8 @@ export interface InternalSnapshotter extends AsyncDisposable {
   checkIdle(): Promise<void>;
   /** Reads only. */
   disks(signal?: AbortSignal): Promise<readonly InternalDisk[]>;
+  /** What decides whether memory fits; undefined if the domain is inactive. Reads only. */
+  machine(): Promise<SnapshotMachine | undefined>;
   /**
    * On all disks, with memory into the first one if asked and the domain is not inactive. The guest is then as before, also
    * after a failure; some images may have the snapshot after one, if the domain is inactive. Fails with MEMORY_SAVE_FAILED, NO_SPACE,

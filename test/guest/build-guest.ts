@@ -26,7 +26,7 @@ const wantedModules = [
 ];
 
 /**
- * The guest's kernel and first root file system. Built once per cache folder and kept until its init script changes;
+ * The guest's kernel and first root file system. Built once per cache folder and kept until its scripts change;
  * delete the folder to get a newer kernel. Several processes may call it at once.
  */
 export async function buildGuest(
@@ -34,8 +34,14 @@ export async function buildGuest(
   log: (line: string) => void = () => undefined,
   script: "init.sh" | "counter-init.sh" = "init.sh",
 ): Promise<GuestFiles> {
+  const start = await readFile(new URL("start.sh", import.meta.url));
   const init = await readFile(new URL(script, import.meta.url));
-  const recipe = createHash("sha256").update(init).update(wantedModules.join()).digest("hex").slice(0, 12);
+  const recipe = createHash("sha256")
+    .update(start)
+    .update(init)
+    .update(wantedModules.join())
+    .digest("hex")
+    .slice(0, 12);
   await mkdir(cacheFolder, { recursive: true });
   const cached = (await readdir(cacheFolder)).find((name) => name.endsWith(`_${recipe}`));
   if (cached !== undefined) return guestFiles(join(cacheFolder, cached));
@@ -46,7 +52,7 @@ export async function buildGuest(
     const result = join(workFolder, "result");
     await mkdir(result);
     await copyFile(parts.kernelPath, guestFiles(result).kernel);
-    await writeFile(guestFiles(result).initrd, await makeInitrd(parts, init));
+    await writeFile(guestFiles(result).initrd, await makeInitrd(parts, { start, init }));
     return await publish(result, join(cacheFolder, `${parts.version}_${recipe}`));
   } finally {
     await rm(workFolder, { recursive: true, force: true });
@@ -68,12 +74,16 @@ async function publish(folder: string, target: string): Promise<GuestFiles> {
 }
 
 /** Not compressed: the emulated CPU would take longer to unpack it than QEMU takes to load it. */
-async function makeInitrd(parts: GuestParts, init: Buffer): Promise<Buffer> {
+async function makeInitrd(
+  parts: GuestParts,
+  { start, init }: { readonly start: Buffer; readonly init: Buffer },
+): Promise<Buffer> {
   const modules = await collectModules(parts.modulesFolder, wantedModules);
   const order = modules.map((module) => `${module.name}\n`).join("");
   const entries: ArchiveEntry[] = [
     { path: "bin", kind: "folder" },
     { path: "bin/busybox", kind: "file", content: await readFile(parts.busyboxPath), executable: true },
+    { path: "start.sh", kind: "file", content: start },
     { path: "init", kind: "file", content: init, executable: true },
     { path: "modules", kind: "folder" },
     { path: "modules/order", kind: "file", content: Buffer.from(order) },

@@ -3,32 +3,13 @@
 # Kernel arguments: disks=vda,vdb (empty for none), tick=0.05 (seconds between two turns), ballast=8 (MiB of noise in RAM).
 # Each turn compares what is on the disks with RAM ("MISMATCH vda ram=6 disk=26"), counts, writes the number to
 # every disk at 1 MiB past the page cache, and prints "T <number>". Requests are those of init.sh; CHECK digests the ballast.
-/bin/busybox mkdir -p /dev /proc /sys /tmp
-/bin/busybox --install -s /bin
-export PATH=/bin
-mount -t devtmpfs dev /dev
-mount -t proc proc /proc
-mount -t sysfs sys /sys
-mount -t tmpfs tmp /tmp
-exec </dev/ttyS0 >/dev/ttyS0 2>&1
-stty -echo -onlcr
+. /start.sh
 
-while read -r module; do insmod "/modules/$module.ko" || echo "PROBLEM insmod $module"; done </modules/order
-
-argument() {
-  value=$2
-  for word in $(cat /proc/cmdline); do case $word in "$1"=*) value=${word#*=} ;; esac; done
-  echo "$value"
-}
 disks=$(argument disks '' | tr , ' ')
 tick=$(argument tick 0.05)
 ballast=$(argument ballast 0)
 
-# Disks on SCSI are found in the background.
-for disk in $disks; do
-  tries=100
-  while [ ! -b "/dev/$disk" ] && [ "$tries" -gt 0 ]; do tries=$((tries - 1)); sleep 0.05; done
-done
+for disk in $disks; do wait_for_disk "$disk"; done
 
 digest() { sha1sum </tmp/ballast | cut -c1-40; }
 dd if=/dev/urandom of=/tmp/ballast bs=1M count="$ballast" 2>/dev/null

@@ -3,36 +3,15 @@
 # Kernel arguments: data=vda (the disk to work on, "none" for none), tick=0.1 (seconds between two steps).
 # It prints READY and WORK lines on the serial port and obeys requests from there: "<id> <command>" is answered
 # by lines "R <id> <text>" and one "END <id> <exit status>".
-/bin/busybox mkdir -p /dev /proc /sys /tmp /data
-/bin/busybox --install -s /bin
-export PATH=/bin
-mount -t devtmpfs dev /dev
-mount -t proc proc /proc
-mount -t sysfs sys /sys
-mount -t tmpfs tmp /tmp
-exec </dev/ttyS0 >/dev/ttyS0 2>&1
-# The terminal hands over whole lines.
-stty -echo -onlcr
+. /start.sh
+mkdir /data
 echo "HELLO $(uname -r)"
 
-while read -r module; do insmod "/modules/$module.ko" || echo "PROBLEM insmod $module"; done </modules/order
-
-argument() {
-  value=$2
-  for word in $(cat /proc/cmdline); do case $word in "$1"=*) value=${word#*=} ;; esac; done
-  echo "$value"
-}
 data=$(argument data vda)
 tick=$(argument tick 0.1)
 
-# Disks on SCSI are found in the background.
-wait_for_disk() {
-  tries=100
-  while [ ! -b "/dev/$data" ] && [ "$tries" -gt 0 ]; do tries=$((tries - 1)); sleep 0.05; done
-}
-
 open_data() {
-  wait_for_disk
+  wait_for_disk "$data"
   mount -t ext4 -o discard "/dev/$data" /data || { echo "PROBLEM mount $data"; return 1; }
   mkdir -p /data/state /data/spool /data/log
   [ -e /data/state/counter ] || echo 0 >/data/state/counter

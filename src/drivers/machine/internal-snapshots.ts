@@ -1,5 +1,5 @@
 import type { DiskConfig, DomainConfig } from "../../model/config.js";
-import type { DomainSnapshots } from "../../model/domain-snapshot.js";
+import type { DomainSnapshots, SnapshotMachine } from "../../model/domain-snapshot.js";
 import { presentDisk } from "../../model/present-disk.js";
 import type {
   InternalDisk,
@@ -15,6 +15,7 @@ import { changeImageBitmap, imageInfo, runTool } from "../qemu-tools.js";
 import { configOf, disksOf, reachDomain } from "../reach-domain.js";
 import { assignTargets } from "../running/targets.js";
 import { type BlockFacts, type LocatedDisk, layersOf, locateDisks } from "../running/block-graph.js";
+import { readMachine } from "./machine-facts.js";
 import { checkIdle, queryFacts } from "./running-qemu.js";
 
 export class QemuInternalSnapshots implements InternalSnapshots {
@@ -28,10 +29,10 @@ export class QemuInternalSnapshots implements InternalSnapshots {
     const config = configOf(this.#domains, all.domain);
     const reached = await reachDomain(config, signal);
     if (!reached.running) return new InactiveSnapshotter(all, disksOf(config, reached));
-    const { qmp } = reached;
+    const { qmp, qmpSocketPath } = reached;
     const { status } = await withQmpErrors(`QEMU of domain ${all.domain}`, () => qmp.execute("query-status"));
     const state = status === "running" ? "running" : "paused";
-    return new RunningSnapshotter({ config, all, qmp, state });
+    return new RunningSnapshotter({ config, all, qmp, qmpSocketPath, state });
   }
 }
 
@@ -41,16 +42,19 @@ class RunningSnapshotter implements InternalSnapshotter {
   readonly #config: DomainConfig;
   readonly #all: DomainSnapshots;
   readonly #qmp: QmpSession;
+  readonly #qmpSocketPath: string;
 
   constructor(parts: {
     readonly config: DomainConfig;
     readonly all: DomainSnapshots;
     readonly qmp: QmpSession;
+    readonly qmpSocketPath: string;
     readonly state: "running" | "paused";
   }) {
     this.#config = parts.config;
     this.#all = parts.all;
     this.#qmp = parts.qmp;
+    this.#qmpSocketPath = parts.qmpSocketPath;
     this.state = parts.state;
   }
 
@@ -63,6 +67,10 @@ class RunningSnapshotter implements InternalSnapshotter {
       const { facts, located } = await this.#locate();
       return [...located].map(([target, disk]) => describe(facts, target, disk));
     });
+  }
+
+  machine(): Promise<SnapshotMachine> {
+    return this.#guarded(() => readMachine(this.#qmp, this.#qmpSocketPath));
   }
 
   async save(name: string, { memory, ...options }: InternalOptions & { memory: boolean }): Promise<void> {
@@ -231,6 +239,10 @@ class InactiveSnapshotter implements InternalSnapshotter {
         };
       }),
     );
+  }
+
+  machine(): Promise<undefined> {
+    return Promise.resolve(undefined);
   }
 
   async save(name: string, { signal }: InternalOptions): Promise<void> {

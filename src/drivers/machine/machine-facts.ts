@@ -1,5 +1,13 @@
+import type { SnapshotMachine } from "../../model/domain-snapshot.js";
 import type { MachineFacts } from "../../ports/machines.js";
 import type { QmpSession } from "../../qmp/index.js";
+import { findQemu } from "./machine-process.js";
+
+/** What is kept with a snapshot that has memory. */
+export async function readMachine(qmp: QmpSession, qmpSocketPath: string): Promise<SnapshotMachine> {
+  const process = await findQemu(qmpSocketPath);
+  return { ...(await readMachineFacts(qmp)), arguments: process?.arguments ?? [] };
+}
 
 /** What of a running machine decides whether a memory image fits: in the words of `SnapshotMachine`. */
 export async function readMachineFacts(qmp: QmpSession): Promise<MachineFacts> {

@@ -6,8 +6,7 @@ import type { QmpSession } from "../../qmp/index.js";
 import { deviceId, layersOf } from "../running/block-graph.js";
 import { fileIdentity } from "../running/targets.js";
 import { lookForUsers } from "../running/users.js";
-import { readMachineFacts } from "./machine-facts.js";
-import { findQemu } from "./machine-process.js";
+import { readMachine } from "./machine-facts.js";
 import { queryFacts } from "./running-qemu.js";
 import { MIGRATION_ENDED } from "./settle-guest.js";
 
@@ -39,7 +38,6 @@ export async function lookAtMachine(parts: LookParts): Promise<SeenDomain> {
   const jobs = await qmp.execute("query-jobs");
   const { foreignExports } = await lookForUsers(qmp);
   const disks = await lookAtDisks(parts);
-  const process = await findQemu(parts.qmpSocketPath);
   const isAtRest = migration === undefined || MIGRATION_ENDED.has(migration);
   const facts: DomainFacts = {
     state: runState === "running" ? "running" : "paused",
@@ -49,7 +47,7 @@ export async function lookAtMachine(parts: LookParts): Promise<SeenDomain> {
     jobs: jobs.map(({ id, type }) => `a ${type} job (${id})`),
     foreignExports,
     disks: disks.map((disk) => disk.facts),
-    machine: { ...(await readMachineFacts(qmp)), arguments: process?.arguments ?? [] },
+    machine: await readMachine(qmp, parts.qmpSocketPath),
   };
   return { facts, disks };
 }

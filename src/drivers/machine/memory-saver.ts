@@ -50,7 +50,11 @@ export async function saveMemory(parts: SaveParts): Promise<void> {
       if (status === "completed") break;
       signal?.throwIfAborted();
       if (into.failure !== undefined) throw asError(into.failure);
-      if (MIGRATION_ENDED.has(status)) throw saveFailed(parts, info["error-desc"] ?? `it is ${status}`);
+      if (MIGRATION_ENDED.has(status)) {
+        // A file that cannot be written is the end of a connection to QEMU, of which it may know before us.
+        if (into.isConnected) await closed(parts);
+        throw saveFailed(parts, info["error-desc"] ?? `it is ${status}`);
+      }
       if (mayRun && clock.monotonicMs() - start > convergeWithinMs) {
         mayRun = false;
         await qmp.execute("stop");
@@ -81,6 +85,7 @@ async function settled({ qmp, clock, signal }: SaveParts): Promise<void> {
   }
 }
 
+/** Fails with what writing the file failed with. */
 async function closed(parts: SaveParts): Promise<void> {
   const { into, clock } = parts;
   const limit = new AbortController();

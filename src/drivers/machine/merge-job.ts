@@ -1,4 +1,4 @@
-import { mergedBitmaps, type LayerBitmap, type MergedBitmaps } from "../../model/layer-bitmaps.js";
+import { mergedBitmaps, type LayerBitmap, type MergedBitmaps } from "../../model/merged-bitmaps.js";
 import type { LayerMerge } from "../../model/layer-plan.js";
 import type { MergeOptions } from "../../ports/layer-merger.js";
 import {

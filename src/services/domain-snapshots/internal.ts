@@ -7,12 +7,13 @@ import type {
   RevertCost,
   RevertDomainSnapshotRequest,
   RevertOutcome,
+  SnapshotMachine,
 } from "../../model/domain-snapshot.js";
 import { findSnapshot } from "../../model/domain-snapshot.js";
 import { parseBitmapName } from "../../model/checkpoint.js";
 import { withoutSnapshot } from "../../model/layer-plan.js";
 import { checkName } from "../../model/names.js";
-import { keptName } from "../../model/revert-plan.js";
+import { keptName, machineDifferences } from "../../model/revert-plan.js";
 import type { InternalDisk, InternalSnapshotter } from "../../ports/internal-snapshots.js";
 import { FleeceError } from "../../shared/errors.js";
 import { randomId } from "../../shared/ids.js";
@@ -53,12 +54,13 @@ export async function createInternal(
     refuseDisks(all, disks, name);
     refuseSubset(request, all, disks);
     const memory = images.state !== "inactive" && request.diskOnly !== true;
+    const machine = memory ? await images.machine() : undefined;
     const operation = await begin(context, domain, name, disks);
     try {
       options.onProgress?.({ phase: memory ? "memory" : "disks" });
       await saveNamed(images, name, memory, operation, options.signal);
       const [snapshot, now] = added(all, {
-        ...{ name, timeMs, memory, disks: await images.disks(), state: images.state },
+        ...{ name, timeMs, machine, disks: await images.disks(), state: images.state },
         description: request.description ?? "",
         request: request.request,
         pausedMs: memory && images.state === "running" ? context.clock.now() - timeMs : 0,
@@ -84,13 +86,14 @@ export async function internalRevertCost(
 ): Promise<RevertCost> {
   const { all, snapshot } = await readSnapshot(context, request.domain, request.name);
   await using images = await context.internals.open(all);
-  return costOf(context, all, snapshot, await images.disks(), request);
+  const now = { disks: await images.disks(), machine: await images.machine() };
+  return costOf(context, all, snapshot, now, request);
 }
 
 /**
- * Puts disks back, and memory, if the snapshot has it, in the QEMU that runs. Fails with FORCE_NEEDED if checkpoints would end,
- * UNSUPPORTED if the domain's state does not fit, MEMORY_LOAD_FAILED; the guest then runs on, without its checkpoints if loading
- * had begun.
+ * Puts disks back, and memory, if the snapshot has it, in the QEMU that runs. Fails with FORCE_NEEDED if checkpoints would end
+ * or the machine differs, UNSUPPORTED if the domain's state does not fit, MEMORY_LOAD_FAILED; the guest then runs on, without its
+ * checkpoints if loading had begun.
  */
 export async function revertInternal(
   context: ServiceContext,
@@ -111,13 +114,15 @@ export async function revertInternal(
     checkRevertible(images, snapshot, disks);
     // A revert that was killed has kept it.
     const kept = all.snapshots.find(({ request: key }) => key !== undefined && key === request.request);
-    const planned = costOf(context, all, snapshot, disks, request);
+    const machine = await images.machine();
+    const planned = costOf(context, all, snapshot, { disks, machine }, request);
     const cost = { ...planned, keptAs: kept?.name ?? planned.keptAs };
     if (cost.risks.length > 0 && request.force !== true) throw forceNeeded(snapshot, cost);
     let now = all;
     if (cost.keptAs !== undefined && kept === undefined) {
       const key = request.request;
-      now = await keepPresent(context, { session, images, all, name: cost.keptAs, disks, request: key });
+      const present = { all, name: cost.keptAs, disks, machine, request: key };
+      now = await keepPresent(context, { session, images, ...present });
     }
     const startMs = context.clock.now();
     const operation = await begin(context, domain, name, disks);
@@ -206,17 +211,17 @@ async function keepPresent(
     readonly all: DomainSnapshots;
     readonly name: string;
     readonly disks: readonly InternalDisk[];
+    readonly machine: SnapshotMachine | undefined;
     readonly request: string | undefined;
   },
 ): Promise<DomainSnapshots> {
-  const { session, images, all, name, disks, request } = parts;
+  const { session, images, all, name, disks, machine, request } = parts;
   const timeMs = context.clock.now();
-  const memory = images.state !== "inactive";
   const operation = await begin(context, all.domain, name, disks);
   try {
-    await saveNamed(images, name, memory, operation);
+    await saveNamed(images, name, machine !== undefined, operation);
     const [, now] = added(all, {
-      ...{ name, timeMs, memory, disks: await images.disks(), state: images.state },
+      ...{ name, timeMs, machine, disks: await images.disks(), state: images.state },
       ...{ description: "", pausedMs: 0, keptByRevert: true, request },
     });
     await context.domainSnapshots.write(now);
@@ -236,7 +241,8 @@ function added(
     readonly name: string;
     readonly description: string;
     readonly timeMs: number;
-    readonly memory: boolean;
+    /** Of the memory; left out without. */
+    readonly machine: SnapshotMachine | undefined;
     readonly state: DomainSnapshot["state"];
     readonly pausedMs: number;
     readonly disks: readonly InternalDisk[];
@@ -252,6 +258,7 @@ function added(
     ...(holder === undefined
       ? { consistency: state === "inactive" ? "clean" : "crash" }
       : { memory: { kind: "internal", target: holder.target, sizeBytes: memoryIn(holder, name) } }),
+    ...(made.machine === undefined ? {} : { machine: made.machine }),
     disks: made.disks.map(({ target, file, format, sizeBytes, bitmaps }) => ({
       ...{ target, file, format, sizeBytes, bitmaps },
     })),
@@ -372,11 +379,11 @@ function checkRevertible(
 function costOf(
   { clock }: ServiceContext,
   all: DomainSnapshots,
-  { name }: DomainSnapshot,
-  disks: readonly InternalDisk[],
+  { name, machine: saved }: DomainSnapshot,
+  now: { readonly disks: readonly InternalDisk[]; readonly machine: SnapshotMachine | undefined },
   { force }: RevertDomainSnapshotRequest,
 ): RevertCost {
-  const bitmaps = disks.flatMap((disk) => disk.bitmaps);
+  const bitmaps = now.disks.flatMap((disk) => disk.bitmaps);
   const endedCheckpoints = [...new Set(bitmaps.flatMap((bitmap) => parseBitmapName(bitmap)?.name ?? []))];
   const foreign = bitmaps.filter((bitmap) => parseBitmapName(bitmap) === undefined);
   return {
@@ -387,6 +394,7 @@ function costOf(
         ? []
         : [`checkpoints end: ${endedCheckpoints.join(", ")}; the next backup reads and compares all`]),
       ...(foreign.length === 0 ? [] : [`bitmaps of other programs go: ${foreign.join(", ")}`]),
+      ...(saved === undefined || now.machine === undefined ? [] : machineDifferences(saved, now.machine)),
     ],
   };
 }

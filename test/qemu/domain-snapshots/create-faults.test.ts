@@ -1,6 +1,6 @@
-import { mkdir, readdir, truncate } from "node:fs/promises";
+import { chmod, mkdir, readdir, truncate, writeFile } from "node:fs/promises";
 import { dirname } from "node:path";
-import { describe, expect, it } from "vitest";
+import { describe, expect, it, onTestFinished, vi } from "vitest";
 import { loadConfig } from "../../../src/agent.js";
 import { QemuTakers } from "../../../src/drivers/machine/takers.js";
 import { systemClock } from "../../../src/drivers/system-clock.js";
@@ -85,6 +85,26 @@ describe("createDomainSnapshot when something fails", () => {
     ).rejects.toMatchObject({ code: "NO_SPACE" });
     expect(await readdir(full)).toEqual([]);
     await scene.expectUntouched();
+    await expectPossible(scene);
+  });
+
+  it("lets the guest go on when its memory is not copied to the end", async () => {
+    const scene = await startBareScene();
+    const bin = scene.directory.file("bin");
+    await mkdir(bin);
+    await writeFile(
+      `${bin}/cat`,
+      "#!/bin/sh\nhead -c 1000\necho 'cat: write error: Input/output error' >&2\nexit 1\n",
+    );
+    await chmod(`${bin}/cat`, 0o755);
+    vi.stubEnv("PATH", `${bin}:${process.env["PATH"] ?? ""}`);
+    onTestFinished(() => void vi.unstubAllEnvs());
+    await expect(scene.create({ name: "s" })).rejects.toMatchObject({
+      code: "MEMORY_SAVE_FAILED",
+      message: expect.stringContaining("write error: Input/output error") as unknown,
+    });
+    await scene.expectUntouched();
+    vi.unstubAllEnvs();
     await expectPossible(scene);
   });
 

@@ -1,9 +1,14 @@
 import { describe, expect, it } from "vitest";
 import { deleteDomainSnapshot } from "../../../src/services/domain-snapshots/delete.js";
-import { createInternal, revertInternal } from "../../../src/services/domain-snapshots/internal.js";
+import {
+  createInternal,
+  internalRevertCost,
+  revertInternal,
+} from "../../../src/services/domain-snapshots/internal.js";
 import { CounterGuest } from "../../guest/counter-guest.js";
 import { createImage, qemuImg } from "../../support/image-tool.js";
 import { temporaryDirectory, untilTestEnds } from "../../support/lifetime.js";
+import { TestVm } from "../../support/vm.js";
 import { blocksOf, makeContext, Scene, TARGETS } from "./scene.js";
 
 const MIB = 1 << 20;
@@ -89,6 +94,34 @@ describe("Internal domain snapshots of a running domain", () => {
     await scene.stop();
     await revertInternal(scene.context, { domain: "vm", name: "a" });
     expect((await contents(scene))[0]?.slice(0, 5)).toEqual([1, 1, 1, 1, 0]);
+  });
+
+  it("keep what the machine was, and need force to be loaded into another one", async () => {
+    const scene = untilTestEnds(await Scene.create({ running: true }));
+    const { context } = scene;
+    const made = await createInternal(context, { domain: "vm", name: "a" });
+    expect(made.machine).toMatchObject({
+      cpus: 1,
+      arguments: expect.arrayContaining(["-blockdev"]) as unknown,
+    });
+    await scene.stop();
+    scene.vm = await TestVm.start({
+      directory: scene.directory.path,
+      disks: TARGETS.map((target) => ({
+        ...{ target, path: scene.directory.file(`${target}.img`), format: "qcow2" as const },
+      })),
+      extraArguments: ["-device", "virtio-rng-pci,id=rng0"],
+    });
+    const request = { domain: "vm", name: "a" };
+    const { risks } = await internalRevertCost(context, request);
+    expect(risks).toEqual([expect.stringMatching(/^device virtio-rng-pci .* was not there$/)]);
+    await expect(revertInternal(context, request)).rejects.toMatchObject({
+      code: "FORCE_NEEDED",
+      facts: { risks },
+    });
+    expect(await revertInternal(context, { ...request, force: true })).toMatchObject({ state: "running" });
+    const diskOnly = await createInternal(context, { domain: "vm", name: "b", diskOnly: true });
+    expect(diskOnly).not.toHaveProperty("machine");
   });
 
   it("do not survive, with nothing left behind, when one disk cannot hold them", async () => {

@@ -1,5 +1,5 @@
 import { describe, expect, it } from "vitest";
-import { type LayerBitmap, mergedBitmaps } from "../../../src/model/layer-bitmaps.js";
+import { type LayerBitmap, mergedBitmaps } from "../../../src/model/merged-bitmaps.js";
 
 const cp = (order: number): string => `fleece:1:${order}:1:cp${order}`;
 const bitmap = (name: string, state: Partial<LayerBitmap> = {}): LayerBitmap => ({
