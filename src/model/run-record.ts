@@ -45,6 +45,8 @@ export interface DomainRun {
   readonly error?: RunTrouble | undefined;
   readonly notes: readonly string[];
   readonly verifications?: readonly RunVerification[] | undefined;
+  /** A sample found a change that bitmaps had not recorded: earlier backups may lack it. */
+  readonly missedChange?: boolean | undefined;
 }
 
 /** A process, told apart from all others before and after it. */
@@ -86,6 +88,11 @@ const ENDED_WELL: ReadonlySet<DomainRunState> = new Set(["complete", "complete-w
 
 export function endedWell({ state }: Pick<DomainRun | RunRecord, "state">): boolean {
   return ENDED_WELL.has(state);
+}
+
+/** Whether somebody should hear of it who hears of failures alone. */
+export function isAlarming(record: Pick<RunRecord, "state" | "domains">): boolean {
+  return !endedWell(record) || record.domains.some(({ missedChange }) => missedChange === true);
 }
 
 /** Of a run whose domains have these states: the first of a list from what matters most. */

@@ -203,6 +203,7 @@ export class JobRun {
           }
           onProgress?.(domain, progress);
         },
+        onMissedChange: () => void this.#change(domain, { missedChange: true }),
       });
       await this.#change(domain, { phase: "after-backup", backup: entry });
       const { notes: more, damage } = await this.#followUp(entry);
