@@ -93,7 +93,7 @@ async function pruneEach(
       const note = `Nothing was pruned in repository ${repository.name}: ${error.message}`;
       context.log.warn({ domain, repository: repository.name }, note);
       const place = { domain, repository: repository.name, dryRun: false };
-      prunings.push({ ...place, backups: [], checkpoints: [], notes: [note] });
+      if (policy !== undefined) prunings.push({ ...place, backups: [], checkpoints: [], notes: [note] });
     }
   }
   const [refusal] = refusals;
