@@ -192,9 +192,14 @@ export async function startAgent(
     changeNothing = false,
     meter = noMeter,
     fronts: withFronts = false,
-  }: { readonly changeNothing?: boolean; readonly meter?: Meter; readonly fronts?: boolean } = {},
+    clock = systemClock,
+  }: {
+    readonly changeNothing?: boolean;
+    readonly meter?: Meter;
+    readonly fronts?: boolean;
+    readonly clock?: Clock;
+  } = {},
 ): Promise<ServiceContext> {
-  const clock = systemClock;
   const runtimeRoot = runtimeRootOf(config);
   const store = new StateDirectory(config.stateDir);
   const fronts = withFronts ? await makeFronts(config.nbd, { store, clock, log }) : undefined;

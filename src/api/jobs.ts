@@ -32,7 +32,13 @@ const STATES = {
   interrupted: "INTERRUPTED",
 } as const;
 const TRIGGERS = { schedule: "SCHEDULE", "catch-up": "CATCH_UP", request: "REQUEST" } as const;
-const PHASES = { backup: "BACKUP", pause: "PAUSE", "after-backup": "AFTER_BACKUP" } as const;
+const PHASES = {
+  backup: "BACKUP",
+  pause: "PAUSE",
+  "after-backup": "AFTER_BACKUP",
+  verification: "VERIFICATION",
+} as const;
+const KINDS = { backup: "BACKUP", verify: "VERIFY" } as const;
 
 export async function listJobsHandler(
   context: ServiceContext,
@@ -114,6 +120,7 @@ function jobMessage({ job, nextRunsMs, lastRun, lastSuccessMs }: JobOverview): J
     jitterMs,
     retries,
     catchUp,
+    kind: KINDS[job.kind],
     nextRuns: nextRunsMs.map(timestampFromMs),
     lastRun: lastRun === undefined ? null : runMessage(lastRun),
     lastSuccess: moment(lastSuccessMs),
@@ -136,6 +143,7 @@ export function runMessage(record: RunRecord): JobRun {
     domains: record.domains.map(domainMessage),
     cancelled: record.cancelled === true,
     notes: record.notes ?? [],
+    kind: KINDS[record.kind ?? "backup"],
   };
 }
 

@@ -11,6 +11,7 @@ export function jobList({ jobs }: ListJobsResponse, terminal: boolean): string {
     jobs,
     [
       { head: "JOB", cell: ({ name }) => name },
+      { head: "DOES", cell: ({ kind }) => words(kind) },
       { head: "SCHEDULE", cell: ({ schedule, timeZone }) => `${schedule} (${timeZone})` },
       { head: "DOMAINS", cell: ({ domains }) => String(domains.length), align: "right" },
       { head: "LAST RUN", cell: ({ lastRun }) => (lastRun === null ? "-" : formatTime(lastRun.startTime)) },
@@ -58,7 +59,26 @@ export function runDetails(run: JobRun, terminal: boolean): string {
     ["Repository", run.repository],
     ["Took", tookOf(run)],
   ]);
-  const domains = table(
+  const domains = run.kind === "VERIFY" ? verifiedDomains(run, terminal) : backedUpDomains(run, terminal);
+  const notes = notesOf(run).map((note) => `${printable(note)}\n`);
+  return `${head}\n${domains}${notes.length === 0 ? "" : `\n${notes.join("")}`}`;
+}
+
+function verifiedDomains(run: JobRun, terminal: boolean): string {
+  return table(
+    run.domains,
+    [
+      { head: "DOMAIN", cell: ({ domain }) => domain },
+      { head: "STATE", cell: stateOf },
+      { head: "VERIFIED", cell: ({ verifications }) => String(verifications.length), align: "right" },
+      { head: "TOOK", cell: (domain) => tookOf(domain) ?? "-", align: "right" },
+    ],
+    terminal,
+  );
+}
+
+function backedUpDomains(run: JobRun, terminal: boolean): string {
+  return table(
     run.domains,
     [
       { head: "DOMAIN", cell: ({ domain }) => domain },
@@ -84,8 +104,6 @@ export function runDetails(run: JobRun, terminal: boolean): string {
     ],
     terminal,
   );
-  const notes = notesOf(run).map((note) => `${printable(note)}\n`);
-  return `${head}\n${domains}${notes.length === 0 ? "" : `\n${notes.join("")}`}`;
 }
 
 /** What somebody should read of a run. */
@@ -109,8 +127,10 @@ function words(name: string): string {
   return name.toLowerCase().replaceAll("_", " ");
 }
 
-function domainCount({ domains }: JobRun): string {
-  const done = domains.filter(({ backup }) => backup !== null).length;
+function domainCount({ domains, kind }: JobRun): string {
+  const done = domains.filter(({ backup, verifications }) =>
+    kind === "VERIFY" ? verifications.length > 0 : backup !== null,
+  ).length;
   return `${done} of ${domains.length}`;
 }
 

@@ -326,6 +326,7 @@ function isWebAddress(value: string): boolean {
 
 const job = z.strictObject({
   name: name("job"),
+  kind: z.enum(["backup", "verify"]).default("backup"),
   schedule: cron,
   timeZone,
   domains: z.union([z.literal("all"), z.array(name("domain")).min(1)]),
@@ -343,6 +344,23 @@ const job = z.strictObject({
   report: report.optional(),
   verify: z.strictObject({ after: z.boolean().default(true), budget: jitter.default(0) }).optional(),
 });
+
+/** By key. */
+function problemsOfKind({
+  kind,
+  level,
+  quiesce: isQuiesced,
+  verify,
+}: z.infer<typeof job>): readonly (readonly [string, string])[] {
+  if (kind === "backup") return [];
+  const problems: (readonly [string, string])[] = [];
+  if ((verify?.budget ?? 0) === 0) problems.push(["verify", "Expected a `budget` of a job that verifies"]);
+  if (level !== "auto") problems.push(["level", "Expected none: a job that verifies takes no backups"]);
+  if (isQuiesced !== undefined) {
+    problems.push(["quiesce", "Expected none: a job that verifies takes no backups"]);
+  }
+  return problems;
+}
 
 /** From 0 to 1 once it is parsed. */
 const share = z.union([z.string(), z.number()]).transform((value, context) => {
@@ -400,6 +418,9 @@ export const configSchema = z
       value.jobs.map((entry) => entry.name),
     );
     value.jobs.forEach((entry, index) => {
+      for (const [key, message] of problemsOfKind(entry)) {
+        context.addIssue({ code: "custom", message, path: ["jobs", index, key] });
+      }
       const listed = entry.domains === "all" ? [] : entry.domains;
       const unknown = listed.filter((item) => !value.domains.some((known) => known.name === item));
       for (const item of unknown) {
@@ -464,6 +485,7 @@ export function quiesceSettings({ guestAgent, quiesce: keys }: DomainConfig): Qu
 export function configuredJobs({ jobs, domains, repositories }: Config): readonly Job[] {
   return jobs.map((entry) => ({
     name: entry.name,
+    kind: entry.kind,
     schedule: new Schedule(entry.schedule, entry.timeZone),
     domains: entry.domains === "all" ? domains.map((listed) => listed.name) : [...new Set(entry.domains)],
     repository: entry.repository ?? repositories[0]?.name ?? "",

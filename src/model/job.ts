@@ -1,9 +1,13 @@
 import type { BackupLevel } from "./backup.js";
 import type { Schedule } from "./schedule.js";
 
-/** Backups that are taken by themselves, as the configuration has them. */
+/** `verify`: reads backups that there are, the one first whose verification is the oldest. */
+export type JobKind = "backup" | "verify";
+
+/** Backups that are taken or verified by themselves, as the configuration has them. */
 export interface Job {
   readonly name: string;
+  readonly kind: JobKind;
   readonly schedule: Schedule;
   readonly domains: readonly string[];
   readonly repository: string;
@@ -47,11 +51,11 @@ export interface JobHook {
   readonly onFailure: "continue" | "stop";
 }
 
-/** What is read anew and compared with its digests after each backup of a job. */
+/** What is read anew and compared with its digests after each backup of a job; of one that verifies, all that it does. */
 export interface JobVerification {
   /** The new backup. */
   readonly after: boolean;
-  /** Until when verifications of the domain's other backups are begun, counted from the first; 0: none is. */
+  /** Until when verifications of each domain's other backups are begun, counted from the first; 0: none is. */
   readonly budgetMs: number;
 }
 

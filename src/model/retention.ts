@@ -56,7 +56,10 @@ export interface RetentionPlan {
 
 const CALENDAR = ["daily", "weekly", "monthly", "yearly"] as const;
 
-/** `entries` are all backups of one domain in one repository. The newest that can be restored always stays. */
+/**
+ * `entries` are all backups of one domain in one repository. The newest that can be restored always stays, and the last that
+ * was taken on top of it.
+ */
 export function planRetention(entries: readonly BackupEntry[], policy: RetentionPolicy): RetentionPlan {
   const sound = entries
     .filter(isIntact)
@@ -84,6 +87,12 @@ export function planRetention(entries: readonly BackupEntry[], policy: Retention
   };
 }
 
+/** What is based on a backup was taken after it, though a clock that was set back says otherwise. In the order in which it was taken. */
+function takenAfter(newestFirst: readonly IntactEntry[], entry: IntactEntry): readonly IntactEntry[] {
+  const next = newestFirst.find(({ manifest }) => manifest.parent === entry.id);
+  return next === undefined ? [] : [next, ...takenAfter(newestFirst, next)];
+}
+
 /** Why each backup stays, by id; those that are to go are not in it. `sound` is sorted, oldest first. */
 function keepReasons(sound: readonly IntactEntry[], policy: RetentionPolicy): Map<string, string[]> {
   const reasons = new Map<string, string[]>();
@@ -92,7 +101,10 @@ function keepReasons(sound: readonly IntactEntry[], policy: RetentionPolicy): Ma
   };
   const newestFirst = sound.toReversed();
   const [newest] = newestFirst;
-  if (newest !== undefined) keep(newest, "newest");
+  if (newest !== undefined) {
+    keep(newest, "newest");
+    for (const entry of takenAfter(newestFirst, newest).slice(-1)) keep(entry, "taken last");
+  }
   for (const entry of newestFirst) if (entry.protected === true) keep(entry, "protected");
   const { last } = policy;
   if (last !== undefined) for (const entry of newestFirst.slice(0, last)) keep(entry, `last ${last}`);

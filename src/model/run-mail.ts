@@ -1,5 +1,5 @@
 import { formatBytes, formatDuration } from "../shared/units.js";
-import type { JobMail } from "./job.js";
+import type { JobKind, JobMail } from "./job.js";
 import type { DomainRun, RunRecord } from "./run-record.js";
 
 /** RFC 5322 allows 998 bytes in a line, and a character may take four. */
@@ -7,7 +7,7 @@ const LONGEST_LINE = 240;
 
 /** What a run came to, as a mail with its head. */
 export function runMail(record: RunRecord, { to, from }: Pick<JobMail, "to" | "from">): string {
-  const { id, job, state, startedAtMs, finishedAtMs, error, domains } = record;
+  const { id, job, kind = "backup", state, startedAtMs, finishedAtMs, error, domains } = record;
   const took = finishedAtMs === undefined ? "unknown" : formatDuration(finishedAtMs - startedAtMs);
   const head = [
     `From: ${from}`,
@@ -24,19 +24,22 @@ export function runMail(record: RunRecord, { to, from }: Pick<JobMail, "to" | "f
     ...(error === undefined ? [] : [`${error.message} (${error.code})`]),
     `Started ${new Date(startedAtMs).toISOString()}, took ${took}`,
     "",
-    ...domains.flatMap(domainLines),
+    ...domains.flatMap((part) => domainLines(part, kind)),
   ];
   return [...head, "", ...body.flatMap(folded), ""].join("\n");
 }
 
-function domainLines(part: DomainRun): readonly string[] {
-  const { domain, state, backup, error, notes } = part;
+function domainLines(part: DomainRun, kind: JobKind): readonly string[] {
+  const { domain, state, backup, error, notes, verifications = [] } = part;
   const disks = backup?.manifest.disks ?? [];
   const sum = (key: "readBytes" | "storedBytes"): string =>
     formatBytes(disks.reduce((total, disk) => total + disk[key], 0));
+  const verified = `${verifications.length} backups verified`;
   const what =
     backup === undefined
-      ? "no backup"
+      ? kind === "verify"
+        ? verified
+        : "no backup"
       : `${backup.manifest.level} ${backup.id}, read ${sum("readBytes")}, stored ${sum("storedBytes")}`;
   return [
     `${domain}: ${state}, ${what}`,

@@ -1,17 +1,21 @@
 import type { ErrorCode } from "../shared/errors.js";
 import type { BackupLevel, IntactEntry } from "./backup.js";
+import type { JobKind } from "./job.js";
 
 /**
  * What is known of one run of a job. `complete-with-notes`: every domain has its backup, and somebody should read why it is
- * not as wanted. `failed`: a domain has none, or a backup of it was found damaged. `interrupted`: cancelled, or the process that ran it ended.
+ * not as wanted; of a job that verifies, backups were. `failed`: a domain has none, or a backup of it was found damaged. `interrupted`: cancelled, or the process that ran it ended.
  */
 export type RunState = "running" | "complete" | "complete-with-notes" | "failed" | "interrupted";
 
 /** `waiting`: for one of the places of those that are backed up at once. */
 export type DomainRunState = "waiting" | RunState;
 
-/** What a domain that is running is at. `pause`: until the next try. `after-backup`: steps that follow on its backup. */
-export type RunPhase = "backup" | "pause" | "after-backup";
+/**
+ * What a domain that is running is at. `pause`: until the next try. `after-backup`: steps that follow on its backup.
+ * `verification`: of the backups that it has, by a job that does nothing else.
+ */
+export type RunPhase = "backup" | "pause" | "after-backup" | "verification";
 
 /** `catch-up`: for a moment that was missed or a run that was cut off. `request`: somebody asked for it. */
 export type RunTrigger = "schedule" | "catch-up" | "request";
@@ -21,7 +25,7 @@ export interface RunTrouble {
   readonly message: string;
 }
 
-/** A backup of the domain that was read after the new one was complete, which may be that. */
+/** A backup of the domain that was read, after the new one was complete or by a job of its own. */
 export interface RunVerification {
   readonly backup: string;
   readonly durationMs: number;
@@ -45,6 +49,8 @@ export interface DomainRun {
   readonly error?: RunTrouble | undefined;
   readonly notes: readonly string[];
   readonly verifications?: readonly RunVerification[] | undefined;
+  /** A sample found a change that bitmaps had not recorded: earlier backups may lack it. */
+  readonly missedChange?: boolean | undefined;
 }
 
 /** A process, told apart from all others before and after it. */
@@ -60,6 +66,8 @@ export interface RunRecord {
   /** Sorts by the time at which the run began. */
   readonly id: string;
   readonly job: string;
+  /** Left out: `backup`. */
+  readonly kind?: JobKind | undefined;
   readonly repository: string;
   readonly trigger: RunTrigger;
   /** The moment of the schedule that it is for; a run by request has none. */
@@ -86,6 +94,11 @@ const ENDED_WELL: ReadonlySet<DomainRunState> = new Set(["complete", "complete-w
 
 export function endedWell({ state }: Pick<DomainRun | RunRecord, "state">): boolean {
   return ENDED_WELL.has(state);
+}
+
+/** Whether somebody should hear of it who hears of failures alone. */
+export function isAlarming(record: Pick<RunRecord, "state" | "domains">): boolean {
+  return !endedWell(record) || record.domains.some(({ missedChange }) => missedChange === true);
 }
 
 /** Of a run whose domains have these states: the first of a list from what matters most. */

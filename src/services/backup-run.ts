@@ -50,6 +50,8 @@ export interface BackupRequest {
   readonly request?: string;
   readonly signal?: AbortSignal;
   readonly onProgress?: (progress: BackupProgress) => void;
+  /** A sample found a change that bitmaps had not recorded; the backup is taken again at once. */
+  readonly onMissedChange?: () => void;
 }
 
 export type BackupProgress =
@@ -145,6 +147,7 @@ async function backUp(
   } catch (error) {
     if (signal?.aborted !== true && error instanceof FleeceError && isMissedChange(error)) {
       context.log.warn({ domain: session.domain, ...error.facts }, error.message);
+      request.onMissedChange?.();
       // Once a disk at most: it is compared now.
       return backUp(context, request, session, repository);
     }

@@ -3,7 +3,7 @@ import { checkName } from "../model/names.js";
 import type { RetentionDecision, RetentionPlan, RetentionPolicy } from "../model/retention.js";
 import { planRetention } from "../model/retention.js";
 import type { BackupRepository, MergeProgress } from "../ports/repository.js";
-import { errorMessage, isFleeceError } from "../shared/errors.js";
+import { errorMessage, type FleeceError, isFleeceError } from "../shared/errors.js";
 import { listBackups } from "./backup-catalog.js";
 import type { ServiceContext } from "./context.js";
 import { requireDomain, requireRepository } from "./context.js";
@@ -41,8 +41,9 @@ export interface Pruning {
 
 /**
  * Deletes and merges the backups of a domain that the retention policy does not keep, repository by repository, and answers
- * with those that have a policy. What a backup in use or damage stands in the way of is skipped, with the reason. Safe to
- * interrupt and to repeat. Fails with INVALID_NAME, REPOSITORY_NOT_FOUND or REPOSITORY_BUSY.
+ * with those that have a policy. What a backup in use or damage stands in the way of is skipped, with the reason; so is a
+ * repository that is busy, as long as there is another one where something could be looked at. Safe to interrupt and to repeat.
+ * Fails with INVALID_NAME, REPOSITORY_NOT_FOUND or REPOSITORY_BUSY.
  */
 export async function pruneDomain(
   context: ServiceContext,
@@ -50,20 +51,7 @@ export async function pruneDomain(
   options: PruneOptions = {},
 ): Promise<readonly Pruning[]> {
   checkName("domain", domain);
-  const { repository: chosen } = options;
-  const repositories =
-    chosen === undefined ? [...context.repositories.values()] : [requireRepository(context, chosen)];
-  const prunings: Pruning[] = [];
-  for (const repository of repositories) {
-    const policy = options.policy ?? context.retention(repository.name, domain);
-    if (options.dryRun === true) {
-      if (policy !== undefined) prunings.push(await planOnly(repository, domain, policy));
-      continue;
-    }
-    const pruning = await pruneOne(context, repository, domain, policy, options);
-    if (policy !== undefined) prunings.push(pruning);
-  }
-  return prunings;
+  return pruneEach(context, [domain], options);
 }
 
 /** The same for one domain, or for all that have backups. Fails with DOMAIN_NOT_FOUND if neither the configuration nor a list has it. */
@@ -75,10 +63,41 @@ export async function pruneDomains(
   const filter = options.repository === undefined ? {} : { repository: options.repository };
   const listed = new Set((await listBackups(context, filter)).map((entry) => entry.domain));
   if (domain !== undefined && !listed.has(domain)) requireDomain(context, domain);
+  return pruneEach(context, domain === undefined ? [...listed].toSorted() : [domain], options);
+}
+
+async function pruneEach(
+  context: ServiceContext,
+  domains: readonly string[],
+  options: PruneOptions,
+): Promise<readonly Pruning[]> {
+  const { repository: chosen } = options;
+  const repositories =
+    chosen === undefined ? [...context.repositories.values()] : [requireRepository(context, chosen)];
   const prunings: Pruning[] = [];
-  for (const each of domain === undefined ? [...listed].toSorted() : [domain]) {
-    prunings.push(...(await pruneDomain(context, each, options)));
+  const refusals: FleeceError[] = [];
+  for (const [domain, repository] of domains.flatMap((each) =>
+    repositories.map((one) => [each, one] as const),
+  )) {
+    const policy = options.policy ?? context.retention(repository.name, domain);
+    if (options.dryRun === true) {
+      if (policy !== undefined) prunings.push(await planOnly(repository, domain, policy));
+      continue;
+    }
+    try {
+      const pruning = await pruneOne(context, repository, domain, policy, options);
+      if (policy !== undefined) prunings.push(pruning);
+    } catch (error) {
+      if (!isFleeceError(error, "REPOSITORY_BUSY")) throw error;
+      refusals.push(error);
+      const note = `Nothing was pruned in repository ${repository.name}: ${error.message}`;
+      context.log.warn({ domain, repository: repository.name }, note);
+      const place = { domain, repository: repository.name, dryRun: false };
+      if (policy !== undefined) prunings.push({ ...place, backups: [], checkpoints: [], notes: [note] });
+    }
   }
+  const [refusal] = refusals;
+  if (refusal !== undefined && prunings.every(({ backups }) => backups.length === 0)) throw refusal;
   return prunings;
 }
 

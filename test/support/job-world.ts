@@ -241,6 +241,7 @@ export async function until(isSo: () => Promise<boolean> | boolean): Promise<voi
 export function nightly(changes: Partial<Job> = {}): Job {
   return {
     name: "nightly",
+    kind: "backup",
     schedule: new Schedule("30 2 * * *", "Europe/Berlin"),
     domains: ["web01"],
     repository: "default",

@@ -1,13 +1,7 @@
 import type { IntactEntry } from "../../model/backup.js";
 import type { Job } from "../../model/job.js";
 import { PASSING_ERRORS, retryPauseMs } from "../../model/retry.js";
-import type {
-  DomainRun,
-  RunRecord,
-  RunTrigger,
-  RunTrouble,
-  RunVerification,
-} from "../../model/run-record.js";
+import type { DomainRun, RunRecord, RunTrigger, RunTrouble } from "../../model/run-record.js";
 import { endedRun, endedWell, notesOf, runStateOf } from "../../model/run-record.js";
 import { errorMessage, FleeceError, isFleeceError } from "../../shared/errors.js";
 import { timedId } from "../../shared/ids.js";
@@ -18,7 +12,8 @@ import { runHooks } from "./hooks.js";
 import type { Places } from "./places.js";
 import { sendReports } from "./reports.js";
 import { backupKey, type RunLog } from "./run-log.js";
-import type { RunStep } from "./run-step.js";
+import type { DoneBackup, RunStep } from "./run-step.js";
+import { verifyOldest } from "./verify-steps.js";
 
 /** What one run is to do. */
 export interface RunOrder {
@@ -43,6 +38,13 @@ export interface RunParts {
   readonly steps: readonly RunStep[];
 }
 
+/** What came of a domain beside its backup. */
+interface FollowUp {
+  /** What somebody should read. */
+  readonly notes: readonly string[];
+  readonly damage?: RunTrouble;
+}
+
 /** The clock may be set: the end of the window is looked for again after so long. */
 const LOOK_MS = 10_000;
 
@@ -62,6 +64,7 @@ export class JobRun {
       schemaVersion: 1,
       id: timedId(startedAtMs),
       job: job.name,
+      ...(job.kind === "backup" ? {} : { kind: job.kind }),
       repository: job.repository,
       trigger,
       scheduledMs,
@@ -177,36 +180,25 @@ export class JobRun {
   /** Resolves with why the domain has no backup; undefined if it has one. */
   async #attempt(domain: string, attempts: number): Promise<unknown> {
     const { context, places } = this.#parts;
-    const { job, onProgress } = this.#order;
+    const { job } = this.#order;
     const { signal } = this.#stop;
+    const isBackup = job.kind === "backup";
     try {
       using _place = await places.take({ domain, repository: job.repository }, signal);
       const startedAtMs = this.#of(domain).startedAtMs ?? context.clock.now();
       await this.#change(domain, {
         state: "running",
-        phase: "backup",
+        phase: isBackup ? "backup" : "verification",
         attempts,
         startedAtMs,
         error: undefined,
       });
       if (attempts === 1) await this.#hooksBefore(domain);
-      const entry = await runBackup(context, {
-        domain,
-        repository: job.repository,
-        request: backupKey(this.#record),
-        signal,
-        ...(job.level === undefined ? {} : { level: job.level }),
-        ...(job.quiesce === undefined ? {} : { quiesce: job.quiesce }),
-        onProgress: (progress) => {
-          if (progress.step === "started") {
-            void this.#change(domain, { level: progress.level, reason: progress.reason });
-          }
-          onProgress?.(domain, progress);
-        },
-      });
-      await this.#change(domain, { phase: "after-backup", backup: entry });
-      const { notes: more, damage } = await this.#followUp(entry);
-      const notes = [...this.#of(domain).notes, ...notesOf(entry), ...more];
+      const { notes: more, damage } = isBackup
+        ? await this.#followUp(await this.#take(domain))
+        : await this.#verify(domain);
+      const { backup, notes: earlier } = this.#of(domain);
+      const notes = [...earlier, ...(backup === undefined ? [] : notesOf(backup)), ...more];
       const state = notes.length === 0 ? "complete" : "complete-with-notes";
       await this.#end(domain, {
         notes,
@@ -218,14 +210,54 @@ export class JobRun {
     }
   }
 
-  async #followUp(entry: IntactEntry): Promise<{ readonly notes: string[]; readonly damage?: RunTrouble }> {
+  async #take(domain: string): Promise<IntactEntry> {
+    const { job, onProgress } = this.#order;
+    const entry = await runBackup(this.#parts.context, {
+      domain,
+      repository: job.repository,
+      request: backupKey(this.#record),
+      signal: this.#stop.signal,
+      ...(job.level === undefined ? {} : { level: job.level }),
+      ...(job.quiesce === undefined ? {} : { quiesce: job.quiesce }),
+      onProgress: (progress) => {
+        if (progress.step === "started") {
+          void this.#change(domain, { level: progress.level, reason: progress.reason });
+        }
+        onProgress?.(domain, progress);
+      },
+      onMissedChange: () => void this.#change(domain, { missedChange: true }),
+    });
+    await this.#change(domain, { phase: "after-backup", backup: entry });
+    return entry;
+  }
+
+  /** What the end of the window leaves out has its turn in another run. */
+  async #verify(domain: string): Promise<FollowUp> {
+    const { repository, verify } = this.#order.job;
+    const { signal } = this.#stop;
+    const work = { domain, repository, budgetMs: verify?.budgetMs ?? 0, signal };
+    try {
+      return { notes: await verifyOldest(this.#parts.context, { ...work, ...this.#verified(domain) }) };
+    } catch (error) {
+      if (isFleeceError(error, "DAMAGED")) return { notes: [], damage: troubleOf(error) };
+      if (!isFleeceError(error, "WINDOW_ENDED")) throw error;
+      return { notes: ["the window ended before the budget did; the rest is verified another time"] };
+    }
+  }
+
+  #verified(domain: string): Pick<DoneBackup, "onVerified"> {
+    return {
+      onVerified: (verification) => {
+        const { verifications = [] } = this.#of(domain);
+        void this.#change(domain, { verifications: [...verifications, verification] });
+      },
+    };
+  }
+
+  async #followUp(entry: IntactEntry): Promise<FollowUp> {
     const { context, steps } = this.#parts;
     const { domain } = entry;
-    const onVerified = (verification: RunVerification): void => {
-      const { verifications = [] } = this.#of(domain);
-      void this.#change(domain, { verifications: [...verifications, verification] });
-    };
-    const done = { job: this.#order.job, entry, signal: this.#stop.signal, onVerified };
+    const done = { job: this.#order.job, entry, signal: this.#stop.signal, ...this.#verified(domain) };
     const notes: string[] = [];
     for (const { name, perform } of steps) {
       try {

@@ -57,7 +57,7 @@ export async function domainStatuses(context: ServiceContext): Promise<readonly 
   for (const domain of context.domains) {
     const { lastBackup, problems } = await newestBackup(context, domain);
     const next = context.jobs.list
-      .filter((job) => job.domains.includes(domain))
+      .filter((job) => job.kind === "backup" && job.domains.includes(domain))
       .flatMap((job) => nextRuns(context, job, 1).map((timeMs) => ({ job: job.name, timeMs })))
       .toSorted((a, b) => a.timeMs - b.timeMs)[0];
     const last = runs.get(domain);

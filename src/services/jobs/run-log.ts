@@ -114,9 +114,13 @@ export class RunLog {
     return (await this.summaries(job)).find(endedWell)?.finishedAtMs;
   }
 
-  /** Makes the records of dead processes say so by themselves. What those had published just before their end is found. */
-  async settle(repositories: ReadonlyMap<string, BackupRepository>): Promise<void> {
+  /**
+   * Makes the records of dead processes say so by themselves, and resolves with them. What those had published just before
+   * their end is found.
+   */
+  async settle(repositories: ReadonlyMap<string, BackupRepository>): Promise<readonly RunRecord[]> {
     const { store, log } = this.#parts;
+    const settled: RunRecord[] = [];
     for (const name of await store.notes("runs")) {
       if (this.#active.has(name) || this.#unsaved.has(name)) continue;
       const note = await store.readNote("runs", name);
@@ -126,11 +130,13 @@ export class RunLog {
         error: OWNER_GONE,
       });
       await this.save(told);
+      settled.push(told);
       log.warn(
         { job: note.job, run: note.id, state: told.state },
         "The process of a run had ended before it",
       );
     }
+    return settled;
   }
 
   /** Keeps the records within their bounds. Never fails. */

@@ -1,9 +1,10 @@
 import type { Job } from "../../model/job.js";
-import { endedWell } from "../../model/run-record.js";
+import { endedWell, type RunRecord } from "../../model/run-record.js";
 import { jitterOf, nextTimeOfDay } from "../../model/schedule.js";
 import { errorMessage } from "../../shared/errors.js";
 import type { ServiceContext } from "../context.js";
 import type { RunOrder } from "./job-run.js";
+import { sendReports } from "./reports.js";
 import type { RunSummary } from "./run-log.js";
 
 /** How often each job is looked at: so soon it is noticed that the clock was set. A moment that comes earlier is waited for. */
@@ -18,12 +19,13 @@ export async function keepSchedule(context: ServiceContext, signal: AbortSignal)
   const { log } = context;
   const watches = list.map((job) => new Watch(context, job));
   let isSettled = false;
+  let reports: Promise<unknown> = Promise.resolve();
   while (!signal.aborted) {
     let waitMs = LOOK_MS;
     let runs: readonly RunSummary[] = [];
     try {
       // First of all: a run that was cut off is made up for.
-      if (!isSettled) await runner.log.settle(context.repositories);
+      if (!isSettled) reports = reportSettled(context, await runner.log.settle(context.repositories), signal);
       isSettled = true;
       await runner.log.flush();
       runs = await runner.log.summaries();
@@ -40,6 +42,22 @@ export async function keepSchedule(context: ServiceContext, signal: AbortSignal)
       }
     }
     await pause(context, waitMs, signal);
+  }
+  await reports;
+}
+
+/** Tells of the runs of a killed agent, which could not do so itself. Never fails. */
+async function reportSettled(
+  context: ServiceContext,
+  records: readonly RunRecord[],
+  signal: AbortSignal,
+): Promise<void> {
+  const { list, runner } = context.jobs;
+  for (const record of records) {
+    const job = list.find(({ name }) => name === record.job);
+    if (job === undefined) continue;
+    const notes = await sendReports(context, job, record, { isBrief: false, signal });
+    if (notes.length > 0) await runner.log.save({ ...record, notes });
   }
 }
 

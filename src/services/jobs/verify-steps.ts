@@ -5,6 +5,16 @@ import { requireRepository } from "../context.js";
 import { lastVerification, verifyAndRemember } from "../verifications.js";
 import type { DoneBackup, RunStep } from "./run-step.js";
 
+/** Whose backups are verified. */
+export interface Verifying extends Pick<DoneBackup, "signal" | "onVerified"> {
+  readonly domain: string;
+  readonly repository: string;
+  /** So long, verifications are begun, but one at least; what is begun is finished. */
+  readonly budgetMs: number;
+  /** Is not verified: it has just been taken. */
+  readonly but?: string;
+}
+
 /** Records of runs are bounded. */
 const MOST_RECHECKS = 100;
 
@@ -21,32 +31,45 @@ export const verifyStep: RunStep = {
 export const recheckStep: RunStep = {
   name: "verify older backups",
   async perform(context, done) {
-    const { clock } = context;
-    const budgetMs = done.job.verify?.budgetMs ?? 0;
+    const { job, entry, signal, onVerified } = done;
+    const budgetMs = job.verify?.budgetMs ?? 0;
     if (budgetMs === 0) return [];
-    const endMs = clock.monotonicMs() + budgetMs;
-    const notes: string[] = [];
-    const damages: string[] = [];
-    for (const id of await leastRecentlyVerified(context, done)) {
-      if (clock.monotonicMs() >= endMs) break;
-      try {
-        await verify(context, done, id);
-      } catch (error) {
-        done.signal.throwIfAborted();
-        if (isFleeceError(error, "DAMAGED")) damages.push(errorMessage(error));
-        else if (!isFleeceError(error, "BACKUP_NOT_FOUND")) {
-          notes.push(`backup ${id} could not be verified: ${errorMessage(error)}`);
-        }
-      }
-    }
-    if (damages.length > 0) throw new FleeceError("DAMAGED", damages.join("; "));
-    return notes;
+    const { id: but, domain, repository } = entry;
+    return verifyOldest(context, { domain, repository, budgetMs, signal, onVerified, but });
   },
 };
 
-async function verify(context: ServiceContext, done: DoneBackup, id: string): Promise<void> {
+/**
+ * Verifies backups of a domain, the one first whose verification is the oldest. Resolves with what somebody should read. Fails
+ * with DAMAGED, also if the signal has fired since that was found; otherwise with the signal's reason.
+ */
+export async function verifyOldest(context: ServiceContext, work: Verifying): Promise<readonly string[]> {
   const { clock } = context;
-  const { signal, onVerified } = done;
+  const endMs = clock.monotonicMs() + work.budgetMs;
+  const notes: string[] = [];
+  const damages: string[] = [];
+  for (const id of await leastRecentlyVerified(context, work)) {
+    if (clock.monotonicMs() >= endMs || work.signal.aborted) break;
+    try {
+      await verify(context, work, id);
+    } catch (error) {
+      if (isFleeceError(error, "DAMAGED")) damages.push(errorMessage(error));
+      else if (!work.signal.aborted && !isFleeceError(error, "BACKUP_NOT_FOUND")) {
+        notes.push(`backup ${id} could not be verified: ${errorMessage(error)}`);
+      }
+    }
+  }
+  if (damages.length > 0) throw new FleeceError("DAMAGED", damages.join("; "));
+  work.signal.throwIfAborted();
+  return notes;
+}
+
+async function verify(
+  context: ServiceContext,
+  { signal, onVerified }: Pick<Verifying, "signal" | "onVerified">,
+  id: string,
+): Promise<void> {
+  const { clock } = context;
   const startMs = clock.monotonicMs();
   const durationMs = (): number => Math.round(clock.monotonicMs() - startMs);
   try {
@@ -60,14 +83,14 @@ async function verify(context: ServiceContext, done: DoneBackup, id: string): Pr
   }
 }
 
-/** But the new one. Those never verified come first. */
+/** Those never verified come first. */
 async function leastRecentlyVerified(
   context: ServiceContext,
-  { entry }: DoneBackup,
+  { domain, repository, but }: Verifying,
 ): Promise<readonly string[]> {
-  const listed = await requireRepository(context, entry.repository).list(entry.domain);
+  const listed = await requireRepository(context, repository).list(domain);
   const others = [];
-  for (const other of listed.filter(isIntact).filter(({ id }) => id !== entry.id)) {
+  for (const other of listed.filter(isIntact).filter(({ id }) => id !== but)) {
     const verifiedMs = (await lastVerification(context.store, other.id))?.timeMs ?? 0;
     others.push({ id: other.id, verifiedMs, momentMs: momentMs(other) });
   }

@@ -30,7 +30,7 @@ describe("fleece job", () => {
       jobs: [{ name: "nightly", schedule: "30 2 * * *", timeZone: "Europe/Berlin", nextRuns }],
     });
     expect((await run("job", "list")).stdout).toMatch(
-      /^nightly +30 2 \* \* \* \(Europe\/Berlin\) +2 +- +- +-$/m,
+      /^nightly +backup +30 2 \* \* \* \(Europe\/Berlin\) +2 +- +- +-$/m,
     );
     expect((await (await world([])).run("job", "list")).stdout).toBe("No jobs in the configuration\n");
   });

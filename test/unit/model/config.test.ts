@@ -198,6 +198,7 @@ describe("parseConfig", () => {
     expect(configuredJobs(config)).toEqual([
       {
         name: "nightly",
+        kind: "backup",
         schedule: new Schedule("30 2 * * *", "Europe/Berlin"),
         domains: ["web01"],
         repository: "default",
@@ -237,7 +238,19 @@ describe("parseConfig", () => {
     ]);
   });
 
+  it("reads a job that verifies", () => {
+    const job =
+      'jobs: [{ name: proof, kind: verify, schedule: "0 12 * * 6", domains: all, verify: { budget: 4h } }]';
+    expect(configuredJobs(parseConfig(`${LEAST}${job}\n`, "/c.yaml"))).toMatchObject([
+      { kind: "verify", domains: ["web01"], verify: { budgetMs: 14_400_000 } },
+    ]);
+  });
+
   it.each([
+    ["kind: verify", "jobs.0.verify: Expected a `budget` of a job that verifies"],
+    ["kind: verify, verify: { after: true }", "jobs.0.verify: Expected a `budget`"],
+    ["kind: verify, level: full, verify: { budget: 1h }", "jobs.0.level: Expected none"],
+    ["kind: verify, quiesce: true, verify: { budget: 1h }", "jobs.0.quiesce: Expected none"],
     ["hooks: [{ when: before, command: [] }]", "Expected a program and its arguments"],
     ["report: { webhook: 'ftp://host/' }", "Expected an address like https://host/path"],
     ["report: { webhook: 'https://a:b@host/' }", "without a user name"],

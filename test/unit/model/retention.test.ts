@@ -53,6 +53,15 @@ describe("planRetention", () => {
     expect(fates(plan)).toMatchObject({ b0: "keep: no rule lets it go", b2: "keep: newest" });
   });
 
+  it("keeps what was taken last also if the clock had been set back before it", () => {
+    const entries = chain("2026-11-02T03:00:00Z", "2026-11-01T03:00:00Z", "2026-11-01T02:00:00Z");
+    expect(fates(planRetention(entries, { ...UTC, last: 1 }))).toEqual({
+      b0: "keep: newest, last 1",
+      b1: "merge b2: no rule keeps it",
+      b2: "keep: taken last",
+    });
+  });
+
   it("keeps the newest of each day, week, month and year, and says which", () => {
     const times = [
       "2025-12-28T03:00:00Z",

@@ -126,6 +126,44 @@ describe("the webhook of a job", () => {
   });
 });
 
+describe("the reports of a run whose agent was killed", () => {
+  it("go out when the next agent starts, once, and do not hold up its jobs", async () => {
+    const { url, bodies } = await receiver(500);
+    const { path } = await temporaryDirectory();
+    const at = new JobWorld(path, "2026-11-15T01:29:00Z");
+    const job = nightly({ report: { webhook: url, mail: undefined } });
+    const first = await at.process([job]).schedule();
+    let isHeld = false;
+    at.domain().gate = (point) => {
+      if (!point.startsWith("open: after")) return undefined;
+      isHeld = true;
+      return new Promise(() => undefined);
+    };
+    await first.pass(60_000);
+    await until(() => isHeld);
+    await first.die();
+    expect(bodies).toEqual([]);
+
+    at.domain().gate = () => undefined;
+    await at.clock.advance(1000);
+    const second = await at.process([job]).schedule();
+    // One of the two reports is not taken at first: it pauses.
+    await until(async () => (await second.records()).length === 2 && at.clock.pausesMs.includes(1000));
+    await second.idle();
+    const [again, cut] = await second.records();
+    expect(again).toMatchObject({ trigger: "catch-up", state: "complete" });
+    await at.clock.advance(1000);
+    await until(() => bodies.length === 3);
+    const told = bodies.map((body) => JSON.parse(body) as { id: string; state: string });
+    expect(new Set(told.map(({ id, state }) => `${id} ${state}`))).toEqual(
+      new Set([`${cut?.id ?? ""} INTERRUPTED`, `${again?.id ?? ""} COMPLETE`]),
+    );
+    await second.die();
+    await (await at.process([job]).schedule()).die();
+    expect(bodies).toHaveLength(3);
+  });
+});
+
 describe("the mail of a job", () => {
   const mail = {
     to: ["ops@example.org", "b@example.org"],
@@ -156,6 +194,25 @@ describe("the mail of a job", () => {
         "the mail to ops@example.org, b@example.org was not sent (/bin/false): it ended with exit code 1",
       ],
     });
+  });
+
+  it("goes also when a sample found a change that bitmaps had missed, though there is a backup then", async () => {
+    const { path } = await temporaryDirectory();
+    const at = new JobWorld(path, "2026-11-15T01:29:00Z");
+    const command = ["/usr/bin/tee", `${path}/mail`];
+    const job = nightly({ report: { webhook: undefined, mail: { ...mail, command } } });
+    const { context, runner } = at.process([job]);
+    const night = async (): Promise<RunRecord> => {
+      await at.clock.advance(60_000);
+      const order = { job, trigger: "request", retries: 0 } as const;
+      return (await runner.start({ ...context, sampleShare: 1 }, order)).ended;
+    };
+    await night();
+    expect(await night()).toMatchObject({ state: "complete" });
+    await expect(readFile(`${path}/mail`)).rejects.toThrow("ENOENT");
+    at.domain().disk("vda").content.fill(9, 65_536, 131_072);
+    expect(await night()).toMatchObject({ state: "complete-with-notes", domains: [{ missedChange: true }] });
+    expect(await readFile(`${path}/mail`, "utf8")).toContain("which its bitmaps had not recorded");
   });
 
   it("has no line that an error's words could add to its head or end it with, and none that is too long", async () => {

@@ -100,6 +100,36 @@ describe("pruneDomain", () => {
     expect(checkpoints(world)).toEqual([ids[0], ids[2], ids[3]]);
   });
 
+  it("does the others when one repository is busy, reports that one, and fails if there is no other", async () => {
+    const { context, world, ids } = await chain();
+    const lock = (): Promise<never> =>
+      Promise.reject(new FleeceError("REPOSITORY_BUSY", "another host writes"));
+    const busy = new Proxy(world.repository, {
+      get(target, name) {
+        if (name === "lock") return lock;
+        if (name === "name") return "tape";
+        const value: unknown = Reflect.get(target, name, target);
+        return typeof value === "function" ? (value.bind(target) as unknown) : value;
+      },
+    });
+    const tape = ["tape", busy] as const;
+    const both = { ...context, repositories: new Map([tape, ["default", world.repository]]) };
+    await expect(pruneDomain(both, "vm", { repository: "tape" })).rejects.toThrow("another host writes");
+    const prunings = await pruneDomain(both, "vm");
+    expect(prunings).toMatchObject([
+      {
+        repository: "tape",
+        backups: [],
+        notes: ["Nothing was pruned in repository tape: another host writes"],
+      },
+      { repository: "default", notes: [] },
+    ]);
+    expect(prunings[1]?.backups.map(({ outcome }) => outcome)).toEqual(["done", "done", "kept", "kept"]);
+    expect((await listBackups(context)).map(({ id }) => id)).toEqual(ids.slice(2));
+    const none = { ...context, repositories: new Map([tape]) };
+    await expect(pruneDomain(none, "vm")).rejects.toMatchObject({ code: "REPOSITORY_BUSY" });
+  });
+
   it("keeps a protected backup, and lets an unreachable domain's checkpoints wait for the next time", async () => {
     const { context, world, ids } = await chain();
     await protectBackup(context, ids[0] ?? "", true);
