@@ -158,6 +158,7 @@ function domainMessage(part: DomainRun): JobRunDomain {
       durationMs,
       damage,
     })),
+    bootTest: part.bootTest === undefined ? null : { ...part.bootTest },
   };
 }
 

@@ -45,6 +45,14 @@ export interface DomainRun {
   readonly error?: RunTrouble | undefined;
   readonly notes: readonly string[];
   readonly verifications?: readonly RunVerification[] | undefined;
+  readonly bootTest?: RunBootTest | undefined;
+}
+
+/** A machine that was booted on the disks of the new backup. */
+export interface RunBootTest {
+  readonly durationMs: number;
+  /** Why it did not come up; undefined: it did. */
+  readonly failure?: string | undefined;
 }
 
 /** A process, told apart from all others before and after it. */

@@ -251,6 +251,7 @@ export function nightly(changes: Partial<Job> = {}): Job {
     retries: 3,
     catchUp: true,
     verify: undefined,
+    bootTest: undefined,
     hooks: [],
     report: undefined,
     ...changes,

@@ -3,6 +3,7 @@ import type { Job } from "../../model/job.js";
 import { PASSING_ERRORS, retryPauseMs } from "../../model/retry.js";
 import type {
   DomainRun,
+  RunBootTest,
   RunRecord,
   RunTrigger,
   RunTrouble,
@@ -205,12 +206,12 @@ export class JobRun {
         },
       });
       await this.#change(domain, { phase: "after-backup", backup: entry });
-      const { notes: more, damage } = await this.#followUp(entry);
+      const { notes: more, failure } = await this.#followUp(entry);
       const notes = [...this.#of(domain).notes, ...notesOf(entry), ...more];
       const state = notes.length === 0 ? "complete" : "complete-with-notes";
       await this.#end(domain, {
         notes,
-        ...(damage === undefined ? { state } : { state: "failed", error: damage }),
+        ...(failure === undefined ? { state } : { state: "failed", error: failure }),
       });
       return undefined;
     } catch (error) {
@@ -218,21 +219,22 @@ export class JobRun {
     }
   }
 
-  async #followUp(entry: IntactEntry): Promise<{ readonly notes: string[]; readonly damage?: RunTrouble }> {
+  async #followUp(entry: IntactEntry): Promise<{ readonly notes: string[]; readonly failure?: RunTrouble }> {
     const { context, steps } = this.#parts;
     const { domain } = entry;
     const onVerified = (verification: RunVerification): void => {
       const { verifications = [] } = this.#of(domain);
       void this.#change(domain, { verifications: [...verifications, verification] });
     };
-    const done = { job: this.#order.job, entry, signal: this.#stop.signal, onVerified };
+    const onBooted = (bootTest: RunBootTest): void => void this.#change(domain, { bootTest });
+    const done = { job: this.#order.job, entry, signal: this.#stop.signal, onVerified, onBooted };
     const notes: string[] = [];
     for (const { name, perform } of steps) {
       try {
         notes.push(...(await perform(context, done)));
       } catch (error) {
         const trouble = troubleOf(error);
-        if (trouble.code === "DAMAGED") return { notes, damage: trouble };
+        if (isFleeceError(error, "DAMAGED", "BOOT_FAILED")) return { notes, failure: trouble };
         notes.push(`${name} failed: ${trouble.message} (${trouble.code})`);
       }
     }
