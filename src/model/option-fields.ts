@@ -6,6 +6,7 @@ import { type OptionPair, parseOptionString, printOptionString } from "./option-
  */
 export class OptionFields {
   readonly #isJson: boolean;
+  readonly #implied: string;
   #pairs: readonly OptionPair[] = [];
   #json: Readonly<Record<string, unknown>> = {};
 
@@ -13,17 +14,14 @@ export class OptionFields {
   constructor(text: string, implied: string) {
     const json = text.startsWith("{") ? parseObject(text) : undefined;
     this.#isJson = json !== undefined;
+    this.#implied = implied;
     if (json !== undefined) this.#json = json;
-    else {
-      this.#pairs = parseOptionString(text).map((pair, index) =>
-        index === 0 && pair.key === undefined ? { ...pair, key: implied } : pair,
-      );
-    }
+    else this.#pairs = parseOptionString(text);
   }
 
   /** As text, `on` for JSON's `true`. Undefined if there is none, or `null`. */
   get(key: string): string | undefined {
-    if (!this.#isJson) return this.#pairs.findLast((pair) => pair.key === key)?.value;
+    if (!this.#isJson) return this.#pairs.findLast((pair, index) => this.#keyOf(pair, index) === key)?.value;
     let value: unknown = this.#json;
     for (const step of key.split(".")) value = isObject(value) ? value[step] : undefined;
     if (value === true) return "on";
@@ -34,7 +32,10 @@ export class OptionFields {
   /** Whether there is a member of this name, or a flag, whatever its value is. */
   has(name: string): boolean {
     if (this.#isJson) return this.#json[name] !== undefined && this.#json[name] !== null;
-    return this.#pairs.some(({ key, value }) => (key ?? value) === name || key?.startsWith(`${name}.`));
+    return this.#pairs.some((pair, index) => {
+      const key = this.#keyOf(pair, index) ?? pair.value;
+      return key === name || key.startsWith(`${name}.`);
+    });
   }
 
   /** Of a member that is there, also one of another member; the first level may be new. */
@@ -43,9 +44,13 @@ export class OptionFields {
     else this.#pairs = [...this.#pairs.filter((pair) => pair.key !== key), { key, value }];
   }
 
+  #keyOf({ key }: OptionPair, index: number): string | undefined {
+    return key ?? (index === 0 ? this.#implied : undefined);
+  }
+
   remove(name: string): void {
     this.#json = Object.fromEntries(Object.entries(this.#json).filter(([key]) => key !== name));
-    this.#pairs = this.#pairs.filter(({ key, value }) => (key ?? value) !== name);
+    this.#pairs = this.#pairs.filter((pair, index) => (this.#keyOf(pair, index) ?? pair.value) !== name);
   }
 
   print(): string {
