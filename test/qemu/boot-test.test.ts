@@ -178,17 +178,20 @@ describe("backup boot-test", () => {
     expect(await at.leftovers()).toEqual([]);
   });
 
-  it("leaves nothing when it is interrupted, and remembers nothing then", async () => {
-    const at = await bootableHost("starting\r\n", "halt", { timeout: "10m" });
-    const command = await at.start("backup", "boot-test", at.backupId);
-    untilTestEnds(command);
-    await expect
-      .poll(() => at.machines().then((pids) => pids.length), { timeout: 60_000 })
-      .toBeGreaterThan(1);
-    const { exitCode, stderr } = await command.kill("SIGINT");
-    expect(stderr).toContain("INTERRUPTED");
-    expect(exitCode).not.toBe(0);
-    expect([await at.leftovers(), await at.machines()]).toEqual([[], []]);
-    expect((await at.run("backup", "show", at.backupId)).stdout).not.toMatch(/Booted/);
-  });
+  it.runIf(process.env["FLEECE_FAULTS"] === "all")(
+    "leaves nothing when it is interrupted, and remembers nothing then",
+    async () => {
+      const at = await bootableHost("starting\r\n", "halt", { timeout: "10m" });
+      const command = await at.start("backup", "boot-test", at.backupId);
+      untilTestEnds(command);
+      await expect
+        .poll(() => at.machines().then((pids) => pids.length), { timeout: 60_000 })
+        .toBeGreaterThan(1);
+      const { exitCode, stderr } = await command.kill("SIGINT");
+      expect(stderr).toContain("INTERRUPTED");
+      expect(exitCode).not.toBe(0);
+      expect([await at.leftovers(), await at.machines()]).toEqual([[], []]);
+      expect((await at.run("backup", "show", at.backupId)).stdout).not.toMatch(/Booted/);
+    },
+  );
 });

@@ -147,8 +147,19 @@ function linesOf(text: string): string[] {
     .filter((line) => line !== "");
 }
 
+/** Of the registers and traces that follow on a panic nobody learns; of what came before it, perhaps. */
+function lastWords(console: string): string {
+  const lines = linesOf(console);
+  const panic = lines.findLastIndex((line) => /panic/i.test(line));
+  const end = panic < 0 ? lines.length : panic + 1;
+  return lines
+    .slice(Math.max(0, end - LAST_LINES.lines), end)
+    .join(" | ")
+    .slice(-LAST_LINES.characters);
+}
+
 function bootFailed(sign: BootSign, how: string, console: string): FleeceError {
-  const last = linesOf(console).slice(-LAST_LINES.lines).join(" | ").slice(-LAST_LINES.characters);
+  const last = lastWords(console);
   const said = last === "" ? "its serial console has said nothing" : `its serial console said last: ${last}`;
   return new FleeceError("BOOT_FAILED", `The guest did not come up: ${signWords(sign)} ${how}; ${said}`, {
     facts: { console: last },
