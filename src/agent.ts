@@ -3,6 +3,7 @@ import { join } from "node:path";
 import { type ClientEntry, LOCAL_CLIENT, type Role } from "./model/access.js";
 import type { Config } from "./model/config.js";
 import {
+  bootSettings,
   clientEntries,
   configuredJobs,
   jobLimits,
@@ -25,6 +26,7 @@ import { NbdFronts } from "./drivers/front/front-opener.js";
 import { QemuHostCleaner } from "./drivers/host-cleaner.js";
 import { StorageDaemonImages } from "./drivers/images.js";
 import { QemuTakers } from "./drivers/machine/takers.js";
+import { QemuBootMachines } from "./drivers/boot/qemu-boot-machines.js";
 import { QemuMachines } from "./drivers/machine/qemu-machines.js";
 import { QemuInternalSnapshots } from "./drivers/machine/internal-snapshots.js";
 import { QemuLayerMergers } from "./drivers/machine/layer-merger.js";
@@ -56,6 +58,7 @@ import { ContextWorker } from "./services/context-worker.js";
 import { keepHouse, type Duty } from "./services/housekeeping.js";
 import { JobRunner } from "./services/jobs/job-runner.js";
 import { pruneStep } from "./services/jobs/prune-step.js";
+import { bootStep } from "./services/jobs/boot-step.js";
 import { recheckStep, verifyStep } from "./services/jobs/verify-steps.js";
 import { keepSchedule } from "./services/jobs/scheduler.js";
 import type { RunStep } from "./services/jobs/run-step.js";
@@ -157,7 +160,7 @@ export { formatHostPort, parseHostPort } from "./model/host-port.js";
 const DUTIES: readonly Duty[] = [watchSnapshots];
 
 /** What follows on each backup of a job, in this order. */
-const RUN_STEPS: readonly RunStep[] = [verifyStep, pruneStep, recheckStep];
+const RUN_STEPS: readonly RunStep[] = [verifyStep, bootStep, pruneStep, recheckStep];
 
 /** Loaded when it is needed: most commands tell nobody of runs. */
 async function runJson(record: RunRecord): Promise<string> {
@@ -210,6 +213,8 @@ export async function startAgent(
     domainSnapshots,
     takers: new QemuTakers({ domains: config.domains, clock, runtimeRoot }),
     machines: new QemuMachines({ domains: config.domains, stateDir: config.stateDir }),
+    bootMachines: new QemuBootMachines({ domains: config.domains, clock, runtimeRoot }),
+    bootTests: new Map(config.domains.map((domain) => [domain.name, bootSettings(domain)])),
     layers: new QemuLayerMergers({ domains: config.domains, runtimeRoot }),
     snapshotFiles,
     internals: new QemuInternalSnapshots(config.domains),

@@ -79,16 +79,21 @@ async function identityOf({ outputs }: ServiceContext, { directory, disks }: Res
 }
 
 /** By its id, or the newest of a domain. */
-async function wantedBackup(
+export async function wantedBackup(
   context: ServiceContext,
-  { id, domain, at, repository }: CallRequest<"Backups.Restore">,
+  {
+    id,
+    domain,
+    at,
+    repository,
+  }: Partial<Pick<CallRequest<"Backups.Restore">, "id" | "domain" | "at" | "repository">>,
 ): Promise<IntactEntry> {
-  if (domain !== undefined && id === "") {
+  if (domain !== undefined && (id ?? "") === "") {
     const atMs = at === undefined ? undefined : parseTimeText(at);
     return findBackupAt(context, { domain, atMs, repository });
   }
   if (domain === undefined && at === undefined && repository === undefined) {
-    return (await findReadable(context, id)).entry;
+    return (await findReadable(context, id ?? "")).entry;
   }
   const message = "Expected either the id of a backup, or a domain and perhaps a moment and a repository";
   throw new FleeceError("INVALID_ARGUMENT", message, {

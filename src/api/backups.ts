@@ -4,6 +4,7 @@ import { type DeletedBackup, deleteBackup, findBackup, listBackups } from "../se
 import type { BackupProgress } from "../services/backup-run.js";
 import { runBackup } from "../services/backup-run.js";
 import type { ServiceContext } from "../services/context.js";
+import { lastBootTest } from "../services/boot-test.js";
 import { lastVerification } from "../services/verifications.js";
 import type { CallOptions, CallRequest } from "./call-types.js";
 import { CONSISTENCIES } from "./consistency.js";
@@ -32,6 +33,7 @@ const NOTHING_KNOWN = {
   disks: [],
   machineFiles: [],
   verifiedTime: null,
+  lastBoot: null,
 } as const;
 const MODES = { changes: "CHANGES", compare: "COMPARE", whole: "WHOLE" } as const;
 
@@ -71,7 +73,7 @@ export async function listBackupsHandler(
     entry.id,
   ];
   const { items, nextPageToken } = page(entries, paging, scope, keyOf);
-  const backups = await Promise.all(items.map((entry) => withVerification(context, entry)));
+  const backups = await Promise.all(items.map((entry) => withProofs(context, entry)));
   return { backups, nextPageToken };
 }
 
@@ -80,7 +82,7 @@ export async function getBackupHandler(
   { id }: CallRequest<"Backups.Get">,
 ): Promise<Backup> {
   const { entry } = await findBackup(context, id);
-  return withVerification(context, entry);
+  return withProofs(context, entry);
 }
 
 /** Answers with the backup as it was. */
@@ -122,6 +124,7 @@ function soundBackupMessage(entry: IntactEntry): Backup {
     protected: entry.protected === true,
     machineFiles: machineFileMessages(manifest),
     verifiedTime: null,
+    lastBoot: null,
   };
 }
 
@@ -129,11 +132,18 @@ export function machineFileMessages({ machineFiles = [] }: Manifest): Backup["ma
   return machineFiles.map(({ path, sizeBytes }) => ({ path, sizeBytes }));
 }
 
-async function withVerification({ store }: ServiceContext, entry: BackupEntry): Promise<Backup> {
-  const found = await lastVerification(store, entry.id);
-  const message = backupMessage(entry);
-  if (found === undefined) return message;
-  return { ...message, verifiedTime: timestampFromMs(found.timeMs), verifiedDamage: found.damage };
+async function withProofs({ store }: ServiceContext, entry: BackupEntry): Promise<Backup> {
+  const verified = await lastVerification(store, entry.id);
+  const booted = await lastBootTest(store, entry.id);
+  return {
+    ...backupMessage(entry),
+    ...(verified === undefined
+      ? {}
+      : { verifiedTime: timestampFromMs(verified.timeMs), verifiedDamage: verified.damage }),
+    ...(booted === undefined
+      ? {}
+      : { lastBoot: { time: timestampFromMs(booted.timeMs), failure: booted.failure } }),
+  };
 }
 
 function backupDiskMessage(disk: ManifestDisk): BackupDisk {

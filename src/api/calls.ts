@@ -3,6 +3,7 @@ import { checkName } from "../model/names.js";
 import type { ServiceContext } from "../services/context.js";
 import { FleeceError, isFleeceError } from "../shared/errors.js";
 import { restoreBackupHandler, serveBackupHandler, verifyBackupHandler } from "./backup-reads.js";
+import { bootTestHandler } from "./boot-test.js";
 import { protectBackupHandler, pruneBackupsHandler } from "./backup-retention.js";
 import { deleteBackupHandler, getBackupHandler, listBackupsHandler, runBackupHandler } from "./backups.js";
 import {
@@ -105,6 +106,7 @@ export const CALLS: { readonly [Name in CallName]: Call<Name> } = {
     names: { id: "backup" },
     handler: serveBackupHandler,
   },
+  "Backups.BootTest": { ...WORKS, names: {}, handler: bootTestHandler },
   "Backups.Delete": { ...ADMINISTERS, names: { id: "backup" }, handler: deleteBackupHandler },
   "Backups.Protect": { ...ADMINISTERS, names: { id: "backup" }, handler: protectBackupHandler },
   "Backups.Prune": { ...ADMINISTERS, names: {}, handler: pruneBackupsHandler },

@@ -166,6 +166,7 @@ function domainMessage(part: DomainRun): JobRunDomain {
       durationMs,
       damage,
     })),
+    bootTest: part.bootTest === undefined ? null : { ...part.bootTest },
   };
 }
 

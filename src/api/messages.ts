@@ -1,5 +1,7 @@
 import type { Backup__Output, _fleece_v1_Backup_Disk__Output } from "./generated/fleece/v1/Backup.js";
 import type { BackupProgress__Output } from "./generated/fleece/v1/BackupProgress.js";
+import type { BootProgress__Output } from "./generated/fleece/v1/BootProgress.js";
+import type { BootTest__Output } from "./generated/fleece/v1/BootTest.js";
 import type { BlockExport__Output } from "./generated/fleece/v1/BlockExport.js";
 import type {
   BlockSnapshot__Output,
@@ -62,7 +64,9 @@ export type BackupDisk = Message<_fleece_v1_Backup_Disk__Output>;
 export type Backup = Message<Backup__Output>;
 export type BackupProgress = Message<BackupProgress__Output>;
 /** What long calls tell on their way. */
-export type Progress = BackupProgress | DomainSnapshotProgress;
+export type Progress = BackupProgress | DomainSnapshotProgress | BootProgress;
+export type BootProgress = Message<BootProgress__Output>;
+export type BootTest = Message<BootTest__Output>;
 export type ListBackupsResponse = Message<ListBackupsResponse__Output>;
 export type Verification = Message<Verification__Output>;
 export type PruneReport = Message<PruneReport__Output>;
@@ -105,6 +109,7 @@ export interface MessageTypes {
   readonly Backup: Backup;
   readonly ListBackupsResponse: ListBackupsResponse;
   readonly Verification: Verification;
+  readonly BootTest: BootTest;
   readonly PruneReport: PruneReport;
   readonly Restoration: Restoration;
   readonly ServedBackup: ServedBackup;

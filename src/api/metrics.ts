@@ -89,6 +89,11 @@ export class AgentMetrics implements Meter, CallMeter {
     "Backups that were read and compared with their digests, by outcome",
     ["domain", "outcome"],
   );
+  readonly #boots = this.#counter(
+    "fleece_backup_boot_tests_total",
+    "Backups on whose disks a machine was booted, by outcome",
+    ["domain", "outcome"],
+  );
   readonly #missed = this.#counter(
     "fleece_changes_missed_total",
     "Disks of which a sample found a change that bitmaps had not recorded",
@@ -147,6 +152,10 @@ export class AgentMetrics implements Meter, CallMeter {
 
   backupVerified(domain: string, outcome: "sound" | "damaged"): void {
     this.#verifications.inc({ domain, outcome });
+  }
+
+  backupBooted(domain: string, outcome: "booted" | "failed"): void {
+    this.#boots.inc({ domain, outcome });
   }
 
   callBegins(method: CallName): (failure?: ErrorCode) => void {

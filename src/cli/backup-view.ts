@@ -1,5 +1,6 @@
 import type {
   Backup,
+  BootTest,
   ListBackupsResponse,
   Restoration,
   ServedBackup,
@@ -25,14 +26,15 @@ export function backupList({ backups }: ListBackupsResponse, terminal: boolean):
       { head: "DISKS", cell: sound(({ disks }) => disks.map(({ target }) => target).join(",")) },
       { head: "STORED", cell: sound((backup) => formatBytes(storedBytes(backup))), align: "right" },
       { head: "VERIFIED", cell: verifiedOf },
+      { head: "BOOTED", cell: bootedOf },
       { head: "REPOSITORY", cell: ({ repository }) => repository },
     ],
     terminal,
   );
   const notes = backups.flatMap((backup) => {
-    const { damage, verifiedDamage } = backup;
+    const { damage, verifiedDamage, lastBoot } = backup;
     const reason = isByChangesAlone(backup) ? undefined : backup.reason;
-    return [damage ?? reason, verifiedDamage].flatMap((note) =>
+    return [damage ?? reason, verifiedDamage, lastBoot?.failure].flatMap((note) =>
       note === undefined ? [] : [`${printable(backup.id)}: ${printable(note)}\n`],
     );
   });
@@ -64,6 +66,8 @@ export function backupDetails(backup: Backup, terminal: boolean): string {
     ["Machine files", machineFiles(backup)],
     ["Verified", backup.verifiedTime === null ? undefined : verifiedOf(backup)],
     ["Damage", backup.verifiedDamage],
+    ["Booted", backup.lastBoot === null ? undefined : bootedOf(backup)],
+    ["Boot failure", backup.lastBoot?.failure],
   ]);
   return `${head}\n${diskTable(backup, terminal)}`;
 }
@@ -71,6 +75,16 @@ export function backupDetails(backup: Backup, terminal: boolean): string {
 function verifiedOf({ verifiedTime, verifiedDamage }: Backup): string {
   if (verifiedTime === null) return "-";
   return `${verifiedDamage === undefined ? "" : "damaged, "}${formatTime(verifiedTime)}`;
+}
+
+function bootedOf({ lastBoot }: Backup): string {
+  if (lastBoot === null) return "-";
+  return `${lastBoot.failure === undefined ? "" : "failed, "}${formatTime(lastBoot.time)}`;
+}
+
+export function bootTestDone({ backup, domain, sign, durationMs, accelerator }: BootTest): string {
+  const what = `Backup ${printable(backup)} of ${printable(domain)} has booted`;
+  return `${what}: ${printable(sign)} after ${formatDuration(durationMs)} (${accelerator.toUpperCase()})\n`;
 }
 
 export function backupDone(backup: Backup, terminal: boolean): string {

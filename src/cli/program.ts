@@ -1,6 +1,7 @@
 import { Command, Option } from "@commander-js/extra-typings";
 import { addBackupCommands } from "./backup-commands.js";
 import { addBackupReadCommands } from "./backup-read-commands.js";
+import { addBootTestCommand } from "./boot-test-command.js";
 import { addBackupRetentionCommands } from "./backup-retention-commands.js";
 import { addCheckpointCommands } from "./checkpoint-commands.js";
 import { addBlockSnapshotCommands } from "./block-snapshot-commands.js";
@@ -83,6 +84,7 @@ export function createProgram(
   );
   addBackupCommands(backup, run);
   addBackupReadCommands(backup, run);
+  addBootTestCommand(backup, run);
   addDomainSnapshotCommands(
     group("domain-snapshot", "create, list, show, revert, delete and clone snapshots of memory and disks"),
     run,

@@ -48,6 +48,10 @@ export class ProgressView {
   /** To be handed to a call of the API. */
   readonly show = (progress: Progress): void => {
     if (this.#stopped || this.#stderr.isTTY !== true) return;
+    if ("consoleLine" in progress) {
+      if (progress.consoleLine !== "") this.log.write(`${printable(progress.consoleLine)}\n`);
+      return;
+    }
     if ("phase" in progress) {
       this.#showPhase(progress);
       return;

@@ -35,7 +35,7 @@ export function runReport(run: JobRun): string {
 }
 
 function domainLines(domain: JobRunDomain, most: number): readonly string[] {
-  const { backup, verifications } = domain;
+  const { backup, verifications, bootTest } = domain;
   const took = tookOf(domain);
   const damaged = verifications.filter(({ damage }) => damage !== undefined).length;
   const head = [
@@ -44,6 +44,7 @@ function domainLines(domain: JobRunDomain, most: number): readonly string[] {
     ...(took === undefined ? [] : [took]),
     ...(verifications.length === 0 ? [] : [`${plural(verifications.length, "backup")} verified`]),
     ...(damaged === 0 ? [] : [`${damaged} damaged`]),
+    ...(bootTest === null ? [] : [bootTest.failure === undefined ? "booted" : "did not boot"]),
   ];
   const disks = disksOf(domain);
   const targets = Math.min(LONGEST_TARGET, Math.max(0, ...disks.map(({ target }) => target.length)));

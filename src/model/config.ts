@@ -5,6 +5,7 @@ import * as z from "zod";
 import { FleeceError } from "../shared/errors.js";
 import { formatBytes, KIB, MIB, parseBytes, parseDuration } from "../shared/units.js";
 import { LOCAL_NAME, parseFingerprint, ROLES, type ClientEntry } from "./access.js";
+import { consoleSign, type BootSettings } from "./boot-test.js";
 import { parseHostPort } from "./host-port.js";
 import type { NameKind } from "./names.js";
 import { isLocal, parseMetricsAddress } from "./metrics-address.js";
@@ -108,6 +109,46 @@ const retention = z
     path: ["maximumChainLength"],
   });
 
+/** In milliseconds once it is parsed. */
+const longWait = z.string().transform((value, context) => {
+  const ms = parseDuration(value);
+  if (ms !== undefined && ms >= 1000 && ms <= 12 * 3_600_000) return ms;
+  const message = `Expected a duration like 90s, 10m or 1h, 1s to 12h, got ${JSON.stringify(value)}`;
+  context.addIssue({ code: "custom", message });
+  return z.NEVER;
+});
+
+const argumentList = z.array(z.string().refine((value) => !value.includes("\0"))).min(1);
+
+const bootTest = z
+  .strictObject({
+    launch: argumentList.optional(),
+    memory: size
+      .refine((bytes) => bytes >= MIB, { message: `Expected at least ${formatBytes(MIB)}` })
+      .optional(),
+    console: z
+      .string()
+      .min(1)
+      .refine(isConsoleSign, { message: "Expected a text, or a regular expression between slashes" })
+      .optional(),
+    guestAgent: z.boolean().default(false),
+    timeout: longWait.default(300_000),
+    accelerator: z.enum(["auto", "kvm", "tcg"]).default("auto"),
+  })
+  .refine((value) => value.console === undefined || !value.guestAgent, {
+    message: "Expected either `console` or `guestAgent: true`, got both",
+    path: ["console"],
+  });
+
+function isConsoleSign(text: string): boolean {
+  try {
+    consoleSign(text);
+    return true;
+  } catch {
+    return false;
+  }
+}
+
 const domain = z
   .strictObject({
     name: name("domain"),
@@ -116,10 +157,8 @@ const domain = z
     scratch: z.strictObject({ limit: scratchLimit }).optional(),
     guestAgent: filePath.optional(),
     quiesce: quiesce.optional(),
-    launch: z
-      .array(z.string().refine((value) => !value.includes("\0")))
-      .min(1)
-      .optional(),
+    launch: argumentList.optional(),
+    bootTest: bootTest.optional(),
     /** Left out: `auto`. */
     exports: z.enum(["auto", "staged"]).optional(),
     retention: retention.optional(),
@@ -342,6 +381,7 @@ const job = z.strictObject({
   catchUp: z.boolean().default(true),
   hooks: z.array(hook).default([]),
   report: report.optional(),
+  bootTest: z.strictObject({ budget: longWait.default(900_000) }).optional(),
   verify: z.strictObject({ after: z.boolean().default(true), budget: jitter.default(0) }).optional(),
 });
 
@@ -474,6 +514,16 @@ export function retentionPolicy(
   return own ?? repositories.find((entry) => entry.name === repositoryName)?.retention;
 }
 
+/** How backups of the domain are booted to prove them. */
+export function bootSettings({ bootTest: keys, disks = [] }: DomainConfig): BootSettings {
+  const { launch, memory, console, guestAgent, timeout, accelerator } = keys ?? bootTest.parse({});
+  return {
+    ...{ launch, accelerator, memoryBytes: memory, timeoutMs: timeout },
+    files: new Map(disks.map(({ target, file }) => [target, file])),
+    sign: guestAgent ? { kind: "guest-agent" } : consoleSign(console ?? "login:"),
+  };
+}
+
 /** Undefined for a domain without a guest agent. */
 export function quiesceSettings({ guestAgent, quiesce: keys }: DomainConfig): QuiesceSettings | undefined {
   if (guestAgent === undefined) return undefined;
@@ -497,6 +547,7 @@ export function configuredJobs({ jobs, domains, repositories }: Config): readonl
     catchUp: entry.catchUp,
     hooks: entry.hooks.map(({ timeout, ...keys }) => ({ ...keys, timeoutMs: timeout })),
     report: entry.report && { webhook: entry.report.webhook, mail: entry.report.mail },
+    bootTest: entry.bootTest && { budgetMs: entry.bootTest.budget },
     verify: entry.verify && { after: entry.verify.after, budgetMs: entry.verify.budget },
   }));
 }

@@ -23,6 +23,8 @@ export interface Job {
   /** Whether a run that was missed is made up for. */
   readonly catchUp: boolean;
   readonly verify: JobVerification | undefined;
+  /** Undefined: backups are not booted. */
+  readonly bootTest: JobBootTest | undefined;
   readonly hooks: readonly JobHook[];
   readonly report: JobReport | undefined;
 }
@@ -56,6 +58,12 @@ export interface JobVerification {
   /** The new backup. */
   readonly after: boolean;
   /** Until when verifications of each domain's other backups are begun, counted from the first; 0: none is. */
+  readonly budgetMs: number;
+}
+
+/** A machine is booted on the disks of each backup of a job. */
+export interface JobBootTest {
+  /** How long it may take of the run. */
   readonly budgetMs: number;
 }
 

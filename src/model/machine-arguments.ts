@@ -100,14 +100,20 @@ export function rewriteArguments(list: readonly string[], rewriting: Rewriting):
     );
   }
   const kept = options.filter(({ name }) => !DROPPED.has(name));
-  const disks = new DiskRewriter(rewriting, kept);
-  const rewritten = withMachineType(
-    kept.map((option) => disks.rewrite(option)),
-    rewriting.machineType,
-  );
-  disks.checkComplete();
+  const rewritten = withMachineType(replaceDisks(kept, rewriting), rewriting.machineType);
   const end = rewriting.incoming ? ["-S", "-incoming", "defer"] : ["-S"];
   return [...printMachineArguments({ program, options: rewritten }), ...end];
+}
+
+/** Gives disks other images, and changes nothing else. Fails with UNSUPPORTED as `rewriteArguments` does. */
+export function replaceDisks(
+  options: readonly MachineOption[],
+  rewriting: Pick<Rewriting, "disks" | "cwd">,
+): MachineOption[] {
+  const disks = new DiskRewriter(rewriting, options);
+  const rewritten = options.map((option) => disks.rewrite(option));
+  disks.checkComplete();
+  return rewritten;
 }
 
 function withMachineType(
@@ -139,7 +145,7 @@ class DiskRewriter {
   readonly #formatOver: ReadonlySet<string>;
   readonly #protocols = new Map<string, ReplacedDisk>();
 
-  constructor({ cwd, disks }: Rewriting, options: readonly MachineOption[]) {
+  constructor({ cwd, disks }: Pick<Rewriting, "disks" | "cwd">, options: readonly MachineOption[]) {
     this.#cwd = cwd;
     this.#disks = disks;
     const nodes = options.flatMap((option) =>

@@ -96,6 +96,12 @@ export interface RestoreJournal {
   readonly backupId: string;
 }
 
+/** A machine that boots a backup's disks. Others may work on the domain meanwhile, so the process is named; it dies with that. */
+export interface BootTestJournal {
+  readonly kind: "boot-test";
+  readonly backupId: string;
+}
+
 /** A domain on its way back to a domain snapshot. */
 export interface RevertJournal {
   readonly kind: "domain-snapshot-revert";

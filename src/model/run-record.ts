@@ -51,6 +51,14 @@ export interface DomainRun {
   readonly verifications?: readonly RunVerification[] | undefined;
   /** A sample found a change that bitmaps had not recorded: earlier backups may lack it. */
   readonly missedChange?: boolean | undefined;
+  readonly bootTest?: RunBootTest | undefined;
+}
+
+/** A machine that was booted on the disks of the new backup. */
+export interface RunBootTest {
+  readonly durationMs: number;
+  /** Why it did not come up; undefined: it did. */
+  readonly failure?: string | undefined;
 }
 
 /** A process, told apart from all others before and after it. */

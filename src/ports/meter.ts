@@ -12,6 +12,8 @@ export interface Meter {
   jobRunEnded(job: string, state: RunState): void;
   /** A whole backup of the domain was read and compared with its digests. */
   backupVerified(domain: string, outcome: "sound" | "damaged"): void;
+  /** A machine was booted on the disks of a backup of the domain. */
+  backupBooted(domain: string, outcome: "booted" | "failed"): void;
   /** A block of a disk of the domain had changed, and did not count as changed. */
   changeMissed(domain: string): void;
 }
@@ -23,5 +25,6 @@ export const noMeter: Meter = {
   backupsChanged: () => undefined,
   jobRunEnded: () => undefined,
   backupVerified: () => undefined,
+  backupBooted: () => undefined,
   changeMissed: () => undefined,
 };

@@ -1,5 +1,6 @@
 import type {
   BackupJournal,
+  BootTestJournal,
   CloneJournal,
   DeletionJournal,
   DomainSnapshotJournal,
@@ -15,6 +16,7 @@ export type OperationSubject =
   | BackupJournal
   | SnapshotJournal
   | RestoreJournal
+  | BootTestJournal
   | DomainSnapshotJournal
   | RevertJournal
   | DeletionJournal
@@ -43,8 +45,8 @@ export interface OperationRecord {
 /**
  * What is remembered of what has ended, so that answers can say it: `ended-snapshots` by domain, `requests` by their keys,
  * and what waits for a better time: `unused-checkpoints` by domain. Nothing goes wrong without it. `runs` of jobs, by id and
- * job; `jobs`: which of their moments are handled, without which nothing was missed. `verifications` by backup;
- * `missed-changes` by domain, without which the next backup would miss them, too.
+ * job; `jobs`: which of their moments are handled, without which nothing was missed. `verifications` and `boot-tests` by
+ * backup; `missed-changes` by domain, without which the next backup would miss them, too.
  */
 export type NoteKind =
   | "ended-snapshots"
@@ -53,6 +55,7 @@ export type NoteKind =
   | "runs"
   | "jobs"
   | "verifications"
+  | "boot-tests"
   | "missed-changes";
 
 /** Held from `lockDomain` until `release` or the end of the process, however that comes (a kernel lock). */

@@ -13,6 +13,8 @@ import type { DiskTargets } from "../ports/disk-targets.js";
 import type { ImageFactory } from "../ports/image-writer.js";
 import type { Meter } from "../ports/meter.js";
 import type { OutputDirectories } from "../ports/output-directory.js";
+import type { BootSettings } from "../model/boot-test.js";
+import type { BootMachines } from "../ports/boot-machines.js";
 import type { Machines } from "../ports/machines.js";
 import type { Logger } from "../ports/logger.js";
 import type { ProgramRunner } from "../ports/program-runner.js";
@@ -33,6 +35,9 @@ export interface ServiceContext {
   readonly domainSnapshots: DomainSnapshotStore;
   readonly takers: SnapshotTakers;
   readonly machines: Machines;
+  readonly bootMachines: BootMachines;
+  /** By domain. */
+  readonly bootTests: ReadonlyMap<string, BootSettings>;
   readonly layers: LayerMergers;
   readonly snapshotFiles: SnapshotFiles;
   readonly internals: InternalSnapshots;

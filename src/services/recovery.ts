@@ -39,7 +39,7 @@ export interface RecoveryParts {
 /**
  * Puts in order what killed processes left on a domain, and ends block snapshots whose lease has run out. The caller
  * holds the domain's lock, so whoever wrote a record of a backup is dead. All records are tried; then the first failure
- * is thrown, unless it was a restore's: files that it could not remove are nobody's obstacle.
+ * is thrown, unless it was a restore's or a boot test's: files that it could not remove are nobody's obstacle.
  */
 export async function recoverDomain(parts: RecoveryParts, session: DomainSession): Promise<void> {
   const failures: unknown[] = [];
@@ -48,7 +48,8 @@ export async function recoverDomain(parts: RecoveryParts, session: DomainSession
     try {
       await recoverOperation(parts, session, record);
     } catch (error) {
-      if (record.subject.kind === "restore") parts.log.warn({ operation: record.id }, errorMessage(error));
+      if (["restore", "boot-test"].includes(record.subject.kind))
+        parts.log.warn({ operation: record.id }, errorMessage(error));
       else failures.push(error);
     }
   }
@@ -140,6 +141,7 @@ export function isOver(
     case "domain-snapshot-internal":
       return true;
     case "restore":
+    case "boot-test":
       return !parts.store.isAlive(owner);
     case "block-snapshot":
       return subject.phase !== "open" || !hasLease(parts, subject);

@@ -51,6 +51,10 @@ export const ERROR_CODES = {
   ],
   DOMAIN_UNREACHABLE: ["unreachable", "The domain's QMP socket is absent, refuses, hangs or talks nonsense"],
   DAMAGED: ["damage", "The files of a backup or domain snapshot are not what its record and digests say"],
+  BOOT_FAILED: [
+    "failed",
+    "A machine on the disks of a backup did not come up; the message has its last words",
+  ],
   NOT_READY: ["failed", "The next backup would be refused; the report says why"],
   CHECKPOINT_INVALID: ["failed", "The changes since that checkpoint cannot be told completely"],
   CHECKPOINT_DAMAGED: ["failed", "A bitmap is inconsistent, so that merging it would lose changes"],

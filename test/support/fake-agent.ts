@@ -22,7 +22,7 @@ import { JobRunner } from "../../src/services/jobs/job-runner.js";
 import type { FakeDiskSpec, Gate } from "./fake-domain.js";
 import { FakeDomain } from "./fake-domain.js";
 import { gated } from "./fake-faults.js";
-import { fakeMachines } from "./fake-machines.js";
+import { fakeBootMachines, fakeMachines } from "./fake-machines.js";
 import { fakeImages } from "./fake-images.js";
 import { FakeRepository } from "./fake-repository.js";
 
@@ -89,6 +89,8 @@ export class FakeProcess {
       domainSnapshots: new DomainSnapshotDirectory(world.stateDir),
       takers: new QemuTakers({ domains: [], clock: systemClock, runtimeRoot: world.stateDir }),
       machines: fakeMachines,
+      bootMachines: fakeBootMachines,
+      bootTests: new Map(),
       layers: new QemuLayerMergers({ domains: [], runtimeRoot: world.stateDir }),
       snapshotFiles,
       internals: new QemuInternalSnapshots([]),

@@ -1,3 +1,4 @@
+import type { BootMachines } from "../../src/ports/boot-machines.js";
 import type { Machines } from "../../src/ports/machines.js";
 
 const refuse = (): Promise<never> => Promise.reject(new Error("The fake world starts and ends no QEMU"));
@@ -11,3 +12,5 @@ export const fakeMachines: Machines = {
   setAside: refuse,
   end: refuse,
 };
+
+export const fakeBootMachines: BootMachines = { running: () => Promise.resolve(undefined), boot: refuse };

@@ -252,6 +252,7 @@ export function nightly(changes: Partial<Job> = {}): Job {
     retries: 3,
     catchUp: true,
     verify: undefined,
+    bootTest: undefined,
     hooks: [],
     report: undefined,
     ...changes,

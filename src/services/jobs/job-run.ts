@@ -1,7 +1,7 @@
 import type { IntactEntry } from "../../model/backup.js";
 import type { Job } from "../../model/job.js";
 import { PASSING_ERRORS, retryPauseMs } from "../../model/retry.js";
-import type { DomainRun, RunRecord, RunTrigger, RunTrouble } from "../../model/run-record.js";
+import type { DomainRun, RunBootTest, RunRecord, RunTrigger, RunTrouble } from "../../model/run-record.js";
 import { endedRun, endedWell, notesOf, runStateOf } from "../../model/run-record.js";
 import { errorMessage, FleeceError, isFleeceError } from "../../shared/errors.js";
 import { timedId } from "../../shared/ids.js";
@@ -42,7 +42,7 @@ export interface RunParts {
 interface FollowUp {
   /** What somebody should read. */
   readonly notes: readonly string[];
-  readonly damage?: RunTrouble;
+  readonly failure?: RunTrouble;
 }
 
 /** The clock may be set: the end of the window is looked for again after so long. */
@@ -194,7 +194,7 @@ export class JobRun {
         error: undefined,
       });
       if (attempts === 1) await this.#hooksBefore(domain);
-      const { notes: more, damage } = isBackup
+      const { notes: more, failure } = isBackup
         ? await this.#followUp(await this.#take(domain))
         : await this.#verify(domain);
       const { backup, notes: earlier } = this.#of(domain);
@@ -202,7 +202,7 @@ export class JobRun {
       const state = notes.length === 0 ? "complete" : "complete-with-notes";
       await this.#end(domain, {
         notes,
-        ...(damage === undefined ? { state } : { state: "failed", error: damage }),
+        ...(failure === undefined ? { state } : { state: "failed", error: failure }),
       });
       return undefined;
     } catch (error) {
@@ -239,7 +239,7 @@ export class JobRun {
     try {
       return { notes: await verifyOldest(this.#parts.context, { ...work, ...this.#verified(domain) }) };
     } catch (error) {
-      if (isFleeceError(error, "DAMAGED")) return { notes: [], damage: troubleOf(error) };
+      if (isFleeceError(error, "DAMAGED")) return { notes: [], failure: troubleOf(error) };
       if (!isFleeceError(error, "WINDOW_ENDED")) throw error;
       return { notes: ["the window ended before the budget did; the rest is verified another time"] };
     }
@@ -257,14 +257,21 @@ export class JobRun {
   async #followUp(entry: IntactEntry): Promise<FollowUp> {
     const { context, steps } = this.#parts;
     const { domain } = entry;
-    const done = { job: this.#order.job, entry, signal: this.#stop.signal, ...this.#verified(domain) };
+    const onBooted = (bootTest: RunBootTest): void => void this.#change(domain, { bootTest });
+    const done = {
+      job: this.#order.job,
+      entry,
+      signal: this.#stop.signal,
+      ...this.#verified(domain),
+      onBooted,
+    };
     const notes: string[] = [];
     for (const { name, perform } of steps) {
       try {
         notes.push(...(await perform(context, done)));
       } catch (error) {
         const trouble = troubleOf(error);
-        if (trouble.code === "DAMAGED") return { notes, damage: trouble };
+        if (isFleeceError(error, "DAMAGED", "BOOT_FAILED")) return { notes, failure: trouble };
         notes.push(`${name} failed: ${trouble.message} (${trouble.code})`);
       }
     }

@@ -1,6 +1,6 @@
 import type { IntactEntry } from "../../model/backup.js";
 import type { Job } from "../../model/job.js";
-import type { RunVerification } from "../../model/run-record.js";
+import type { RunBootTest, RunVerification } from "../../model/run-record.js";
 import type { ServiceContext } from "../context.js";
 
 export interface DoneBackup {
@@ -10,6 +10,8 @@ export interface DoneBackup {
   readonly signal: AbortSignal;
   /** Takes down what was verified. */
   readonly onVerified: (verification: RunVerification) => void;
+  /** Takes down what came of booting it. */
+  readonly onBooted: (bootTest: RunBootTest) => void;
 }
 
 /**
@@ -19,8 +21,8 @@ export interface DoneBackup {
 export interface RunStep {
   readonly name: string;
   /**
-   * Resolves with what somebody should read. A failure becomes a note too: the backup is there. But DAMAGED fails the domain's
-   * part of the run, and ends the steps: what the others would let go may be the last that is sound.
+   * Resolves with what somebody should read. A failure becomes a note too: the backup is there. But DAMAGED and BOOT_FAILED fail the
+   * domain's part of the run, and end the steps: what the others would let go may be the last that is sound.
    */
   perform(this: void, context: ServiceContext, done: DoneBackup): Promise<readonly string[]>;
 }

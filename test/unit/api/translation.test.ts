@@ -34,7 +34,7 @@ describe.each([
   [
     "Backup",
     backupMessage(fullEntry),
-    ["Backup.damage", "Backup.mergedInto", "Backup.verifiedTime", "Backup.verifiedDamage"],
+    ["Backup.damage", "Backup.mergedInto", "Backup.verifiedTime", "Backup.verifiedDamage", "Backup.lastBoot"],
   ],
   ["BlockSnapshot", blockSnapshotMessage(fullSnapshot, 4096), ["BlockSnapshot.quiesceFailure"]],
   ["DoctorReport", doctorMessage(fullReport), []],

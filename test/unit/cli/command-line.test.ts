@@ -20,6 +20,7 @@ const VERBS = [
     "backup verify",
     "backup restore",
     "backup serve",
+    "backup boot-test",
     "backup delete",
     "backup protect",
     "backup unprotect",
@@ -52,7 +53,7 @@ describe("fleece --help", () => {
       const { stdout } = await fleece([group, "--help"]);
       expect(stdout).toMatch(/^[A-Z][a-z, -]+( NBD [a-z ]+)?\.$/m);
       const commands = stdout.split("Commands:\n")[1] ?? "";
-      const listed = [...commands.matchAll(/^ {2}(\w+)/gm)].map(([, verb]) => `${group} ${verb ?? ""}`);
+      const listed = [...commands.matchAll(/^ {2}([\w-]+)/gm)].map(([, verb]) => `${group} ${verb ?? ""}`);
       expect(listed.toSorted()).toEqual(VERBS.filter((verb) => verb.startsWith(`${group} `)).toSorted());
     },
   );

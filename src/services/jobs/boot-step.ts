@@ -1,0 +1,40 @@
+import { errorMessage, FleeceError, isFleeceError } from "../../shared/errors.js";
+import { formatDuration } from "../../shared/units.js";
+import { bootTest } from "../boot-test.js";
+import type { RunStep } from "./run-step.js";
+
+/** Boots a throw-away machine on the new backup. Fails with BOOT_FAILED; what its budget cuts off proves nothing, and is a note. */
+export const bootStep: RunStep = {
+  name: "boot test",
+  async perform(context, { job, entry, signal, onBooted }) {
+    if (job.bootTest === undefined) return [];
+    const { clock } = context;
+    const { budgetMs } = job.bootTest;
+    const startMs = clock.monotonicMs();
+    const over = new AbortController();
+    const spent = new AbortController();
+    const budget = clock.sleep(budgetMs, over.signal).then(
+      () => spent.abort(new FleeceError("WINDOW_ENDED", "The budget of the boot test is spent")),
+      () => undefined,
+    );
+    const durationMs = (): number => Math.round(clock.monotonicMs() - startMs);
+    try {
+      await bootTest(context, entry.id, { signal: AbortSignal.any([signal, spent.signal]) });
+      onBooted({ durationMs: durationMs() });
+      return [];
+    } catch (error) {
+      signal.throwIfAborted();
+      if (spent.signal.aborted) {
+        return [
+          `the backup had not booted when the budget of ${formatDuration(budgetMs)} was spent, which proves nothing`,
+        ];
+      }
+      if (isFleeceError(error, "BOOT_FAILED"))
+        onBooted({ durationMs: durationMs(), failure: errorMessage(error) });
+      throw error;
+    } finally {
+      over.abort();
+      await budget;
+    }
+  },
+};
