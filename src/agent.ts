@@ -5,6 +5,7 @@ import type { Config } from "./model/config.js";
 import {
   clientEntries,
   configuredJobs,
+  defaultLimits,
   jobLimits,
   configOfRepository,
   metricsAddress,
@@ -247,6 +248,7 @@ export async function startAgent(
     retention: (repository, domain) => retentionPolicy(config, repository, domain),
     parallelDisks: config.parallelDisks,
     sampleShare: config.sample,
+    limits: defaultLimits(config),
     programs,
     jobs: {
       list: configuredJobs(config),

@@ -5,6 +5,7 @@ import * as z from "zod";
 import { FleeceError } from "../shared/errors.js";
 import { formatBytes, KIB, MIB, parseBytes, parseDuration } from "../shared/units.js";
 import { LOCAL_NAME, parseFingerprint, ROLES, type ClientEntry } from "./access.js";
+import { type BackupLimits, NO_LIMITS } from "./backup-limits.js";
 import { parseHostPort } from "./host-port.js";
 import type { NameKind } from "./names.js";
 import { isLocal, parseMetricsAddress } from "./metrics-address.js";
@@ -324,6 +325,45 @@ function isWebAddress(value: string): boolean {
   return ["http:", "https:"].includes(protocol) && username === "" && password === "";
 }
 
+/** Less would let single blocks wait for a good part of a second. */
+const LEAST_RATE = MIB;
+
+const rate = size
+  .refine((bytes) => bytes >= LEAST_RATE, {
+    message: `Expected at least ${formatBytes(LEAST_RATE)} a second`,
+  })
+  .optional();
+
+const timeOfDay = z
+  .string()
+  .regex(/^([01]\d|2[0-3]):[0-5]\d$/, 'Expected a time of day from "00:00" to "23:59"');
+
+const hourlyRates = z
+  .strictObject({ from: timeOfDay, until: timeOfDay, read: rate, write: rate })
+  .refine(({ from, until }) => from !== until, {
+    message: "Expected another time than `from`",
+    path: ["until"],
+  })
+  .refine(({ read, write }) => read !== undefined || write !== undefined, {
+    message: "Expected `read`, `write` or both",
+  });
+
+/** In milliseconds once it is parsed. */
+const latency = z.string().transform((value, context) => {
+  const [, ms] = /^(\d{1,5})ms$/.exec(value) ?? [];
+  if (ms !== undefined && Number(ms) >= 1 && Number(ms) <= 10_000) return Number(ms);
+  const message = `Expected 1ms to 10000ms, got ${JSON.stringify(value)}`;
+  context.addIssue({ code: "custom", message });
+  return z.NEVER;
+});
+
+const limitKeys = {
+  read: rate,
+  write: rate,
+  hours: z.array(hourlyRates).default([]),
+  guestLatency: latency.optional(),
+};
+
 const job = z.strictObject({
   name: name("job"),
   schedule: cron,
@@ -342,6 +382,7 @@ const job = z.strictObject({
   hooks: z.array(hook).default([]),
   report: report.optional(),
   verify: z.strictObject({ after: z.boolean().default(true), budget: jitter.default(0) }).optional(),
+  limits: z.strictObject(limitKeys).optional(),
 });
 
 /** From 0 to 1 once it is parsed. */
@@ -372,6 +413,9 @@ export const configSchema = z
     logLevel: z.enum(["trace", "debug", "info", "warn", "error", "silent"]).default("warn"),
     parallelDisks: z.int().min(1).max(64).default(4),
     sample: share.default(0),
+    limits: z.strictObject({ ...limitKeys, timeZone }).optional(),
+    /** From 0 to 7: of the best-effort class, as in ionice(1). */
+    ioPriority: z.union([z.literal("idle"), z.int().min(0).max(7)]).optional(),
     domains: z.array(domain).min(1),
     repositories: z.array(repository).min(1),
     concurrency: z.strictObject({ domains: parallel.default(2) }).prefault({}),
@@ -476,7 +520,35 @@ export function configuredJobs({ jobs, domains, repositories }: Config): readonl
     hooks: entry.hooks.map(({ timeout, ...keys }) => ({ ...keys, timeoutMs: timeout })),
     report: entry.report && { webhook: entry.report.webhook, mail: entry.report.mail },
     verify: entry.verify && { after: entry.verify.after, budgetMs: entry.verify.budget },
+    limits: entry.limits && backupLimits(entry.limits, entry.timeZone),
   }));
+}
+
+/** Of backups that somebody asks for, and of jobs that have none of their own. */
+export function defaultLimits({ limits }: Config): BackupLimits {
+  return limits === undefined ? NO_LIMITS : backupLimits(limits, limits.timeZone);
+}
+
+function backupLimits(
+  { read, write, hours, guestLatency }: NonNullable<Config["jobs"][number]["limits"]>,
+  zone: string,
+): BackupLimits {
+  return {
+    readBytesPerSecond: read,
+    writeBytesPerSecond: write,
+    hours: hours.map((entry) => ({
+      fromMinute: minuteOf(entry.from),
+      untilMinute: minuteOf(entry.until),
+      readBytesPerSecond: entry.read,
+      writeBytesPerSecond: entry.write,
+    })),
+    timeZone: zone,
+    guestLatencyMs: guestLatency,
+  };
+}
+
+function minuteOf(time: string): number {
+  return Number(time.slice(0, 2)) * 60 + Number(time.slice(3));
 }
 
 export function jobLimits({ concurrency, repositories }: Config): JobLimits {

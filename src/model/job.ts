@@ -1,4 +1,5 @@
 import type { BackupLevel } from "./backup.js";
+import type { BackupLimits } from "./backup-limits.js";
 import type { Schedule } from "./schedule.js";
 
 /** Backups that are taken by themselves, as the configuration has them. */
@@ -21,6 +22,8 @@ export interface Job {
   readonly verify: JobVerification | undefined;
   readonly hooks: readonly JobHook[];
   readonly report: JobReport | undefined;
+  /** Undefined: those of all backups. */
+  readonly limits?: BackupLimits | undefined;
 }
 
 /** Who hears of each run that has ended. */
