@@ -33,6 +33,7 @@ import { snapshotFiles } from "./drivers/machine/snapshot-files.js";
 import { NbdReaderFactory } from "./drivers/nbd-io.js";
 import { outputDirectories } from "./drivers/output-directory.js";
 import { programs } from "./drivers/programs.js";
+import { lowerIoPriority } from "./drivers/io-priority.js";
 import { DirectoryRepository } from "./drivers/repository/directory-repository.js";
 import {
   checkSocketPath,
@@ -195,6 +196,7 @@ export async function startAgent(
     fronts: withFronts = false,
   }: { readonly changeNothing?: boolean; readonly meter?: Meter; readonly fronts?: boolean } = {},
 ): Promise<ServiceContext> {
+  if (config.ioPriority !== undefined) await lowerIoPriority(config.ioPriority);
   const clock = systemClock;
   const runtimeRoot = runtimeRootOf(config);
   const store = new StateDirectory(config.stateDir);
@@ -205,7 +207,10 @@ export async function startAgent(
     store,
     domainSnapshots,
     takers: new QemuTakers({ domains: config.domains, clock, runtimeRoot }),
-    machines: new QemuMachines({ domains: config.domains, stateDir: config.stateDir }),
+    machines: new QemuMachines({
+      ...{ domains: config.domains, stateDir: config.stateDir },
+      lowersIoPriority: config.ioPriority !== undefined,
+    }),
     layers: new QemuLayerMergers({ domains: config.domains, runtimeRoot }),
     snapshotFiles,
     internals: new QemuInternalSnapshots(config.domains),
