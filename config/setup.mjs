@@ -21,6 +21,7 @@ const tools = [
   { command: "qemu-storage-daemon", deb: "qemu-system-x86", rpm: "qemu-img" },
   { command: "mkfs.ext4", deb: "e2fsprogs", rpm: "e2fsprogs" },
   { command: "setpriv", deb: "util-linux", rpm: "util-linux" },
+  { command: "ionice", deb: "util-linux", rpm: "util-linux-core" },
   { command: "nbdkit", deb: "nbdkit", rpm: "nbdkit", purpose: "test" },
   { command: "nbdinfo", deb: "libnbd-bin", rpm: "libnbd", purpose: "test" },
   { command: "nbdcopy", deb: "libnbd-bin", rpm: "libnbd", purpose: "test" },

@@ -6,6 +6,7 @@ import {
   bootSettings,
   clientEntries,
   configuredJobs,
+  defaultLimits,
   jobLimits,
   configOfRepository,
   metricsAddress,
@@ -34,6 +35,7 @@ import { snapshotFiles } from "./drivers/machine/snapshot-files.js";
 import { NbdReaderFactory } from "./drivers/nbd-io.js";
 import { outputDirectories } from "./drivers/output-directory.js";
 import { programs } from "./drivers/programs.js";
+import { lowerIoPriority } from "./drivers/io-priority.js";
 import { DirectoryRepository } from "./drivers/repository/directory-repository.js";
 import {
   checkSocketPath,
@@ -203,6 +205,7 @@ export async function startAgent(
     readonly clock?: Clock;
   } = {},
 ): Promise<ServiceContext> {
+  if (config.ioPriority !== undefined) await lowerIoPriority(config.ioPriority);
   const runtimeRoot = runtimeRootOf(config);
   const store = new StateDirectory(config.stateDir);
   const fronts = withFronts ? await makeFronts(config.nbd, { store, clock, log }) : undefined;
@@ -212,9 +215,12 @@ export async function startAgent(
     store,
     domainSnapshots,
     takers: new QemuTakers({ domains: config.domains, clock, runtimeRoot }),
-    machines: new QemuMachines({ domains: config.domains, stateDir: config.stateDir }),
     bootMachines: new QemuBootMachines({ domains: config.domains, clock, runtimeRoot }),
     bootTests: new Map(config.domains.map((domain) => [domain.name, bootSettings(domain)])),
+    machines: new QemuMachines({
+      ...{ domains: config.domains, stateDir: config.stateDir },
+      lowersIoPriority: config.ioPriority !== undefined,
+    }),
     layers: new QemuLayerMergers({ domains: config.domains, runtimeRoot }),
     snapshotFiles,
     internals: new QemuInternalSnapshots(config.domains),
@@ -257,6 +263,7 @@ export async function startAgent(
     retention: (repository, domain) => retentionPolicy(config, repository, domain),
     parallelDisks: config.parallelDisks,
     sampleShare: config.sample,
+    limits: defaultLimits(config),
     programs,
     jobs: {
       list: configuredJobs(config),

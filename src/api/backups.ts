@@ -1,5 +1,6 @@
 import type { BackupEntry, IntactEntry, Manifest, ManifestDisk } from "../model/backup.js";
 import { isIntact, momentMs } from "../model/backup.js";
+import type { BackupWaits } from "../model/backup-limits.js";
 import { type DeletedBackup, deleteBackup, findBackup, listBackups } from "../services/backup-catalog.js";
 import type { BackupProgress } from "../services/backup-run.js";
 import { runBackup } from "../services/backup-run.js";
@@ -13,6 +14,7 @@ import type {
   Backup,
   BackupDisk,
   BackupProgress as ProgressMessage,
+  BackupWaits as BackupWaitsMessage,
   ListBackupsResponse,
 } from "./messages.js";
 import { page } from "./page.js";
@@ -34,6 +36,7 @@ const NOTHING_KNOWN = {
   machineFiles: [],
   verifiedTime: null,
   lastBoot: null,
+  waits: null,
 } as const;
 const MODES = { changes: "CHANGES", compare: "COMPARE", whole: "WHOLE" } as const;
 
@@ -117,6 +120,7 @@ function soundBackupMessage(entry: IntactEntry): Backup {
     consistency: CONSISTENCIES[manifest.consistency],
     heldMs: manifest.heldMs,
     scratchPeakBytes: manifest.scratchPeakBytes,
+    waits: manifest.waits === undefined ? null : waitsMessage(manifest.waits),
     frozenMs: manifest.frozenMs,
     quiesceFailure: manifest.quiesceFailure,
     checkpoint: manifest.checkpoint,
@@ -172,9 +176,18 @@ export function progressMessage(progress: BackupProgress): ProgressMessage {
       const { usedBytes, limitBytes } = progress;
       return { scratch: { usedBytes, limitBytes } };
     }
+    case "pace": {
+      const { readBytesPerSecond, writeBytesPerSecond, guestBytesPerSecond, waits } = progress;
+      const rates = { readBytesPerSecond, writeBytesPerSecond, guestBytesPerSecond };
+      return { pace: { ...rates, waits: waitsMessage(waits) } };
+    }
     case "disk": {
       const { target, positionBytes, readBytes, storedBytes } = progress;
       return { disk: { target, positionBytes, readBytes, storedBytes } };
     }
   }
+}
+
+function waitsMessage({ readLimit, writeLimit, guestLatency }: BackupWaits): BackupWaitsMessage {
+  return { readLimitMs: readLimit, writeLimitMs: writeLimit, guestLatencyMs: guestLatency };
 }

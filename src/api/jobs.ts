@@ -1,3 +1,4 @@
+import { type BackupLimits, isLimited } from "../model/backup-limits.js";
 import type { DomainRun, RunRecord, RunTrouble } from "../model/run-record.js";
 import type { ServiceContext } from "../services/context.js";
 import { requireJob } from "../services/jobs/job-runner.js";
@@ -11,6 +12,7 @@ import { FleeceError } from "../shared/errors.js";
 import { backupMessage, LEVELS, progressMessage } from "./backups.js";
 import type { CallOptions, CallRequest } from "./call-types.js";
 import type {
+  BackupLimits as BackupLimitsMessage,
   Job,
   JobHistoryResponse,
   JobRun,
@@ -46,7 +48,7 @@ export async function listJobsHandler(
 ): Promise<ListJobsResponse> {
   const jobs = await jobOverviews(context);
   const { items, nextPageToken } = page(jobs, paging, ["jobs"], (overview) => [jobs.indexOf(overview)]);
-  return { jobs: items.map(jobMessage), nextPageToken };
+  return { jobs: items.map((item) => jobMessage(item, context)), nextPageToken };
 }
 
 /** A repeat after a kill gets the record of the run that was killed. */
@@ -106,7 +108,10 @@ export async function statusHandler(context: ServiceContext): Promise<Status> {
   return { domains: (await domainStatuses(context)).map(statusMessage) };
 }
 
-function jobMessage({ job, nextRunsMs, lastRun, lastSuccessMs }: JobOverview): Job {
+function jobMessage(
+  { job, nextRunsMs, lastRun, lastSuccessMs }: JobOverview,
+  { limits: defaults }: ServiceContext,
+): Job {
   const { name, schedule, domains, repository, level, quiesce, notAfter, jitterMs, retries, catchUp } = job;
   return {
     name,
@@ -124,7 +129,29 @@ function jobMessage({ job, nextRunsMs, lastRun, lastSuccessMs }: JobOverview): J
     nextRuns: nextRunsMs.map(timestampFromMs),
     lastRun: lastRun === undefined ? null : runMessage(lastRun),
     lastSuccess: moment(lastSuccessMs),
+    limits: limitsMessage(job.limits ?? defaults),
   };
+}
+
+function limitsMessage(limits: BackupLimits): BackupLimitsMessage | null {
+  if (!isLimited(limits)) return null;
+  const { readBytesPerSecond, writeBytesPerSecond, hours, timeZone, guestLatencyMs } = limits;
+  return {
+    readBytesPerSecond,
+    writeBytesPerSecond,
+    hours: hours.map(({ fromMinute, untilMinute, ...rates }) => ({
+      from: timeOfDay(fromMinute),
+      until: timeOfDay(untilMinute),
+      readBytesPerSecond: rates.readBytesPerSecond,
+      writeBytesPerSecond: rates.writeBytesPerSecond,
+    })),
+    timeZone,
+    guestLatencyMs,
+  };
+}
+
+function timeOfDay(minute: number): string {
+  return [Math.floor(minute / 60), minute % 60].map((part) => String(part).padStart(2, "0")).join(":");
 }
 
 export function runMessage(record: RunRecord): JobRun {

@@ -1,4 +1,9 @@
-import type { Backup__Output, _fleece_v1_Backup_Disk__Output } from "./generated/fleece/v1/Backup.js";
+import type {
+  Backup__Output,
+  _fleece_v1_Backup_Disk__Output,
+  _fleece_v1_Backup_Waits__Output,
+} from "./generated/fleece/v1/Backup.js";
+import type { BackupLimits__Output } from "./generated/fleece/v1/BackupLimits.js";
 import type { BackupProgress__Output } from "./generated/fleece/v1/BackupProgress.js";
 import type { BootProgress__Output } from "./generated/fleece/v1/BootProgress.js";
 import type { BootTest__Output } from "./generated/fleece/v1/BootTest.js";
@@ -61,6 +66,8 @@ export type CheckpointDisk = Message<_fleece_v1_Checkpoint_Disk__Output>;
 export type Checkpoint = Message<Checkpoint__Output>;
 export type ListCheckpointsResponse = Message<ListCheckpointsResponse__Output>;
 export type BackupDisk = Message<_fleece_v1_Backup_Disk__Output>;
+export type BackupWaits = Message<_fleece_v1_Backup_Waits__Output>;
+export type BackupLimits = Message<BackupLimits__Output>;
 export type Backup = Message<Backup__Output>;
 export type BackupProgress = Message<BackupProgress__Output>;
 /** What long calls tell on their way. */

@@ -9,6 +9,7 @@ import type {
 import { timestampToMs } from "../api/timestamp.js";
 import { formatBytes, formatDuration } from "../shared/units.js";
 import { facts, formatTime, plural, table } from "./layout.js";
+import { waitsInWords } from "./pace-view.js";
 import { printable } from "./printable.js";
 
 export function backupList({ backups }: ListBackupsResponse, terminal: boolean): string {
@@ -63,6 +64,7 @@ export function backupDetails(backup: Backup, terminal: boolean): string {
       backup.scratchPeakBytes === undefined ? undefined : `${formatBytes(backup.scratchPeakBytes)} at most`,
     ],
     ["Took", tookOf(backup)],
+    ["Waited", waitsInWords(backup.waits)],
     ["Machine files", machineFiles(backup)],
     ["Verified", backup.verifiedTime === null ? undefined : verifiedOf(backup)],
     ["Damage", backup.verifiedDamage],

@@ -3,6 +3,7 @@ import { timestampToMs } from "../api/timestamp.js";
 import { formatBytes, formatDuration } from "../shared/units.js";
 import { CONSISTENCY, milliseconds } from "./backup-view.js";
 import { facts, formatTime, plural, table } from "./layout.js";
+import { limitsInWords } from "./pace-view.js";
 import { printable } from "./printable.js";
 
 export function jobList({ jobs }: ListJobsResponse, terminal: boolean): string {
@@ -20,7 +21,10 @@ export function jobList({ jobs }: ListJobsResponse, terminal: boolean): string {
     ],
     terminal,
   );
-  return `${overview}\n${jobs.map(nextRuns).join("")}`;
+  const limits = jobs.flatMap(({ name, limits: of }) =>
+    of === null ? [] : [`${printable(name)} is limited: ${printable(limitsInWords(of))}\n`],
+  );
+  return `${overview}\n${jobs.map(nextRuns).join("")}${limits.length === 0 ? "" : `\n${limits.join("")}`}`;
 }
 
 function nextRuns({ name, nextRuns: moments }: Job): string {

@@ -1,6 +1,7 @@
 import { MultiBar, type SingleBar } from "cli-progress";
 import type { BackupProgress, DomainSnapshotProgress, Progress } from "../api/messages.js";
 import { formatBytes } from "../shared/units.js";
+import { paceInWords } from "./pace-view.js";
 import { printable } from "./printable.js";
 import { Rate } from "./rate.js";
 import { StreamAdapter, type TextStream } from "./streams.js";
@@ -35,6 +36,7 @@ export class ProgressView {
   readonly #rows = new Map<string, Row>();
   #bars: MultiBar | undefined;
   #scratch: SingleBar | undefined;
+  #pace: SingleBar | undefined;
   #stopped = false;
   /** Of a domain snapshot. */
   #phase: string | undefined;
@@ -56,11 +58,12 @@ export class ProgressView {
       this.#showPhase(progress);
       return;
     }
-    const { started, scratch, disk, domain } = progress;
+    const { started, scratch, disk, pace, domain } = progress;
     // Disks of several domains may have the same target.
     const prefix = domain === undefined ? "" : `${domain} `;
     if (started) this.#start(started, prefix);
     if (scratch) this.#showScratch(scratch, prefix);
+    if (pace) this.#showPace(pace, prefix);
     if (disk) this.#showDisk({ ...disk, target: prefix + disk.target });
   };
 
@@ -72,6 +75,7 @@ export class ProgressView {
     this.#bars?.stop();
     this.#bars = undefined;
     this.#scratch = undefined;
+    this.#pace = undefined;
     this.#rows.clear();
   }
 
@@ -146,6 +150,13 @@ export class ProgressView {
     const text = `${printable(prefix)}Scratch space: ${formatBytes(usedBytes)}${limit}`;
     this.#scratch ??= this.#bars?.create(1, 0, { text }, { format: "{text}" });
     this.#scratch?.update({ text });
+  }
+
+  /** A line of its own, since it says why a backup is slow. */
+  #showPace(pace: NonNullable<BackupProgress["pace"]>, prefix: string): void {
+    const text = `${printable(prefix)}Limits: ${paceInWords(pace)}`;
+    this.#pace ??= this.#bars?.create(1, 0, { text }, { format: "{text}" });
+    this.#pace?.update({ text });
   }
 
   #write(text: string): void {

@@ -2,6 +2,7 @@ import type { BackupDisk, JobRun, JobRunDomain } from "../api/messages.js";
 import { formatBytes, formatDuration } from "../shared/units.js";
 import { notesOf, stateOf, tookOf } from "./job-view.js";
 import { formatTime, plural } from "./layout.js";
+import { waitsInWords } from "./pace-view.js";
 import { printable } from "./printable.js";
 
 /** In characters, as everything here. */
@@ -37,6 +38,7 @@ export function runReport(run: JobRun): string {
 function domainLines(domain: JobRunDomain, most: number): readonly string[] {
   const { backup, verifications, bootTest } = domain;
   const took = tookOf(domain);
+  const waited = waitsInWords(backup?.waits ?? null);
   const damaged = verifications.filter(({ damage }) => damage !== undefined).length;
   const head = [
     `${domain.domain}: ${stateOf(domain)}`,
@@ -45,6 +47,7 @@ function domainLines(domain: JobRunDomain, most: number): readonly string[] {
     ...(verifications.length === 0 ? [] : [`${plural(verifications.length, "backup")} verified`]),
     ...(damaged === 0 ? [] : [`${damaged} damaged`]),
     ...(bootTest === null ? [] : [bootTest.failure === undefined ? "booted" : "did not boot"]),
+    ...(waited === undefined ? [] : [`waited ${waited}`]),
   ];
   const disks = disksOf(domain);
   const targets = Math.min(LONGEST_TARGET, Math.max(0, ...disks.map(({ target }) => target.length)));

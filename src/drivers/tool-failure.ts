@@ -6,6 +6,7 @@ const PACKAGES: Readonly<Record<string, string>> = {
   "qemu-storage-daemon": "qemu-utils (Debian, Ubuntu), qemu-img (Fedora, RHEL) or qemu-tools (openSUSE)",
   setpriv: "util-linux",
   cat: "coreutils",
+  ionice: "util-linux",
 };
 
 /** What QEMU's programs print when an operation fails, in the order in which to look. */

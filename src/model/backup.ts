@@ -1,3 +1,4 @@
+import type { BackupWaits } from "./backup-limits.js";
 import type { DiskFormat } from "./snapshot-plan.js";
 
 export type BackupLevel = "full" | "incremental";
@@ -29,6 +30,8 @@ export interface Manifest {
   readonly heldMs: number;
   /** The most that was seen of what the guest's writes cost in scratch space meanwhile; older backups do not say. */
   readonly scratchPeakBytes?: number | undefined;
+  /** How long it waited for limits and for the guest, if it did. */
+  readonly waits?: BackupWaits | undefined;
   /** How long its file systems were frozen, in milliseconds; only if they were. */
   readonly frozenMs?: number | undefined;
   /** Why they were not, although that was asked for. */

@@ -5,6 +5,7 @@ import * as z from "zod";
 import { FleeceError } from "../shared/errors.js";
 import { formatBytes, KIB, MIB, parseBytes, parseDuration } from "../shared/units.js";
 import { LOCAL_NAME, parseFingerprint, ROLES, type ClientEntry } from "./access.js";
+import { type BackupLimits, NO_LIMITS } from "./backup-limits.js";
 import { consoleSign, type BootSettings } from "./boot-test.js";
 import { parseHostPort } from "./host-port.js";
 import type { NameKind } from "./names.js";
@@ -363,6 +364,45 @@ function isWebAddress(value: string): boolean {
   return ["http:", "https:"].includes(protocol) && username === "" && password === "";
 }
 
+/** Less would let single blocks wait for a good part of a second. */
+const LEAST_RATE = MIB;
+
+const rate = size
+  .refine((bytes) => bytes >= LEAST_RATE, {
+    message: `Expected at least ${formatBytes(LEAST_RATE)} a second`,
+  })
+  .optional();
+
+const timeOfDay = z
+  .string()
+  .regex(/^([01]\d|2[0-3]):[0-5]\d$/, 'Expected a time of day from "00:00" to "23:59"');
+
+const hourlyRates = z
+  .strictObject({ from: timeOfDay, until: timeOfDay, read: rate, write: rate })
+  .refine(({ from, until }) => from !== until, {
+    message: "Expected another time than `from`",
+    path: ["until"],
+  })
+  .refine(({ read, write }) => read !== undefined || write !== undefined, {
+    message: "Expected `read`, `write` or both",
+  });
+
+/** In milliseconds once it is parsed. */
+const latency = z.string().transform((value, context) => {
+  const [, ms] = /^(\d{1,5})ms$/.exec(value) ?? [];
+  if (ms !== undefined && Number(ms) >= 1 && Number(ms) <= 10_000) return Number(ms);
+  const message = `Expected 1ms to 10000ms, got ${JSON.stringify(value)}`;
+  context.addIssue({ code: "custom", message });
+  return z.NEVER;
+});
+
+const limitKeys = {
+  read: rate,
+  write: rate,
+  hours: z.array(hourlyRates).default([]),
+  guestLatency: latency.optional(),
+};
+
 const job = z.strictObject({
   name: name("job"),
   kind: z.enum(["backup", "verify"]).default("backup"),
@@ -383,23 +423,20 @@ const job = z.strictObject({
   report: report.optional(),
   bootTest: z.strictObject({ budget: longWait.default(900_000) }).optional(),
   verify: z.strictObject({ after: z.boolean().default(true), budget: jitter.default(0) }).optional(),
+  limits: z.strictObject(limitKeys).optional(),
 });
 
 /** By key. */
-function problemsOfKind({
-  kind,
-  level,
-  quiesce: isQuiesced,
-  verify,
-}: z.infer<typeof job>): readonly (readonly [string, string])[] {
-  if (kind === "backup") return [];
-  const problems: (readonly [string, string])[] = [];
-  if ((verify?.budget ?? 0) === 0) problems.push(["verify", "Expected a `budget` of a job that verifies"]);
-  if (level !== "auto") problems.push(["level", "Expected none: a job that verifies takes no backups"]);
-  if (isQuiesced !== undefined) {
-    problems.push(["quiesce", "Expected none: a job that verifies takes no backups"]);
-  }
-  return problems;
+function problemsOfKind(entry: z.infer<typeof job>): readonly (readonly [string, string])[] {
+  if (entry.kind === "backup") return [];
+  const ofBackups = (["quiesce", "limits", "bootTest"] as const).filter((key) => entry[key] !== undefined);
+  const problems = [...(entry.level === "auto" ? [] : ["level"]), ...ofBackups].map(
+    (key) => [key, "Expected none: a job that verifies takes no backups"] as const,
+  );
+  const hasBudget = (entry.verify?.budget ?? 0) > 0;
+  return hasBudget
+    ? problems
+    : [...problems, ["verify", "Expected a `budget` of a job that verifies"] as const];
 }
 
 /** From 0 to 1 once it is parsed. */
@@ -430,6 +467,9 @@ export const configSchema = z
     logLevel: z.enum(["trace", "debug", "info", "warn", "error", "silent"]).default("warn"),
     parallelDisks: z.int().min(1).max(64).default(4),
     sample: share.default(0),
+    limits: z.strictObject({ ...limitKeys, timeZone }).optional(),
+    /** From 0 to 7: of the best-effort class, as in ionice(1). */
+    ioPriority: z.union([z.literal("idle"), z.int().min(0).max(7)]).optional(),
     domains: z.array(domain).min(1),
     repositories: z.array(repository).min(1),
     concurrency: z.strictObject({ domains: parallel.default(2) }).prefault({}),
@@ -549,7 +589,35 @@ export function configuredJobs({ jobs, domains, repositories }: Config): readonl
     report: entry.report && { webhook: entry.report.webhook, mail: entry.report.mail },
     bootTest: entry.bootTest && { budgetMs: entry.bootTest.budget },
     verify: entry.verify && { after: entry.verify.after, budgetMs: entry.verify.budget },
+    limits: entry.limits && backupLimits(entry.limits, entry.timeZone),
   }));
+}
+
+/** Of backups that somebody asks for, and of jobs that have none of their own. */
+export function defaultLimits({ limits }: Config): BackupLimits {
+  return limits === undefined ? NO_LIMITS : backupLimits(limits, limits.timeZone);
+}
+
+function backupLimits(
+  { read, write, hours, guestLatency }: NonNullable<Config["jobs"][number]["limits"]>,
+  zone: string,
+): BackupLimits {
+  return {
+    readBytesPerSecond: read,
+    writeBytesPerSecond: write,
+    hours: hours.map((entry) => ({
+      fromMinute: minuteOf(entry.from),
+      untilMinute: minuteOf(entry.until),
+      readBytesPerSecond: entry.read,
+      writeBytesPerSecond: entry.write,
+    })),
+    timeZone: zone,
+    guestLatencyMs: guestLatency,
+  };
+}
+
+function minuteOf(time: string): number {
+  return Number(time.slice(0, 2)) * 60 + Number(time.slice(3));
 }
 
 export function jobLimits({ concurrency, repositories }: Config): JobLimits {

@@ -79,9 +79,12 @@ export async function* blockRuns(
   if (pending !== undefined) yield pending;
 }
 
-/** Cuts a run into pieces of at most `maxBytes`, which must be a multiple of the block size. */
-export function* pieces(run: BlockRun, maxBytes: number): Generator<BlockRun> {
-  for (let done = 0; done < run.length; done += maxBytes) {
-    yield { ...run, offset: run.offset + done, length: Math.min(maxBytes, run.length - done) };
+/** Cuts a run into pieces of at most `maxBytes`, which must be a multiple of the block size; a function is asked before each. */
+export function* pieces(run: BlockRun, maxBytes: number | (() => number)): Generator<BlockRun> {
+  const end = run.offset + run.length;
+  for (let { offset } = run; offset < end;) {
+    const length = Math.min(typeof maxBytes === "number" ? maxBytes : maxBytes(), end - offset);
+    yield { ...run, offset, length };
+    offset += length;
   }
 }

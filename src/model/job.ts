@@ -1,4 +1,5 @@
 import type { BackupLevel } from "./backup.js";
+import type { BackupLimits } from "./backup-limits.js";
 import type { Schedule } from "./schedule.js";
 
 /** `verify`: reads backups that there are, the one first whose verification is the oldest. */
@@ -27,6 +28,8 @@ export interface Job {
   readonly bootTest: JobBootTest | undefined;
   readonly hooks: readonly JobHook[];
   readonly report: JobReport | undefined;
+  /** Undefined: those of all backups. */
+  readonly limits?: BackupLimits | undefined;
 }
 
 /** Who hears of each run that has ended. */

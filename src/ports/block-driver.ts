@@ -8,6 +8,7 @@ import type {
   PlannedPush,
   SnapshotPlan,
 } from "../model/snapshot-plan.js";
+import type { WriteFigures } from "../model/guest-pace.js";
 import type { UndoEntry } from "../model/undo.js";
 
 /** Makes entries durable before the caller acquires what they undo. Resolves when they are on disk. */
@@ -49,6 +50,8 @@ export interface BlockDriver extends AsyncDisposable {
     exports: readonly PlannedExport[],
     undo: UndoLog,
     signal?: AbortSignal,
+    /** Of the copies that staged exports need; left out: as fast as they can be made. */
+    pace?: CopySpeed,
   ): Promise<readonly ExportAddress[]>;
 
   /**
@@ -70,13 +73,28 @@ export interface BlockDriver extends AsyncDisposable {
   /** Fails, with its last words, when a storage daemon that serves the frozen disks has ended by itself. */
   checkServing(plan: SnapshotPlan, signal?: AbortSignal): Promise<void>;
 
+  /**
+   * What the guest's writes have come to so far, by target; waiting for a frozen block to be preserved is part of it. Nothing is
+   * known of disks that are left out: those of an inactive domain, and unplugged ones.
+   */
+  guestWrites(targets: readonly string[], signal?: AbortSignal): Promise<ReadonlyMap<string, WriteFigures>>;
+
   /** Undoes an entry whose kind begins with `vm-`. Idempotent; fine when the thing does not exist. */
   undo(entry: UndoEntry): Promise<void>;
 
   close(): Promise<void>;
 }
 
+/** How fast QEMU may copy. */
+export interface CopySpeed {
+  /** Asked before the copy and about once a second: bytes per second, `Infinity` without a limit. */
+  speed(): number;
+  /** How much has been copied of all that there is, told about once a second. Zeroes count as well. */
+  copied(bytes: number): void;
+}
+
 export interface PushOptions {
+  readonly pace?: CopySpeed | undefined;
   readonly signal?: AbortSignal | undefined;
   /** Called when the signal fires: ends whoever serves the target, so that writes which hang there fail. */
   readonly abandonTarget?: () => Promise<void>;

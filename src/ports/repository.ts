@@ -1,4 +1,5 @@
 import type { BackupEntry, BackupLevel, Consistency, DiskMode, IntactEntry } from "../model/backup.js";
+import type { BackupWaits } from "../model/backup-limits.js";
 import type { BlockRun } from "../model/extents.js";
 import type { DiskFormat, ExportAddress } from "../model/snapshot-plan.js";
 import type { UndoLog } from "./block-driver.js";
@@ -160,6 +161,8 @@ export interface DraftSummary {
   readonly consistency: Consistency;
   readonly heldMs: number;
   readonly scratchPeakBytes: number;
+  /** If it waited. */
+  readonly waits?: BackupWaits;
   readonly frozenMs?: number;
   readonly quiesceFailure?: string;
   readonly checkpoint: string;

@@ -1,4 +1,5 @@
 import { isIntact, momentMs, type BackupLevel, type IntactEntry } from "../model/backup.js";
+import { hasWaited } from "../model/backup-limits.js";
 import type { BackupJournal } from "../model/operation.js";
 import type { DiskDecision, LevelDecision } from "../model/level.js";
 import { decideLevel } from "../model/level.js";
@@ -12,7 +13,7 @@ import type {
 } from "../model/snapshot-plan.js";
 import { planSnapshot } from "../model/snapshot-plan.js";
 import { consistencyOf, quiesceFacts } from "../model/quiesce.js";
-import type { BlockDriver } from "../ports/block-driver.js";
+import type { BlockDriver, CopySpeed } from "../ports/block-driver.js";
 import type { BackupDraft, BackupRepository, DiskSink } from "../ports/repository.js";
 import { forEachLimited } from "../shared/async.js";
 import { errorMessage, FleeceError } from "../shared/errors.js";
@@ -29,7 +30,8 @@ import { refuseFrozenDisks } from "./open-snapshots.js";
 import { Operation } from "./operation.js";
 import { keepCheckpointIfPublished } from "./published.js";
 import { checkMomentAnew, explainFailedRead } from "./moment.js";
-import { pull } from "./pull.js";
+import { BackupPace, type PaceReport, RunPace } from "./pace.js";
+import { pull, READS_IN_FLIGHT } from "./pull.js";
 import { pushDisk, type PushedDisk } from "./push.js";
 import type { ScratchUse } from "./scratch-watch.js";
 import { withScratchWatch } from "./scratch-watch.js";
@@ -48,6 +50,8 @@ export interface BackupRequest {
   readonly quiesce?: boolean;
   /** The key of the request, kept in the manifest: a backup that it has taken already is what it gets. */
   readonly request?: string;
+  /** Of the job's run that the backup is a part of; left out: its limits are its own. */
+  readonly pace?: RunPace;
   readonly signal?: AbortSignal;
   readonly onProgress?: (progress: BackupProgress) => void;
   /** A sample found a change that bitmaps had not recorded; the backup is taken again at once. */
@@ -62,6 +66,7 @@ export type BackupProgress =
       readonly disks: readonly DiskState[];
     }
   | ({ readonly step: "scratch" } & ScratchUse)
+  | ({ readonly step: "pace" } & PaceReport)
   | {
       readonly step: "disk";
       readonly target: string;
@@ -186,12 +191,17 @@ class Attempt {
   readonly #request: BackupRequest;
   readonly #parts: AttemptParts;
   readonly #backupId: string;
+  readonly #pace: BackupPace;
 
   constructor(context: ServiceContext, request: BackupRequest, parts: AttemptParts) {
     this.#context = context;
     this.#request = request;
     this.#parts = parts;
     this.#backupId = timedId(parts.startedAtMs);
+    this.#pace = new BackupPace(request.pace ?? new RunPace(context.limits, context.clock), {
+      readsAtOnce: READS_IN_FLIGHT,
+      onReport: (report) => request.onProgress?.({ step: "pace", ...report }),
+    });
   }
 
   async run(): Promise<IntactEntry> {
@@ -255,6 +265,9 @@ class Attempt {
       await draft.keepMachineFiles(signal);
       const offered = this.#staged ? [] : await this.#export(plan, plan.disks, operation, signal);
       const onUse = (use: ScratchUse): void => this.#request.onProgress?.({ step: "scratch", ...use });
+      const targets = disks.map(({ target }) => target);
+      const onLook = (now: BlockDriver, stop: AbortSignal): Promise<void> =>
+        this.#pace.lookAtGuest(now, targets, stop);
       // What has been copied out needs the moment no more, also if the monitor is lost and QEMU is asked by a new one.
       const copied = new Set<string>();
       const moment = {
@@ -265,7 +278,7 @@ class Attempt {
         mode: driver.mode,
       };
       const scratchPeakBytes = await withReserveWatch(this.#context, repository, signal, (stopped) =>
-        withScratchWatch(this.#context, { session, moment, signal: stopped, onUse }, (intact) =>
+        withScratchWatch(this.#context, { session, moment, signal: stopped, onUse, onLook }, (intact) =>
           forEachLimited(
             plan.disks,
             this.#context.parallelDisks,
@@ -276,7 +289,7 @@ class Attempt {
                 return this.#pushDisk(target, { plan, draft, undo: operation, signal: stop, onCopied });
               }
               // Staging takes as long as reading, so the disks of a staged snapshot are offered one by one, under watch.
-              const addresses = this.#staged ? await this.#export(plan, [disk], operation, stop) : offered;
+              const addresses = this.#staged ? await this.#stage(plan, disk, operation, stop) : offered;
               for (const address of addresses.filter((address) => address.target === target)) {
                 await this.#pullDisk(address, { draft, timeMs: frozen.timeMs, signal: stop });
               }
@@ -297,6 +310,7 @@ class Attempt {
         consistency: consistencyOf(state.mode, frozen.quiesce),
         heldMs: frozen.heldMs,
         scratchPeakBytes,
+        ...(hasWaited(this.#pace.waits) ? { waits: this.#pace.waits } : {}),
         ...quiesceFacts(frozen.quiesce),
         checkpoint: this.#backupId,
         ...(this.#request.request === undefined ? {} : { request: this.#request.request }),
@@ -319,17 +333,29 @@ class Attempt {
     }
   }
 
+  /** The copy is what costs the guest; it is written to scratch space. */
+  async #stage(
+    plan: SnapshotPlan,
+    disk: PlannedDisk,
+    operation: Operation,
+    signal: AbortSignal,
+  ): Promise<readonly ExportAddress[]> {
+    using copying = this.#pace.copying({ writes: false });
+    return await this.#export(plan, [disk], operation, signal, copying);
+  }
+
   async #export(
     plan: SnapshotPlan,
     disks: readonly PlannedDisk[],
     operation: Operation,
     signal: AbortSignal | undefined,
+    pace?: CopySpeed,
   ): Promise<readonly ExportAddress[]> {
     const exports = disks.map(({ target, nodes }) => ({
       ...{ target, exportName: `${target}-${plan.id}`, nodes, release: true },
       ...this.#changes(target),
     }));
-    const addresses = await this.#parts.driver.startExports(plan, exports, operation, signal);
+    const addresses = await this.#parts.driver.startExports(plan, exports, operation, signal, pace);
     logExports(this.#context, plan, addresses);
     return addresses;
   }
@@ -375,7 +401,9 @@ class Attempt {
     const doubtedMs = Math.max(timeMs, decision.level === "full" ? 0 : momentMs(decision.parent));
     const place = { domain: session.domain, target, sizeBytes, timeMs: doubtedMs };
     const sample = expected && new ChangeSample(this.#context, place, expected);
-    const readBytes = await pull({ reader, sink, mode, signal, onProgress, sample });
+    const readBytes = await this.#pace.reading({ reads: address.staged !== true }, (pace) =>
+      pull({ reader, sink, mode, signal, onProgress, sample, pace }),
+    );
     await sink.finish({ readBytes, durationMs: Math.round(clock.monotonicMs() - start) });
   }
 
@@ -390,6 +418,7 @@ class Attempt {
     const readBytes = await pushDisk(this.#context, {
       ...{ ...parts, driver: this.#parts.driver, sink },
       planned: { target, into: draft.image(target), ...this.#changes(target) },
+      pace: this.#pace,
       mode: this.#decision(target).mode,
       onProgress: this.#progressOf(target, sink),
     });

@@ -1,4 +1,5 @@
 import type { Client } from "../model/access.js";
+import type { BackupLimits } from "../model/backup-limits.js";
 import { checkName } from "../model/names.js";
 import type { QuiesceSettings } from "../model/quiesce.js";
 import type { RetentionPolicy } from "../model/retention.js";
@@ -69,6 +70,8 @@ export interface ServiceContext {
   readonly parallelDisks: number;
   /** Of what bitmaps call unchanged: which share is read to see whether that is so, from 0 to 1. */
   readonly sampleShare: number;
+  /** Of backups that somebody asks for, and of jobs that have none of their own. */
+  readonly limits: BackupLimits;
   /** Of an agent: embedded commands do not live as long as what is offered to remote readers. */
   readonly fronts?: ExportFronts;
   readonly jobs: Jobs;

@@ -5,6 +5,7 @@ import type { BlockReader } from "../ports/block-io.js";
 import type { DiskSink } from "../ports/repository.js";
 import { forEachLimited } from "../shared/async.js";
 import type { ChangeSample, SampledBlock } from "./change-sample.js";
+import type { ReadPace } from "./pace.js";
 import { GIB, KIB, MIB } from "../shared/units.js";
 
 /** The largest request of the NBD client: each costs the same work here, whatever its length. */
@@ -43,6 +44,8 @@ export interface PullOptions {
   readonly onProgress?: (positionBytes: number, readBytes: number) => void;
   /** In mode `changes`: what of the rest is read, too, to see whether it has changed. */
   readonly sample?: ChangeSample | undefined;
+  /** Left out: as fast as it can be read and stored. */
+  readonly pace?: ReadPace | undefined;
 }
 
 type PullRequest = BlockRun | SampledBlock;
@@ -52,8 +55,17 @@ type PullRequest = BlockRun | SampledBlock;
  * as soon as it has been read: the guest's later writes to it cost no scratch space. What need not be read is not given
  * up: that would cost QEMU time and scratch space by the size of the disk, not by what has changed.
  */
-export async function pull({ reader, sink, mode, signal, onProgress, sample }: PullOptions): Promise<number> {
+export async function pull({
+  reader,
+  sink,
+  mode,
+  signal,
+  onProgress,
+  sample,
+  pace = UNPACED,
+}: PullOptions): Promise<number> {
   let readBytes = 0;
+  let storedBytes = 0;
   const buffers = new ReadBuffers();
   const requests = async function* (): AsyncGenerator<PullRequest> {
     let end = 0;
@@ -61,7 +73,7 @@ export async function pull({ reader, sink, mode, signal, onProgress, sample }: P
       if (sample !== undefined) yield* sample.pick(end, run.offset);
       end = run.offset + run.length;
       if (run.kind === "zero" && mode === "whole") continue;
-      for (const piece of pieces(run, run.kind === "zero" ? ZERO_BYTES : READ_BYTES)) {
+      for (const piece of pieces(run, run.kind === "zero" ? ZERO_BYTES : () => pace.pieceBytes(READ_BYTES))) {
         sink.expect(piece);
         yield piece;
       }
@@ -72,6 +84,7 @@ export async function pull({ reader, sink, mode, signal, onProgress, sample }: P
     requests(),
     READS_IN_FLIGHT,
     async ({ offset, length, kind }, stop) => {
+      if (kind !== "zero") await pace.beforeRead(length, stop);
       if (kind === "unchanged") {
         const memory = buffers.take(length);
         await sample?.check(offset, await reader.read(offset, length, stop, memory.subarray(0, length)));
@@ -86,6 +99,8 @@ export async function pull({ reader, sink, mode, signal, onProgress, sample }: P
         await Promise.all([sink.write(offset, data, stop), reader.release(offset, length, stop)]);
         buffers.give(memory);
         readBytes += length;
+        pace.wrote(sink.storedBytes - storedBytes);
+        storedBytes = sink.storedBytes;
       }
       onProgress?.(offset + length, readBytes);
     },
@@ -94,3 +109,9 @@ export async function pull({ reader, sink, mode, signal, onProgress, sample }: P
   onProgress?.(reader.sizeBytes, readBytes);
   return readBytes;
 }
+
+const UNPACED: ReadPace = {
+  pieceBytes: (most) => most,
+  beforeRead: () => Promise.resolve(),
+  wrote: () => undefined,
+};

@@ -3,6 +3,7 @@ import type { PlannedPush, SnapshotPlan } from "../model/snapshot-plan.js";
 import type { BlockDriver, UndoLog } from "../ports/block-driver.js";
 import type { BackupDraft, DiskSink } from "../ports/repository.js";
 import type { ServiceContext } from "./context.js";
+import type { BackupPace } from "./pace.js";
 import { pull } from "./pull.js";
 
 export interface PushedDisk {
@@ -18,6 +19,8 @@ export interface PushedDisk {
   readonly onProgress: (positionBytes: number, readBytes: number) => void;
   /** As of `BlockDriver.push`. */
   readonly onCopied: () => void;
+  /** Of the copy. Reading it back costs the guest nothing, and is not limited. */
+  readonly pace: BackupPace;
 }
 
 /**
@@ -25,21 +28,25 @@ export interface PushedDisk {
  * is read back comes from the repository. Resolves with the bytes of data.
  */
 export async function pushDisk(context: ServiceContext, disk: PushedDisk): Promise<number> {
-  const { driver, plan, planned, mode, draft, sink, undo, signal, onProgress, onCopied } = disk;
+  const { driver, plan, planned, mode, draft, sink, undo, signal, onProgress, onCopied, pace } = disk;
   const { target, into } = planned;
   const half = into.sizeBytes / 2;
   context.log.info({ operation: plan.id, domain: plan.domain, target }, "Copying a frozen disk");
   let read = 0;
   try {
-    await driver.push(plan, planned, undo, {
-      signal,
-      abandonTarget: () => draft.abandon(),
-      onCopied,
-      onProgress: (copiedBytes, totalBytes) => {
-        read = copiedBytes;
-        onProgress(Math.floor(totalBytes === 0 ? 0 : (half * copiedBytes) / totalBytes), read);
-      },
-    });
+    {
+      using copying = pace.copying({ writes: true });
+      await driver.push(plan, planned, undo, {
+        signal,
+        pace: copying,
+        abandonTarget: () => draft.abandon(),
+        onCopied,
+        onProgress: (copiedBytes, totalBytes) => {
+          read = copiedBytes;
+          onProgress(Math.floor(totalBytes === 0 ? 0 : (half * copiedBytes) / totalBytes), read);
+        },
+      });
+    }
     await using reader = await context.readers.open(into, signal);
     return await pull({
       ...{ reader, sink, mode, signal },

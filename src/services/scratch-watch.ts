@@ -1,4 +1,5 @@
 import type { SnapshotPlan } from "../model/snapshot-plan.js";
+import type { BlockDriver } from "../ports/block-driver.js";
 import { errorMessage, FleeceError, isFleeceError } from "../shared/errors.js";
 import { formatBytes } from "../shared/units.js";
 import type { ServiceContext } from "./context.js";
@@ -21,6 +22,8 @@ export interface WatchedSnapshot {
   readonly moment: Moment;
   readonly signal?: AbortSignal | undefined;
   readonly onUse?: (use: ScratchUse) => void;
+  /** Called with each look that found the snapshot in order; what it throws is logged. */
+  readonly onLook?: (driver: BlockDriver, signal: AbortSignal) => Promise<void>;
 }
 
 /** What the scratch images of a snapshot take now. Those of an inactive domain do not exist, and take nothing. */
@@ -106,12 +109,13 @@ class ScratchWatch {
   }
 
   async #look(stop: AbortSignal): Promise<void> {
-    const { session, moment, onUse } = this.#watched;
+    const { session, moment, onUse, onLook } = this.#watched;
     const use = await this.measure();
     onUse?.(use);
     const excess = await scratchExcess(this.#context, use);
     if (excess !== undefined) throw excess;
     await checkMomentAnew(session, moment, stop);
+    await onLook?.(await session.driver(stop), stop);
   }
 }
 

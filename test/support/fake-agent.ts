@@ -14,6 +14,7 @@ import { snapshotFiles } from "../../src/drivers/machine/snapshot-files.js";
 import { programs } from "../../src/drivers/programs.js";
 import { webhooks } from "../../src/drivers/webhooks.js";
 import { StateDirectory } from "../../src/drivers/state-directory.js";
+import { type BackupLimits, NO_LIMITS } from "../../src/model/backup-limits.js";
 import type { RetentionPolicy } from "../../src/model/retention.js";
 import { noMeter } from "../../src/ports/meter.js";
 import type { DomainLock, OperationOwner, StateStore } from "../../src/ports/state-store.js";
@@ -39,6 +40,8 @@ export class FakeWorld {
   retention: RetentionPolicy | undefined;
   /** Of the configuration. */
   sampleShare = 0;
+  /** Of the configuration. */
+  limits: BackupLimits = NO_LIMITS;
   #processes = 0;
 
   constructor(
@@ -121,6 +124,7 @@ export class FakeProcess {
       retention: () => world.retention,
       parallelDisks: 2,
       sampleShare: world.sampleShare,
+      limits: world.limits,
       programs,
       webhooks,
     };

@@ -1,3 +1,4 @@
+import type { WriteFigures } from "../../src/model/guest-pace.js";
 import type { BlockDriver, DriverFactory } from "../../src/ports/block-driver.js";
 import type { BlockReader, ReaderFactory } from "../../src/ports/block-io.js";
 import { FleeceError } from "../../src/shared/errors.js";
@@ -42,6 +43,10 @@ export class FakeDomain implements DriverFactory {
   qemu: FakeQemu | undefined;
   /** How long a pause is; by default one never ends by itself, so that nothing happens behind a test's back. */
   pause: (signal: AbortSignal) => Promise<void> = (signal) => aborted(signal);
+  /** Of the guest's writes, for each disk. */
+  writeFigures: WriteFigures = { operations: 0, totalMs: 0 };
+  /** How fast QEMU was to copy each part that it pushed. */
+  readonly copySpeeds: number[] = [];
   readonly #sessions = new Set<Session>();
   #timeMs = Date.UTC(2026, 0, 1);
 

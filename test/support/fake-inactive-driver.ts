@@ -9,6 +9,7 @@ import type {
   PlannedExport,
   SnapshotPlan,
 } from "../../src/model/snapshot-plan.js";
+import type { WriteFigures } from "../../src/model/guest-pace.js";
 import type { UndoEntry } from "../../src/model/undo.js";
 import type { BlockDriver, UndoLog } from "../../src/ports/block-driver.js";
 import { FleeceError } from "../../src/shared/errors.js";
@@ -131,6 +132,10 @@ export class FakeInactiveDriver implements BlockDriver {
       }
       this.#requireInactive();
     });
+  }
+
+  guestWrites(): Promise<ReadonlyMap<string, WriteFigures>> {
+    return Promise.resolve(new Map());
   }
 
   /** What an earlier QEMU process of the domain held is gone with it. */

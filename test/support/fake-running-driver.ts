@@ -9,6 +9,7 @@ import type {
   PlannedPush,
   SnapshotPlan,
 } from "../../src/model/snapshot-plan.js";
+import type { WriteFigures } from "../../src/model/guest-pace.js";
 import type { UndoEntry } from "../../src/model/undo.js";
 import type { BlockDriver, PushOptions, UndoLog } from "../../src/ports/block-driver.js";
 import { FleeceError } from "../../src/shared/errors.js";
@@ -109,7 +110,7 @@ export class FakeRunningDriver implements BlockDriver {
     plan: SnapshotPlan,
     { target, changes, into }: PlannedPush,
     undo: UndoLog,
-    { signal, abandonTarget, onProgress, onCopied }: PushOptions = {},
+    { signal, pace, abandonTarget, onProgress, onCopied }: PushOptions = {},
   ): Promise<void> {
     const planned = plan.disks.find((disk) => disk.target === target);
     if (planned === undefined) throw new Error(`The snapshot has no disk ${target}`);
@@ -137,6 +138,8 @@ export class FakeRunningDriver implements BlockDriver {
       await this.#step("start copy", signal, () => this.#qemu.startCopy(access, push));
       for (const part of [blocks.slice(0, middle), blocks.slice(middle)]) {
         await this.#step("copy", signal, () => this.#qemu.copy(push, part));
+        this.#domain.copySpeeds.push(pace?.speed() ?? Infinity);
+        pace?.copied(part.length * BLOCK_SIZE);
         onProgress?.(part.length * BLOCK_SIZE, blocks.length * BLOCK_SIZE);
       }
     } catch (error) {
@@ -172,6 +175,16 @@ export class FakeRunningDriver implements BlockDriver {
 
   checkServing(): Promise<void> {
     return Promise.resolve();
+  }
+
+  async guestWrites(
+    targets: readonly string[],
+    signal?: AbortSignal,
+  ): Promise<ReadonlyMap<string, WriteFigures>> {
+    return this.#step("guest writes", signal, () => {
+      const { writeFigures } = this.#domain;
+      return new Map(targets.map((target) => [target, writeFigures]));
+    });
   }
 
   async undo(entry: UndoEntry): Promise<void> {

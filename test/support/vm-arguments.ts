@@ -13,6 +13,8 @@ export interface TestDisk {
   /** Runs the disk in an iothread of its own. Not for `ide`. */
   readonly iothread?: boolean;
   readonly readOnly?: boolean;
+  /** An object of `extraArguments` that limits what goes to the file. */
+  readonly throttleGroup?: string;
   /** Default: `<target>-format`, over a file node `<target>-file`. */
   readonly nodeName?: string;
 }
@@ -113,11 +115,15 @@ function idePlace(index: number, machine: "q35" | "pc"): string {
 /** `discard: unmap` on both nodes, so that what the guest discards is really unmapped. */
 function blockdev(disk: TestDisk): Json {
   const common = { discard: "unmap", "read-only": disk.readOnly === true };
+  const file = { ...common, driver: "file", filename: disk.path, "node-name": `${disk.target}-file` };
   return {
     ...common,
     driver: disk.format,
     "node-name": formatNodeName(disk),
-    file: { ...common, driver: "file", filename: disk.path, "node-name": `${disk.target}-file` },
+    file:
+      disk.throttleGroup === undefined
+        ? file
+        : { ...common, driver: "throttle", "throttle-group": disk.throttleGroup, file },
   };
 }
 

@@ -1,8 +1,8 @@
 import type { Clock } from "../../ports/clock.js";
 import type { ExportGrant, GrantStats } from "../../ports/export-front.js";
 import { FleeceError } from "../../shared/errors.js";
+import { TokenBucket } from "../../shared/token-bucket.js";
 import type { ClientIdentity } from "./front-tls.js";
-import { TokenBucket } from "./token-bucket.js";
 
 /** Slower, a single buffer would wait for hours. */
 const LEAST_BYTES_PER_SECOND = 1024;

@@ -13,6 +13,7 @@ import type {
   PlannedExport,
   SnapshotPlan,
 } from "../../model/snapshot-plan.js";
+import type { WriteFigures } from "../../model/guest-pace.js";
 import type { UndoEntry } from "../../model/undo.js";
 import type { BlockDriver, UndoLog } from "../../ports/block-driver.js";
 import type { Clock } from "../../ports/clock.js";
@@ -179,6 +180,10 @@ export class InactiveDriver implements BlockDriver {
   async checkServing({ id }: SnapshotPlan, signal?: AbortSignal): Promise<void> {
     const failure = await StorageDaemon.obituary(this.#directory(id), this.#daemonGone, signal);
     if (failure !== undefined) throw failure;
+  }
+
+  guestWrites(): Promise<ReadonlyMap<string, WriteFigures>> {
+    return Promise.resolve(new Map());
   }
 
   /** What an earlier QEMU process of the domain held is gone with it, but for the directory of its socket. */

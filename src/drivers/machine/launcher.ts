@@ -37,14 +37,19 @@ export interface StartedMachine {
  */
 export async function startMachine(
   start: MachineStart,
-  { monitor, logPath, signal }: { monitor: string; logPath: string; signal: AbortSignal | undefined },
+  {
+    monitor,
+    logPath,
+    signal,
+    prefix = [],
+  }: { monitor: string; logPath: string; signal: AbortSignal | undefined; prefix?: readonly string[] },
 ): Promise<StartedMachine> {
   const log = await openLog(logPath);
   let memory: FileHandle | undefined;
   let child: ChildProcess;
   try {
     memory = start.memory === undefined ? undefined : await openExisting(start.memory);
-    child = spawnMachine(start, log.fd, memory?.fd);
+    child = spawnMachine(start, prefix, log.fd, memory?.fd);
     await spawned(child);
   } finally {
     await log.close();
@@ -80,10 +85,11 @@ export async function startMachine(
 
 function spawnMachine(
   { arguments: list, like }: MachineStart,
+  prefix: readonly string[],
   log: number,
   memory: number | undefined,
 ): ChildProcess {
-  const command = [...asUser(like), ...list];
+  const command = [...prefix, ...asUser(like), ...list];
   const [program = "", ...args] = command;
   const environment = like === undefined || like.environment.length === 0 ? undefined : like.environment;
   return spawn(program, args, {

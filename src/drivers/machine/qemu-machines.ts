@@ -5,6 +5,7 @@ import type { MovedPath } from "../../model/machine-ends.js";
 import type { Machine, MachineProcess, Machines, MachineStart } from "../../ports/machines.js";
 import { FleeceError } from "../../shared/errors.js";
 import { endProcess } from "../end-daemon.js";
+import { USUAL_IO_PRIORITY } from "../io-priority.js";
 import { mapQmpError } from "../qmp-errors.js";
 import { configOf, reachDomain } from "../reach-domain.js";
 import { startMachine } from "./launcher.js";
@@ -20,10 +21,18 @@ export class QemuMachines implements Machines {
   readonly setAside = setAside;
   readonly #domains: readonly DomainConfig[];
   readonly #stateDir: string;
+  /** Of the commands that start QEMU. */
+  readonly #prefix: readonly string[];
 
-  constructor({ domains, stateDir }: { domains: readonly DomainConfig[]; stateDir: string }) {
-    this.#domains = domains;
-    this.#stateDir = stateDir;
+  constructor(options: {
+    readonly domains: readonly DomainConfig[];
+    readonly stateDir: string;
+    /** Whether this process has lowered its own, which is not meant for guests. */
+    readonly lowersIoPriority?: boolean;
+  }) {
+    this.#domains = options.domains;
+    this.#stateDir = options.stateDir;
+    this.#prefix = options.lowersIoPriority === true ? USUAL_IO_PRIORITY : [];
   }
 
   settings(name: string): { readonly launch?: readonly string[]; readonly monitor?: string } {
@@ -60,7 +69,7 @@ export class QemuMachines implements Machines {
     try {
       return new RunningMachine({
         domain: start.domain,
-        ...(await startMachine(start, { monitor, logPath, signal })),
+        ...(await startMachine(start, { monitor, logPath, signal, prefix: this.#prefix })),
       });
     } catch (error) {
       throw mapQmpError(error, `The new QEMU of domain ${start.domain}`);

@@ -204,6 +204,7 @@ export class DirectoryDraft implements BackupDraft {
       startedAt: new Date(summary.startedAtMs).toISOString(),
       finishedAt: new Date(summary.finishedAtMs).toISOString(),
       ...{ consistency, heldMs, frozenMs, quiesceFailure, scratchPeakBytes, checkpoint, request },
+      ...(summary.waits === undefined ? {} : { waits: summary.waits }),
       disks: this.#request.disks.map(({ target }) => this.#finishedDisk(target)),
       ...(machineFiles.length === 0 ? {} : { machineFiles }),
     };

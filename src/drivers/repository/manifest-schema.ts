@@ -89,6 +89,9 @@ const manifestSchema2 = z.strictObject({
   frozenMs: milliseconds.optional(),
   quiesceFailure: reason.optional(),
   scratchPeakBytes: bytes.optional(),
+  waits: z
+    .strictObject({ readLimit: milliseconds, writeLimit: milliseconds, guestLatency: milliseconds })
+    .optional(),
   request: z
     .string()
     .regex(/^[0-9a-f]{64}$/)

@@ -2,13 +2,14 @@ import type { ExportAddress, PlannedDisk, PlannedExport, SnapshotNodes } from ".
 import { CHECKPOINT_GRANULARITY } from "../../model/checkpoint.js";
 import { BLOCK_SIZE } from "../../model/extents.js";
 import type { UndoEntry, UndoKind } from "../../model/undo.js";
-import type { UndoLog } from "../../ports/block-driver.js";
-import type { BlockdevBackup, FollowJobOptions, QmpSession } from "../../qmp/index.js";
+import type { CopySpeed, UndoLog } from "../../ports/block-driver.js";
+import type { BlockdevBackup, FollowJobOptions, JobInfo, QmpSession } from "../../qmp/index.js";
 import { isQmpError } from "../../qmp/index.js";
 import { FleeceError } from "../../shared/errors.js";
 import { QemuHostCleaner } from "../host-cleaner.js";
 import { NbdReaderFactory } from "../nbd-io.js";
 import { bitmapsOn, mergedBitmapName } from "../node-exports.js";
+import { PacedJob } from "./paced-job.js";
 import { frozenEntries, yank } from "./undo.js";
 
 /** A frozen disk to copy, with the nodes of its images, which have its checkpoints' bitmaps. */
@@ -21,6 +22,7 @@ export interface DiskToCopy {
 export interface CopyOptions extends FollowJobOptions {
   /** See `PushOptions`. */
   readonly abandonTarget?: (() => Promise<void>) | undefined;
+  readonly pace?: CopySpeed | undefined;
 }
 
 /**
@@ -101,14 +103,23 @@ export class FrozenCopies {
   async #runJob(
     { nodes, target }: PlannedDisk,
     sync: Pick<BlockdevBackup, "sync" | "bitmap" | "bitmap-mode">,
-    { abandonTarget, ...options }: CopyOptions,
+    { abandonTarget, pace, ...options }: CopyOptions,
   ): Promise<void> {
     const { signal } = options;
+    const job = new PacedJob(this.#qmp, nodes.push, pace);
     const onAbort = (): void => void this.#endWrites(nodes, abandonTarget);
     signal?.addEventListener("abort", onAbort);
-    const job = { "job-id": nodes.push, device: nodes.access, target: nodes.push, ...sync };
+    const copy = { "job-id": nodes.push, device: nodes.access, target: nodes.push, ...sync };
+    const onProgress = (info: JobInfo): void => {
+      job.look(info);
+      options.onProgress?.(info);
+    };
     try {
-      await this.#qmp.runJob("blockdev-backup", { ...job, "x-perf": { "max-chunk": BLOCK_SIZE } }, options);
+      await this.#qmp.runJob(
+        "blockdev-backup",
+        { ...copy, speed: job.speed, "x-perf": { "max-chunk": BLOCK_SIZE } },
+        { ...options, onProgress },
+      );
     } catch (error) {
       throw contentLost(error, target) ?? error;
     } finally {

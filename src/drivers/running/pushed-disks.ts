@@ -14,13 +14,14 @@ export class PushedDisks {
     each: DiskToCopy,
     into: ExportAddress,
     undo: UndoLog,
-    { signal, abandonTarget, onProgress, onCopied }: PushOptions,
+    { signal, pace, abandonTarget, onProgress, onCopied }: PushOptions,
   ): Promise<void> {
     const { disk, planned } = each;
     await undo.register(...copyEntries(each));
     await this.#copies.connect(disk.nodes, into, signal);
     const options = {
       signal,
+      pace,
       abandonTarget,
       onProgress: (job: { "current-progress": number; "total-progress": number }) =>
         onProgress?.(job["current-progress"], job["total-progress"]),

@@ -13,8 +13,9 @@ import type {
   SnapshotPlan,
 } from "../../model/snapshot-plan.js";
 import { cbwTimeoutSeconds } from "../../model/known-qemu-issues.js";
+import type { WriteFigures } from "../../model/guest-pace.js";
 import type { UndoEntry } from "../../model/undo.js";
-import type { BlockDriver, PushOptions, UndoLog } from "../../ports/block-driver.js";
+import type { BlockDriver, CopySpeed, PushOptions, UndoLog } from "../../ports/block-driver.js";
 import type { Clock } from "../../ports/clock.js";
 import type { DomainSnapshotStore } from "../../ports/domain-snapshot-store.js";
 import type { Logger } from "../../ports/logger.js";
@@ -28,6 +29,7 @@ import { withQmpErrors } from "../qmp-errors.js";
 import type { BlockFacts } from "./block-graph.js";
 import { filteredNode, layersOf, locateDisks } from "./block-graph.js";
 import { bitmapTransaction } from "./bitmap-transaction.js";
+import { guestWrites } from "./guest-writes.js";
 import { clientsAbort, iothreadOf } from "./iothreads.js";
 import { FrozenCopies } from "./frozen-copies.js";
 import { addProbe, brokenByLimit, probeName, tryProbes } from "./loss-probe.js";
@@ -65,6 +67,8 @@ export class RunningDriver implements BlockDriver {
   readonly #cbwTimeoutMs: number;
   /** QEMU's word for why it ends, once it has said so. With `-no-shutdown` it lives on. */
   #shutdownReason: string | undefined;
+  /** Object paths by target, once somebody has asked for the guest's writes: that is done every second. */
+  #devices: ReadonlyMap<string, string> | undefined;
 
   constructor(options: {
     qmp: QmpSession;
@@ -182,6 +186,7 @@ export class RunningDriver implements BlockDriver {
     exports: readonly PlannedExport[],
     undo: UndoLog,
     signal?: AbortSignal,
+    pace?: CopySpeed,
   ): Promise<readonly ExportAddress[]> {
     return this.#guarded(async () => {
       const located = await this.#locate(signal);
@@ -191,7 +196,7 @@ export class RunningDriver implements BlockDriver {
           const disk = plannedDisk(plan, planned.target);
           disks.push({ disk, planned, bitmapNodes: await this.#bitmapNodes(disk, located) });
         }
-        return this.#staged.open(disks, undo, signal);
+        return this.#staged.open(disks, undo, signal, pace);
       }
       await undo.register(
         { kind: "vm-nbd-server", socketPath: this.#nbdSocketPath },
@@ -247,6 +252,15 @@ export class RunningDriver implements BlockDriver {
   /** QEMU serves them itself, and `checkIntact` looks after those of staged disks. */
   checkServing(): Promise<void> {
     return Promise.resolve();
+  }
+
+  guestWrites(targets: readonly string[], signal?: AbortSignal): Promise<ReadonlyMap<string, WriteFigures>> {
+    return this.#guarded(async () => {
+      this.#devices ??= new Map(
+        [...(await this.#locate(signal))].map(([target, { qomPath }]) => [target, qomPath]),
+      );
+      return guestWrites(this.#qmp, this.#devices, targets);
+    });
   }
 
   undo(entry: UndoEntry): Promise<void> {

@@ -2,7 +2,7 @@ import path from "node:path";
 import type { ExportAddress, PlannedDisk, PlannedExport } from "../../model/snapshot-plan.js";
 import { CHECKPOINT_GRANULARITY } from "../../model/checkpoint.js";
 import type { UndoEntry } from "../../model/undo.js";
-import type { UndoLog } from "../../ports/block-driver.js";
+import type { CopySpeed, UndoLog } from "../../ports/block-driver.js";
 import { isQmpError } from "../../qmp/index.js";
 import { FleeceError } from "../../shared/errors.js";
 import { endDaemon } from "../end-daemon.js";
@@ -40,9 +40,10 @@ export class StagedExports {
     disks: readonly DiskToStage[],
     undo: UndoLog,
     signal?: AbortSignal,
+    pace?: CopySpeed,
   ): Promise<readonly ExportAddress[]> {
     for (const each of disks) {
-      if (!(await this.holds(each.disk, signal))) await this.#stage(each, undo, signal);
+      if (!(await this.holds(each.disk, signal))) await this.#stage(each, undo, signal, pace);
     }
     for (const each of disks) await this.#copies.letGo(each, undo);
     const addresses: ExportAddress[] = [];
@@ -61,7 +62,7 @@ export class StagedExports {
     }
   }
 
-  async #stage(each: DiskToStage, undo: UndoLog, signal?: AbortSignal): Promise<void> {
+  async #stage(each: DiskToStage, undo: UndoLog, signal?: AbortSignal, pace?: CopySpeed): Promise<void> {
     const { disk } = each;
     const { nodes, sizeBytes } = disk;
     const entries = [...this.#hostEntries(disk), ...copyEntries(each)];
@@ -72,7 +73,7 @@ export class StagedExports {
     const directory = this.#directory(nodes);
     const daemon = await StorageDaemon.start({ directory, lifetime: "detached", signal });
     try {
-      await this.#copy(each, daemon, signal);
+      await this.#copy(each, daemon, signal, pace);
     } catch (error) {
       throw isQmpError(error, "QMP_JOB_FAILED", "QMP_COMMAND_FAILED") ? await daemon.explain(error) : error;
     } finally {
@@ -84,7 +85,12 @@ export class StagedExports {
    * What is copied while the daemon's bitmap records is the changes; what is copied after it, the rest. A block that was
    * zeroed is copied as zeroes, so it is recorded too.
    */
-  async #copy(each: DiskToStage, daemon: StorageDaemon, signal?: AbortSignal): Promise<void> {
+  async #copy(
+    each: DiskToStage,
+    daemon: StorageDaemon,
+    signal?: AbortSignal,
+    pace?: CopySpeed,
+  ): Promise<void> {
     const { disk, planned } = each;
     const { changes } = planned;
     const { access, scratch, push } = disk.nodes;
@@ -102,7 +108,7 @@ export class StagedExports {
     const { target, sizeBytes } = disk;
     const image = { target, sizeBytes, exportName: push, socketPath: daemon.nbdSocketPath };
     await this.#copies.connect(disk.nodes, image, signal);
-    const options = { signal, abandonTarget: () => endDaemon(daemon.directory, { atOnce: true }) };
+    const options = { signal, pace, abandonTarget: () => endDaemon(daemon.directory, { atOnce: true }) };
     if (changes !== undefined) {
       const name = mergedBitmapName(changes.since);
       const granularity = CHECKPOINT_GRANULARITY;

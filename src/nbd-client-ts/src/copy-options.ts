@@ -20,6 +20,11 @@ export interface CopyOptions {
   readonly buffers?: number;
   /** Flush the destination at the end where it can be, default true. */
   readonly flush?: boolean;
+  /**
+   * Sets the pace: called before each read with its size, at most `bufferBytes`; the read begins when it has resolved. The signal
+   * fires when the copy stops. What it throws stops the copy.
+   */
+  readonly beforeRead?: (bytes: number, signal: AbortSignal) => Promise<void> | undefined;
   /** Called whenever a piece is done. What it throws stops the copy. */
   readonly onProgress?: (progress: CopyProgress) => void;
   readonly signal?: AbortSignal;

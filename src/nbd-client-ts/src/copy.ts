@@ -90,9 +90,18 @@ class Copy {
 
   async #move({ offset, length }: CopyRun, into: Uint8Array): Promise<void> {
     const signal = this.#signal;
+    await this.#pause(length);
     await this.#at("source", this.#source.read(offset, length, { into, signal }));
     await this.#at("destination", this.#destination.write(offset, into, { signal }));
     this.#counts.copiedBytes += length;
+  }
+
+  async #pause(length: number): Promise<void> {
+    try {
+      await this.#options.beforeRead?.(length, this.#signal);
+    } catch (error) {
+      throw this.#signal.aborted ? abortError(this.#signal, "The copy") : error;
+    }
   }
 
   async #zero(piece: CopyRun): Promise<void> {

@@ -90,6 +90,8 @@ export interface BlockGraph {
 /** Of a device, or with `query-nodes` of a node; counters, which nobody here needs, are left out. */
 export interface BlockStats {
   "node-name"?: string;
+  /** As in `query-block`; unset for nodes. */
+  qdev?: string;
   stats: BlockDeviceStats;
   /** Of the node below. */
   parent?: BlockStats;
@@ -98,4 +100,7 @@ export interface BlockStats {
 export interface BlockDeviceStats {
   /** The end of the furthest write so far, in bytes; failed ones count too. */
   wr_highest_offset: number;
+  /** Writes that have ended well, and the time that they took together; they are counted when they end. */
+  wr_operations: number;
+  wr_total_time_ns: number;
 }

@@ -110,6 +110,8 @@ export interface QmpCommands {
   "query-block-jobs": Command<undefined, BlockJobInfo[]>;
   "blockdev-backup": Command<BlockdevBackup, Nothing>;
   "blockdev-create": Command<BlockdevCreate, Nothing>;
+  /** Bytes per second; 0 means without limit. */
+  "block-job-set-speed": Command<{ device: string; speed: number }, Nothing>;
   "block-stream": Command<BlockStream, Nothing>;
   "block-commit": Command<BlockCommit, Nothing>;
   "job-cancel": Command<{ id: string }, Nothing>;

@@ -8,6 +8,7 @@ import { timedId } from "../../shared/ids.js";
 import type { BackupProgress } from "../backup-run.js";
 import { runBackup } from "../backup-run.js";
 import type { ServiceContext } from "../context.js";
+import { RunPace } from "../pace.js";
 import { runHooks } from "./hooks.js";
 import type { Places } from "./places.js";
 import { sendReports } from "./reports.js";
@@ -53,13 +54,17 @@ export class JobRun {
   readonly #order: RunOrder;
   readonly #parts: RunParts;
   readonly #stop = new AbortController();
+  /** Of all domains together. */
+  readonly #pace: RunPace;
   #record: RunRecord;
 
   constructor(order: RunOrder, parts: RunParts) {
     this.#order = order;
     this.#parts = parts;
     const { job, trigger, scheduledMs, missedCount = 0, request } = order;
-    const startedAtMs = parts.context.clock.now();
+    const { clock, limits } = parts.context;
+    this.#pace = new RunPace(job.limits ?? limits, clock);
+    const startedAtMs = clock.now();
     this.#record = {
       schemaVersion: 1,
       id: timedId(startedAtMs),
@@ -216,6 +221,7 @@ export class JobRun {
       domain,
       repository: job.repository,
       request: backupKey(this.#record),
+      pace: this.#pace,
       signal: this.#stop.signal,
       ...(job.level === undefined ? {} : { level: job.level }),
       ...(job.quiesce === undefined ? {} : { quiesce: job.quiesce }),

@@ -1,5 +1,12 @@
 import { describe, expect, it } from "vitest";
-import { configuredJobs, jobLimits, parseConfig, quiesceSettings } from "../../../src/model/config.js";
+import { isLimited } from "../../../src/model/backup-limits.js";
+import {
+  configuredJobs,
+  defaultLimits,
+  jobLimits,
+  parseConfig,
+  quiesceSettings,
+} from "../../../src/model/config.js";
 import { Schedule } from "../../../src/model/schedule.js";
 import { FleeceError } from "../../../src/shared/errors.js";
 
@@ -100,6 +107,49 @@ describe("parseConfig", () => {
     expect(problemsOf(`${LEAST}nbd: { ${keys} }\n`)).toEqual(
       problems.map((problem) => expect.stringContaining(problem) as string),
     );
+  });
+
+  const JOB = 'name: a, schedule: "0 0 * * *", domains: all, timeZone: Europe/Berlin';
+
+  it("reads what backups may take, for all of them and for a job", () => {
+    const hours = '[{ from: "22:30", until: "06:00", write: 1M }]';
+    const own = `jobs: [{ ${JOB}, limits: { guestLatency: 20ms, hours: ${hours} } }, { ${JOB.replace("name: a", "name: b")} }]`;
+    const config = parseConfig(`${LEAST}limits: { read: 1.5G, timeZone: UTC }\n${own}\n`, "/c.yaml");
+    expect(defaultLimits(config)).toEqual({
+      readBytesPerSecond: 1.5 * 2 ** 30,
+      writeBytesPerSecond: undefined,
+      hours: [],
+      timeZone: "UTC",
+      guestLatencyMs: undefined,
+    });
+    expect(configuredJobs(config).map(({ limits }) => limits)).toEqual([
+      {
+        readBytesPerSecond: undefined,
+        writeBytesPerSecond: undefined,
+        hours: [{ fromMinute: 1350, untilMinute: 360, writeBytesPerSecond: 2 ** 20 }],
+        timeZone: "Europe/Berlin",
+        guestLatencyMs: 20,
+      },
+      undefined,
+    ]);
+    expect(isLimited(defaultLimits(parseConfig(LEAST, "/c.yaml")))).toBe(false);
+  });
+
+  it.each([
+    ["read: 512K", "limits.read: Expected at least 1 MiB a second"],
+    ["guestLatency: 20s", 'limits.guestLatency: Expected 1ms to 10000ms, got "20s"'],
+    ["guestLatency: 0ms", 'limits.guestLatency: Expected 1ms to 10000ms, got "0ms"'],
+    [
+      'hours: [{ from: "8:00", until: "18:00", read: 1M }]',
+      'limits.hours.0.from: Expected a time of day from "00:00" to "23:59"',
+    ],
+    [
+      'hours: [{ from: "08:00", until: "08:00", read: 1M }]',
+      "limits.hours.0.until: Expected another time than `from`",
+    ],
+    ['hours: [{ from: "08:00", until: "09:00" }]', "limits.hours.0: Expected `read`, `write` or both"],
+  ])("refuses limits: { %s }", (keys, problem) => {
+    expect(problemsOf(`${LEAST}limits: { ${keys} }\n`)).toEqual([expect.stringContaining(problem)]);
   });
 
   it("resolves every path from the file's directory and fills in the defaults", () => {

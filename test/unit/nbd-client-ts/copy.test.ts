@@ -113,6 +113,56 @@ describe("copyExport", () => {
     expect(target.seen.at(-1)?.command).toBe(FLUSH);
   });
 
+  it("reads no faster than it is let, and asks for data alone", async () => {
+    const content = random(64 * KIB);
+    content.fill(0, 16 * KIB, 48 * KIB);
+    const source = new Disk(content, undefined, [
+      [16 * KIB, 0],
+      [32 * KIB, 3],
+      [16 * KIB, 0],
+    ]);
+    const target = new Disk(Buffer.alloc(64 * KIB, 0xaa));
+    let asked = 0;
+    let waiting: (() => void)[] = [];
+    const beforeRead = (bytes: number) => {
+      asked += bytes;
+      return new Promise<void>((resolve) => void waiting.push(resolve));
+    };
+    const copy = copyExport(await source.connect(), await target.connect(), { ...options, beforeRead });
+    for (let done = 0; done < 32 * KIB; done += 2 * BUFFER) {
+      while (waiting.length < 2) await new Promise((resolve) => setImmediate(resolve));
+      expect([asked, source.ranges(READ).length * BUFFER]).toEqual([done + 2 * BUFFER, done]);
+      const wake = waiting;
+      waiting = [];
+      for (const resolve of wake) resolve();
+    }
+    expect((await copy).copiedBytes).toBe(32 * KIB);
+    expect(target.content.equals(content)).toBe(true);
+  });
+
+  it("stops when what sets its pace fails, or it is aborted there", async () => {
+    const failing = { ...options, beforeRead: () => Promise.reject(new Error("No more")) };
+    const [source, target] = [new Disk(random(8 * KIB)), new Disk(Buffer.alloc(8 * KIB))];
+    await expect(copyExport(await source.connect(), await target.connect(), failing)).rejects.toThrow(
+      "No more",
+    );
+    const abort = new AbortController();
+    const hanging = (_bytes: number, signal: AbortSignal) =>
+      new Promise<void>((_resolve, reject) => {
+        const wake = (): void => reject(new Error("Woken"));
+        signal.addEventListener("abort", wake);
+        if (signal.aborted) wake();
+        else abort.abort();
+      });
+    const aborted = copyExport(await source.connect(), await target.connect(), {
+      ...options,
+      beforeRead: hanging,
+      signal: abort.signal,
+    });
+    expect((await copyFailure(aborted)).code).toBe("ABORTED");
+    expect(source.ranges(READ)).toEqual([]);
+  });
+
   it("leaves zeroes out when the destination is zero", async () => {
     const content = Buffer.concat([Buffer.alloc(32 * KIB), random(4 * KIB), Buffer.alloc(28 * KIB)]);
     const source = new Disk(content, undefined, [

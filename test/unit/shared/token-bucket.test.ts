@@ -1,7 +1,7 @@
 import fc from "fast-check";
 import { describe, expect, it } from "vitest";
-import { TokenBucket } from "../../../../src/drivers/front/token-bucket.js";
-import { ManualClock } from "../../../support/manual-clock.js";
+import { TokenBucket } from "../../../src/shared/token-bucket.js";
+import { ManualClock } from "../../support/manual-clock.js";
 
 describe("TokenBucket.spend", () => {
   it("lets a burst pass, then tells how long the debt takes", async () => {
@@ -31,5 +31,29 @@ describe("TokenBucket.spend", () => {
         }
       }),
     );
+  });
+
+  it("goes on with another rate from the moment at which that changes, debts included", async () => {
+    const clock = new ManualClock();
+    const bucket = new TokenBucket(1000, clock);
+    expect(bucket.spend(750)).toBe(500);
+    await clock.advance(100);
+    bucket.bytesPerSecond = 200;
+    expect(bucket.debtMs()).toBe(2000);
+    await clock.advance(2000);
+    expect(bucket.debtMs()).toBe(0);
+    await clock.advance(3_600_000);
+    expect(bucket.spend(60)).toBe(50);
+  });
+
+  it("has no debts while there is no limit, and no store of it afterwards", async () => {
+    const clock = new ManualClock();
+    const bucket = new TokenBucket(1000, clock);
+    expect(bucket.spend(10_000)).toBeGreaterThan(0);
+    bucket.bytesPerSecond = Infinity;
+    expect([bucket.debtMs(), bucket.spend(2 ** 40)]).toEqual([0, 0]);
+    await clock.advance(1000);
+    bucket.bytesPerSecond = 1000;
+    expect(bucket.spend(100)).toBe(100);
   });
 });
