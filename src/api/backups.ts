@@ -77,27 +77,35 @@ export async function listBackupsHandler(
 
 export async function getBackupHandler(
   context: ServiceContext,
-  { id }: CallRequest<"Backups.Get">,
+  { id, repository }: CallRequest<"Backups.Get">,
 ): Promise<Backup> {
-  const { entry } = await findBackup(context, id);
+  const { entry } = await findBackup(context, id, repository);
   return withVerification(context, entry);
 }
 
 /** Answers with the backup as it was. */
 export async function deleteBackupHandler(
   context: ServiceContext,
-  { id }: CallRequest<"Backups.Delete">,
+  { id, repository }: CallRequest<"Backups.Delete">,
   { beforeEffect, signal }: CallOptions,
 ): Promise<Backup> {
   const message = ({ entry, mergedInto }: DeletedBackup): Backup => ({ ...backupMessage(entry), mergedInto });
   const onFound = async (found: DeletedBackup): Promise<void> => beforeEffect?.(message(found));
-  return message(await deleteBackup(context, id, { signal, onFound }));
+  return message(await deleteBackup(context, id, { repository, signal, onFound }));
 }
 
 export function backupMessage(entry: BackupEntry): Backup {
   if (isIntact(entry)) return soundBackupMessage(entry);
-  const { id, repository, domain, damage } = entry;
-  return { ...NOTHING_KNOWN, id, repository, domain, damage, protected: entry.protected === true };
+  const { id, repository, domain, damage, copiedFrom } = entry;
+  return {
+    ...NOTHING_KNOWN,
+    id,
+    repository,
+    domain,
+    damage,
+    protected: entry.protected === true,
+    copiedFrom,
+  };
 }
 
 function soundBackupMessage(entry: IntactEntry): Backup {
@@ -122,6 +130,7 @@ function soundBackupMessage(entry: IntactEntry): Backup {
     protected: entry.protected === true,
     machineFiles: machineFileMessages(manifest),
     verifiedTime: null,
+    copiedFrom: entry.copiedFrom,
   };
 }
 
@@ -130,7 +139,7 @@ export function machineFileMessages({ machineFiles = [] }: Manifest): Backup["ma
 }
 
 async function withVerification({ store }: ServiceContext, entry: BackupEntry): Promise<Backup> {
-  const found = await lastVerification(store, entry.id);
+  const found = await lastVerification(store, entry);
   const message = backupMessage(entry);
   if (found === undefined) return message;
   return { ...message, verifiedTime: timestampFromMs(found.timeMs), verifiedDamage: found.damage };

@@ -101,7 +101,19 @@ export async function statusHandler(context: ServiceContext): Promise<Status> {
 }
 
 function jobMessage({ job, nextRunsMs, lastRun, lastSuccessMs }: JobOverview): Job {
-  const { name, schedule, domains, repository, level, quiesce, notAfter, jitterMs, retries, catchUp } = job;
+  const {
+    name,
+    schedule,
+    domains,
+    repository,
+    copyTo,
+    level,
+    quiesce,
+    notAfter,
+    jitterMs,
+    retries,
+    catchUp,
+  } = job;
   return {
     name,
     schedule: schedule.expression,
@@ -117,6 +129,7 @@ function jobMessage({ job, nextRunsMs, lastRun, lastSuccessMs }: JobOverview): J
     nextRuns: nextRunsMs.map(timestampFromMs),
     lastRun: lastRun === undefined ? null : runMessage(lastRun),
     lastSuccess: moment(lastSuccessMs),
+    copyTo,
   };
 }
 
@@ -153,6 +166,7 @@ function domainMessage(part: DomainRun): JobRunDomain {
     backup: backup === undefined ? null : backupMessage(backup),
     error: troubleMessage(part.error),
     notes,
+    copies: part.copies ?? [],
     verifications: (part.verifications ?? []).map(({ backup: id, durationMs, damage }) => ({
       backup: id,
       durationMs,

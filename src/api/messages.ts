@@ -9,6 +9,7 @@ import type {
   Checkpoint__Output,
   _fleece_v1_Checkpoint_Disk__Output,
 } from "./generated/fleece/v1/Checkpoint.js";
+import type { CopyReport__Output } from "./generated/fleece/v1/CopyReport.js";
 import type { Disk__Output } from "./generated/fleece/v1/Disk.js";
 import type { DoctorReport__Output } from "./generated/fleece/v1/DoctorReport.js";
 import type { Domain__Output } from "./generated/fleece/v1/Domain.js";
@@ -66,6 +67,7 @@ export type Progress = BackupProgress | DomainSnapshotProgress;
 export type ListBackupsResponse = Message<ListBackupsResponse__Output>;
 export type Verification = Message<Verification__Output>;
 export type PruneReport = Message<PruneReport__Output>;
+export type CopyReport = Message<CopyReport__Output>;
 export type Restoration = Message<Restoration__Output>;
 export type ServedBackup = Message<ServedBackup__Output>;
 export type BlockExport = Message<BlockExport__Output>;
@@ -106,6 +108,7 @@ export interface MessageTypes {
   readonly ListBackupsResponse: ListBackupsResponse;
   readonly Verification: Verification;
   readonly PruneReport: PruneReport;
+  readonly CopyReport: CopyReport;
   readonly Restoration: Restoration;
   readonly ServedBackup: ServedBackup;
   readonly BlockSnapshot: BlockSnapshot;

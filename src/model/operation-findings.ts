@@ -11,7 +11,7 @@ export type FoundOperation = {
   readonly startedAtMs: number;
 } & (
   | { readonly kind: "backup"; readonly backupId: string; readonly published: boolean }
-  | { readonly kind: "restore"; readonly backupId: string }
+  | { readonly kind: "restore" | "copy"; readonly backupId: string }
   | { readonly kind: "unfinished-revert"; readonly name: string; readonly switched: boolean }
   | { readonly kind: "unfinished-snapshot"; readonly name: string }
   | { readonly kind: "unfinished-domain-snapshot"; readonly name: string; readonly work: SnapshotWork }
@@ -64,8 +64,9 @@ function oneOperation(domain: string, operation: FoundOperation): readonly Findi
         : "The next command removes what it left, its checkpoint included; no change is lost";
       return [{ code: "UNFINISHED_OPERATION", subject, found, advice }];
     }
-    case "restore": {
-      const found = `A restore of backup ${operation.backupId} was interrupted; it has waited ${since}`;
+    case "restore":
+    case "copy": {
+      const found = `A ${operation.kind} of backup ${operation.backupId} was interrupted; it has waited ${since}`;
       return [
         {
           code: "UNFINISHED_OPERATION",

@@ -45,6 +45,8 @@ export interface DomainRun {
   readonly error?: RunTrouble | undefined;
   readonly notes: readonly string[];
   readonly verifications?: readonly RunVerification[] | undefined;
+  /** Ids of the backups that were copied to the second repository, oldest first. */
+  readonly copies?: readonly string[] | undefined;
 }
 
 /** A process, told apart from all others before and after it. */

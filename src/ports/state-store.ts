@@ -1,6 +1,7 @@
 import type {
   BackupJournal,
   CloneJournal,
+  CopyJournal,
   DeletionJournal,
   DomainSnapshotJournal,
   InternalJournal,
@@ -15,6 +16,7 @@ export type OperationSubject =
   | BackupJournal
   | SnapshotJournal
   | RestoreJournal
+  | CopyJournal
   | DomainSnapshotJournal
   | RevertJournal
   | DeletionJournal

@@ -57,7 +57,7 @@ export type BackupProgress =
       readonly step: "started";
       readonly level: BackupLevel;
       readonly reason: string;
-      readonly disks: readonly DiskState[];
+      readonly disks: readonly Pick<DiskState, "target" | "sizeBytes">[];
     }
   | ({ readonly step: "scratch" } & ScratchUse)
   | {

@@ -166,7 +166,8 @@ async function unfinished(
     case "domain-snapshot-create":
       return { id, startedAtMs, kind: "unfinished-domain-snapshot", name: subject.plan.name, work: "create" };
     case "restore":
-      return { id, startedAtMs, kind: "restore", backupId: subject.backupId };
+    case "copy":
+      return { id, startedAtMs, kind: subject.kind, backupId: subject.backupId };
     case "domain-snapshot-revert": {
       const { name, phase } = subject;
       return { id, startedAtMs, kind: "unfinished-revert", name, switched: phase === "switched" };

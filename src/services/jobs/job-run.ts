@@ -225,7 +225,11 @@ export class JobRun {
       const { verifications = [] } = this.#of(domain);
       void this.#change(domain, { verifications: [...verifications, verification] });
     };
-    const done = { job: this.#order.job, entry, signal: this.#stop.signal, onVerified };
+    const onCopied = (backup: string): void => {
+      const { copies = [] } = this.#of(domain);
+      void this.#change(domain, { copies: [...copies, backup] });
+    };
+    const done = { job: this.#order.job, entry, signal: this.#stop.signal, onVerified, onCopied };
     const notes: string[] = [];
     for (const { name, perform } of steps) {
       try {

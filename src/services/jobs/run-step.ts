@@ -10,6 +10,8 @@ export interface DoneBackup {
   readonly signal: AbortSignal;
   /** Takes down what was verified. */
   readonly onVerified: (verification: RunVerification) => void;
+  /** Takes down the id of a backup that was copied. */
+  readonly onCopied: (backup: string) => void;
 }
 
 /**

@@ -50,7 +50,7 @@ async function verify(context: ServiceContext, done: DoneBackup, id: string): Pr
   const startMs = clock.monotonicMs();
   const durationMs = (): number => Math.round(clock.monotonicMs() - startMs);
   try {
-    await verifyAndRemember(context, id, { signal });
+    await verifyAndRemember(context, id, { repository: done.entry.repository, signal });
     onVerified({ backup: id, durationMs: durationMs() });
   } catch (error) {
     if (!isFleeceError(error, "DAMAGED")) throw error;
@@ -68,7 +68,7 @@ async function leastRecentlyVerified(
   const listed = await requireRepository(context, entry.repository).list(entry.domain);
   const others = [];
   for (const other of listed.filter(isIntact).filter(({ id }) => id !== entry.id)) {
-    const verifiedMs = (await lastVerification(context.store, other.id))?.timeMs ?? 0;
+    const verifiedMs = (await lastVerification(context.store, other))?.timeMs ?? 0;
     others.push({ id: other.id, verifiedMs, momentMs: momentMs(other) });
   }
   return others

@@ -53,7 +53,7 @@ describe("a job that verifies", () => {
       { backup: backupOf(second), durationMs: 0 },
     ]);
     const { store } = agent.context;
-    expect(await lastVerification(store, backupOf(second))).toEqual({
+    expect(await lastVerification(store, { repository: "default", id: backupOf(second) })).toEqual({
       schemaVersion: 1,
       timeMs: at.clock.now(),
     });
