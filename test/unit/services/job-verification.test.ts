@@ -123,7 +123,7 @@ describe("a job that verifies", () => {
     const { context } = agent;
     await context.store.writeNote("verifications", "gone", { schemaVersion: 1, timeMs: 1 });
     const record = await night();
-    expect(await context.store.notes("verifications")).toEqual([backupOf(record)]);
+    expect(await context.store.notes("verifications")).toEqual([`default.${backupOf(record)}`]);
     expect(await verifyBackup(context, backupOf(record))).toHaveLength(1);
   });
 });
