@@ -59,6 +59,7 @@ import { ExportFronts } from "./services/export-fronts.js";
 import { ContextWorker } from "./services/context-worker.js";
 import { keepHouse, type Duty } from "./services/housekeeping.js";
 import { JobRunner } from "./services/jobs/job-runner.js";
+import { copyStep } from "./services/jobs/copy-step.js";
 import { pruneStep } from "./services/jobs/prune-step.js";
 import { bootStep } from "./services/jobs/boot-step.js";
 import { recheckStep, verifyStep } from "./services/jobs/verify-steps.js";
@@ -162,7 +163,7 @@ export { formatHostPort, parseHostPort } from "./model/host-port.js";
 const DUTIES: readonly Duty[] = [watchSnapshots];
 
 /** What follows on each backup of a job, in this order. */
-const RUN_STEPS: readonly RunStep[] = [verifyStep, bootStep, pruneStep, recheckStep];
+const RUN_STEPS: readonly RunStep[] = [verifyStep, bootStep, pruneStep, copyStep, recheckStep];
 
 /** Loaded when it is needed: most commands tell nobody of runs. */
 async function runJson(record: RunRecord): Promise<string> {

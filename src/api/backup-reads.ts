@@ -22,10 +22,10 @@ const FORMATS_BY_NAME = { FORMAT_UNSPECIFIED: undefined, QCOW2: "qcow2", RAW: "r
 
 export async function verifyBackupHandler(
   context: ServiceContext,
-  { id, disks }: CallRequest<"Backups.Verify">,
+  { id, disks, repository }: CallRequest<"Backups.Verify">,
   options: CallOptions,
 ): Promise<Verification> {
-  const verified = await verifyAndRemember(context, id, readOptions(disks, options));
+  const verified = await verifyAndRemember(context, id, { repository, ...readOptions(disks, options) });
   return {
     backup: id,
     disks: verified.map(({ target, checkedBytes }) => ({ target, checkedBytes })),
@@ -61,7 +61,7 @@ export async function restoreBackupHandler(
     })),
   });
   const restored = await restoreBackup(context, {
-    ...{ id, directory, places, format },
+    ...{ id, repository, directory, places, format },
     ...(beforeEffect === undefined
       ? {}
       : { onComplete: (found, identity) => beforeEffect(message(found), identity) }),
@@ -92,10 +92,11 @@ export async function wantedBackup(
     const atMs = at === undefined ? undefined : parseTimeText(at);
     return findBackupAt(context, { domain, atMs, repository });
   }
-  if (domain === undefined && at === undefined && repository === undefined) {
-    return (await findReadable(context, id ?? "")).entry;
+  if (domain === undefined && at === undefined) {
+    return (await findReadable(context, id ?? "", repository)).entry;
   }
-  const message = "Expected either the id of a backup, or a domain and perhaps a moment and a repository";
+  const message =
+    "Expected either the id of a backup, or a domain and perhaps a moment, and perhaps a repository";
   throw new FleeceError("INVALID_ARGUMENT", message, {
     facts: { field: domain === undefined ? "domain" : "id" },
   });
@@ -104,12 +105,12 @@ export async function wantedBackup(
 /** Ends when it is cancelled. Fails with QEMU_FAILED if the NBD server ends by itself. */
 export async function serveBackupHandler(
   context: ServiceContext,
-  { id, disks, socketPath }: CallRequest<"Backups.Serve">,
+  { id, disks, socketPath, repository }: CallRequest<"Backups.Serve">,
   { signal, onServed }: CallOptions,
 ): Promise<undefined> {
   if (socketPath !== undefined) requireAbsolute("socketPath", socketPath);
   const { backup } = await serveBackup(context, id, {
-    ...readOptions(disks, { signal }),
+    ...{ repository, ...readOptions(disks, { signal }) },
     ...(socketPath === undefined ? {} : { socketPath }),
   });
   try {

@@ -19,7 +19,7 @@ export async function protectBackupHandler(
   context: ServiceContext,
   request: CallRequest<"Backups.Protect">,
 ): Promise<Backup> {
-  return backupMessage(await protectBackup(context, request.id, request.protected));
+  return backupMessage(await protectBackup(context, request.id, request.protected, request.repository));
 }
 
 export async function pruneBackupsHandler(

@@ -82,27 +82,35 @@ export async function listBackupsHandler(
 
 export async function getBackupHandler(
   context: ServiceContext,
-  { id }: CallRequest<"Backups.Get">,
+  { id, repository }: CallRequest<"Backups.Get">,
 ): Promise<Backup> {
-  const { entry } = await findBackup(context, id);
+  const { entry } = await findBackup(context, id, repository);
   return withProofs(context, entry);
 }
 
 /** Answers with the backup as it was. */
 export async function deleteBackupHandler(
   context: ServiceContext,
-  { id }: CallRequest<"Backups.Delete">,
+  { id, repository }: CallRequest<"Backups.Delete">,
   { beforeEffect, signal }: CallOptions,
 ): Promise<Backup> {
   const message = ({ entry, mergedInto }: DeletedBackup): Backup => ({ ...backupMessage(entry), mergedInto });
   const onFound = async (found: DeletedBackup): Promise<void> => beforeEffect?.(message(found));
-  return message(await deleteBackup(context, id, { signal, onFound }));
+  return message(await deleteBackup(context, id, { repository, signal, onFound }));
 }
 
 export function backupMessage(entry: BackupEntry): Backup {
   if (isIntact(entry)) return soundBackupMessage(entry);
-  const { id, repository, domain, damage } = entry;
-  return { ...NOTHING_KNOWN, id, repository, domain, damage, protected: entry.protected === true };
+  const { id, repository, domain, damage, copiedFrom } = entry;
+  return {
+    ...NOTHING_KNOWN,
+    id,
+    repository,
+    domain,
+    damage,
+    protected: entry.protected === true,
+    copiedFrom,
+  };
 }
 
 function soundBackupMessage(entry: IntactEntry): Backup {
@@ -129,6 +137,7 @@ function soundBackupMessage(entry: IntactEntry): Backup {
     machineFiles: machineFileMessages(manifest),
     verifiedTime: null,
     lastBoot: null,
+    copiedFrom: entry.copiedFrom,
   };
 }
 
@@ -137,8 +146,8 @@ export function machineFileMessages({ machineFiles = [] }: Manifest): Backup["ma
 }
 
 async function withProofs({ store }: ServiceContext, entry: BackupEntry): Promise<Backup> {
-  const verified = await lastVerification(store, entry.id);
-  const booted = await lastBootTest(store, entry.id);
+  const verified = await lastVerification(store, entry);
+  const booted = await lastBootTest(store, entry);
   return {
     ...backupMessage(entry),
     ...(verified === undefined

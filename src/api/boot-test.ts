@@ -12,7 +12,7 @@ export async function bootTestHandler(
 ): Promise<BootTest> {
   const { entry, settings, durationMs, accelerator } = await bootTest(
     context,
-    (await wantedBackup(context, { id, domain })).id,
+    await wantedBackup(context, { id, domain }),
     { signal, onConsole: (consoleLine) => onProgress?.({ consoleLine }) },
   );
   return {

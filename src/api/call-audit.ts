@@ -22,6 +22,8 @@ const TELLING = [
   "id",
   "at",
   "repository",
+  "to",
+  "ids",
   "disks",
   "places",
   "directory",

@@ -3,6 +3,7 @@ import { checkName } from "../model/names.js";
 import type { ServiceContext } from "../services/context.js";
 import { FleeceError, isFleeceError } from "../shared/errors.js";
 import { restoreBackupHandler, serveBackupHandler, verifyBackupHandler } from "./backup-reads.js";
+import { copyBackupsHandler } from "./backup-copy.js";
 import { bootTestHandler } from "./boot-test.js";
 import { protectBackupHandler, pruneBackupsHandler } from "./backup-retention.js";
 import { deleteBackupHandler, getBackupHandler, listBackupsHandler, runBackupHandler } from "./backups.js";
@@ -109,6 +110,7 @@ export const CALLS: { readonly [Name in CallName]: Call<Name> } = {
   "Backups.BootTest": { ...WORKS, names: {}, handler: bootTestHandler },
   "Backups.Delete": { ...ADMINISTERS, names: { id: "backup" }, handler: deleteBackupHandler },
   "Backups.Protect": { ...ADMINISTERS, names: { id: "backup" }, handler: protectBackupHandler },
+  "Backups.Copy": { ...WORKS, names: { domain: "domain", to: "repository" }, handler: copyBackupsHandler },
   "Backups.Prune": { ...ADMINISTERS, names: {}, handler: pruneBackupsHandler },
   "DomainSnapshots.Create": {
     ...WORKS,

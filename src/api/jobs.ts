@@ -112,7 +112,19 @@ function jobMessage(
   { job, nextRunsMs, lastRun, lastSuccessMs }: JobOverview,
   { limits: defaults }: ServiceContext,
 ): Job {
-  const { name, schedule, domains, repository, level, quiesce, notAfter, jitterMs, retries, catchUp } = job;
+  const {
+    name,
+    schedule,
+    domains,
+    repository,
+    copyTo,
+    level,
+    quiesce,
+    notAfter,
+    jitterMs,
+    retries,
+    catchUp,
+  } = job;
   return {
     name,
     schedule: schedule.expression,
@@ -129,6 +141,7 @@ function jobMessage(
     nextRuns: nextRunsMs.map(timestampFromMs),
     lastRun: lastRun === undefined ? null : runMessage(lastRun),
     lastSuccess: moment(lastSuccessMs),
+    copyTo,
     limits: limitsMessage(job.limits ?? defaults),
   };
 }
@@ -188,6 +201,7 @@ function domainMessage(part: DomainRun): JobRunDomain {
     backup: backup === undefined ? null : backupMessage(backup),
     error: troubleMessage(part.error),
     notes,
+    copies: part.copies ?? [],
     verifications: (part.verifications ?? []).map(({ backup: id, durationMs, damage }) => ({
       backup: id,
       durationMs,

@@ -16,6 +16,7 @@ import type {
   Checkpoint__Output,
   _fleece_v1_Checkpoint_Disk__Output,
 } from "./generated/fleece/v1/Checkpoint.js";
+import type { CopyReport__Output } from "./generated/fleece/v1/CopyReport.js";
 import type { Disk__Output } from "./generated/fleece/v1/Disk.js";
 import type { DoctorReport__Output } from "./generated/fleece/v1/DoctorReport.js";
 import type { Domain__Output } from "./generated/fleece/v1/Domain.js";
@@ -77,6 +78,7 @@ export type BootTest = Message<BootTest__Output>;
 export type ListBackupsResponse = Message<ListBackupsResponse__Output>;
 export type Verification = Message<Verification__Output>;
 export type PruneReport = Message<PruneReport__Output>;
+export type CopyReport = Message<CopyReport__Output>;
 export type Restoration = Message<Restoration__Output>;
 export type ServedBackup = Message<ServedBackup__Output>;
 export type BlockExport = Message<BlockExport__Output>;
@@ -118,6 +120,7 @@ export interface MessageTypes {
   readonly Verification: Verification;
   readonly BootTest: BootTest;
   readonly PruneReport: PruneReport;
+  readonly CopyReport: CopyReport;
   readonly Restoration: Restoration;
   readonly ServedBackup: ServedBackup;
   readonly BlockSnapshot: BlockSnapshot;

@@ -3,7 +3,11 @@ import { backupDeleted, backupDetails, backupDone, backupList } from "./backup-v
 import { diskOption } from "./disk-option.js";
 import { everyPage } from "./every-page.js";
 import { NO_QUIESCE_OPTION, QUIESCE_OPTION } from "./quiesce-option.js";
-import { REPOSITORY_PATH_OPTION } from "./repository-path-option.js";
+import {
+  ONLY_REPOSITORY_OPTION,
+  REPOSITORY_OPTION,
+  REPOSITORY_PATH_OPTION,
+} from "./repository-path-option.js";
 import type { RunAction } from "./session.js";
 
 /** Taking, finding and deleting; what reads the content is in backup-read-commands.ts. */
@@ -35,11 +39,12 @@ export function addBackupCommands(group: Command, run: RunAction): void {
     .summary("show a backup")
     .description("Show what is known of a backup: level, moment, consistency, and what each disk took.")
     .argument("<id>", "id of the backup")
+    .addOption(REPOSITORY_OPTION)
     .addOption(REPOSITORY_PATH_OPTION)
-    .action((id, { repositoryPath }) =>
+    .action((id, { repository, repositoryPath }) =>
       run(
         async ({ answer, api, signal, terminal }) => {
-          const message = await api.call("Backups.Get", { id }, { signal });
+          const message = await api.call("Backups.Get", { id, repository }, { signal });
           answer("Backup", message, (found) => backupDetails(found, terminal));
         },
         { repositoryPath },
@@ -54,9 +59,10 @@ export function addBackupCommands(group: Command, run: RunAction): void {
         "stores. If several are, or if it is protected, it is refused.",
     )
     .argument("<id>", "id of the backup")
-    .action((id) =>
+    .addOption(ONLY_REPOSITORY_OPTION)
+    .action((id, { repository }) =>
       run(async ({ answer, api, signal }) => {
-        const message = await api.call("Backups.Delete", { id }, { signal });
+        const message = await api.call("Backups.Delete", { id, repository }, { signal });
         answer("Backup", message, backupDeleted);
       }),
     );

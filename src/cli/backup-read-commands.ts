@@ -1,7 +1,7 @@
 import { type Command, InvalidArgumentError, Option } from "@commander-js/extra-typings";
 import { restorationDone, servedBackup, verificationDone } from "./backup-view.js";
 import { diskOption } from "./disk-option.js";
-import { REPOSITORY_PATH_OPTION } from "./repository-path-option.js";
+import { REPOSITORY_OPTION, REPOSITORY_PATH_OPTION } from "./repository-path-option.js";
 import { isNbdUri, restoreDiskOption } from "./restore-disk-option.js";
 import type { RunAction } from "./session.js";
 
@@ -25,13 +25,14 @@ function addVerify(group: Command, run: RunAction): void {
     )
     .argument(...ID)
     .addOption(diskOption("verify this disk"))
+    .addOption(REPOSITORY_OPTION)
     .addOption(REPOSITORY_PATH_OPTION)
-    .action((id, { disk: disks, repositoryPath }) =>
+    .action((id, { disk: disks, repository, repositoryPath }) =>
       run(
         async ({ answer, api, progress, signal }) => {
           const message = await api.call(
             "Backups.Verify",
-            { id, disks },
+            { id, disks, repository },
             { signal, onProgress: progress.show },
           );
           answer("Verification", message, verificationDone);
@@ -56,7 +57,7 @@ function addRestore(group: Command, run: RunAction): void {
       "--at <time>",
       "with --domain: the newest at or before this moment, as 2026-11-20 03:00 or RFC 3339",
     )
-    .option("--repository <name>", "with --domain: only backups in this repository")
+    .option("--repository <name>", "only backups in this repository")
     .option("--to <directory>", "the directory to create; it must not exist, its parent must")
     .addOption(restoreDiskOption())
     .addOption(
@@ -104,14 +105,15 @@ function addServe(group: Command, run: RunAction): void {
     .argument(...ID)
     .option("--socket <path>", "the socket to create; it must not exist (default: a private one)")
     .addOption(diskOption("offer this disk"))
+    .addOption(REPOSITORY_OPTION)
     .addOption(REPOSITORY_PATH_OPTION)
-    .action((id, { socket, disk: disks, repositoryPath }) =>
+    .action((id, { socket, disk: disks, repository, repositoryPath }) =>
       run(
         async ({ absolutePath, answer, api, signal, terminal }) => {
           const socketPath = socket === undefined ? undefined : absolutePath(socket);
           await api.call(
             "Backups.Serve",
-            { id, disks, socketPath },
+            { id, disks, socketPath, repository },
             {
               signal,
               onServed: (served) =>

@@ -1,5 +1,6 @@
 import type { Command } from "@commander-js/extra-typings";
 import { backupProtected, pruneReport } from "./backup-retention-view.js";
+import { ONLY_REPOSITORY_OPTION } from "./repository-path-option.js";
 import type { RunAction } from "./session.js";
 
 const ID = ["<id>", "id of the backup"] as const;
@@ -60,9 +61,11 @@ function addProtect(
     .summary(summary)
     .description(description)
     .argument(...ID)
-    .action((id) =>
+    .addOption(ONLY_REPOSITORY_OPTION)
+    .action((id, { repository }) =>
       run(async ({ answer, api, signal }) => {
-        const message = await api.call("Backups.Protect", { id, protected: isProtected }, { signal });
+        const request = { id, repository, protected: isProtected };
+        const message = await api.call("Backups.Protect", request, { signal });
         answer("Backup", message, backupProtected);
       }),
     );

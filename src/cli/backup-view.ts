@@ -47,6 +47,7 @@ export function backupDetails(backup: Backup, terminal: boolean): string {
     ["Backup", backup.id],
     ["Domain", backup.domain],
     ["Repository", backup.repository],
+    ["Copied from", backup.copiedFrom],
     ["Protected", backup.protected ? "yes" : undefined],
   ] as const;
   if (backup.damage !== undefined) return facts([...place, ["Damage", backup.damage]]);

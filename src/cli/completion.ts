@@ -103,6 +103,7 @@ async function valuesOf(of: Argument | Option, name: string, names: KnownNames):
   });
   if (of.argChoices !== undefined) return told(of.argChoices);
   if (name === "domain" || name === "repository" || name === "job") return told(await names(name));
+  if ("flags" in of && of.flags.includes("<repository>")) return told(await names("repository"));
   // By how help calls the value.
   const isPath = "flags" in of && /<(file|directory|path)>/.test(of.flags);
   return { ...NOTHING, files: isPath };

@@ -1,6 +1,7 @@
 import { Command, Option } from "@commander-js/extra-typings";
 import { addBackupCommands } from "./backup-commands.js";
 import { addBackupReadCommands } from "./backup-read-commands.js";
+import { addBackupCopyCommand } from "./backup-copy-command.js";
 import { addBootTestCommand } from "./boot-test-command.js";
 import { addBackupRetentionCommands } from "./backup-retention-commands.js";
 import { addCheckpointCommands } from "./checkpoint-commands.js";
@@ -90,6 +91,7 @@ export function createProgram(
     run,
   );
   addBackupRetentionCommands(backup, run);
+  addBackupCopyCommand(backup, run);
   addJobCommands(group("job", "list, run and cancel jobs, and show their history"), run);
   describeStatusCommand(program.command("status"), run);
   addCompletionCommands(program, surroundings);

@@ -5,3 +5,15 @@ export const REPOSITORY_PATH_OPTION = new Option(
   "--repository-path <directory>",
   "read the repository in this directory, without agent and configuration",
 );
+
+/** Of commands on a backup by its id, which its copies have, too. */
+export const REPOSITORY_OPTION = new Option(
+  "--repository <name>",
+  "the repository that has it (default: the first that does)",
+);
+
+/** Of those that would be wrong on another one. */
+export const ONLY_REPOSITORY_OPTION = new Option(
+  "--repository <name>",
+  "the repository that has it; needed if copies of it are in others",
+);

@@ -89,6 +89,8 @@ export interface IntactEntry {
   readonly damage?: undefined;
   /** Somebody has said that it must stay; neither `delete` nor `prune` takes it. */
   readonly protected?: boolean;
+  /** It is a copy: the name of the repository that it was copied from. */
+  readonly copiedFrom?: string;
 }
 
 export interface DamagedEntry {
@@ -98,6 +100,7 @@ export interface DamagedEntry {
   readonly manifest?: undefined;
   readonly damage: string;
   readonly protected?: boolean;
+  readonly copiedFrom?: string;
 }
 
 export function isIntact(entry: BackupEntry): entry is IntactEntry {

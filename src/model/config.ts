@@ -410,6 +410,7 @@ const job = z.strictObject({
   timeZone,
   domains: z.union([z.literal("all"), z.array(name("domain")).min(1)]),
   repository: name("repository").optional(),
+  copyTo: name("repository").optional(),
   level: z.enum(["auto", "full", "incremental"]).default("auto"),
   quiesce: z.boolean().optional(),
   notAfter: z
@@ -507,10 +508,16 @@ export const configSchema = z
         const message = `Expected names of \`domains\`, or all; there is no ${item}`;
         context.addIssue({ code: "custom", message, path: ["jobs", index, "domains"] });
       }
-      if (entry.repository === undefined) return;
-      if (value.repositories.some((known) => known.name === entry.repository)) return;
-      const message = `Expected a name of \`repositories\`, there is no ${entry.repository}`;
-      context.addIssue({ code: "custom", message, path: ["jobs", index, "repository"] });
+      for (const key of ["repository", "copyTo"] as const) {
+        const named = entry[key];
+        if (named === undefined || value.repositories.some((known) => known.name === named)) continue;
+        const message = `Expected a name of \`repositories\`, there is no ${named}`;
+        context.addIssue({ code: "custom", message, path: ["jobs", index, key] });
+      }
+      const own = entry.repository ?? value.repositories[0]?.name;
+      if (own === undefined || entry.copyTo !== own) return;
+      const message = `Expected another repository than the one that backups are taken to, got ${own}`;
+      context.addIssue({ code: "custom", message, path: ["jobs", index, "copyTo"] });
     });
   });
 
@@ -579,6 +586,7 @@ export function configuredJobs({ jobs, domains, repositories }: Config): readonl
     schedule: new Schedule(entry.schedule, entry.timeZone),
     domains: entry.domains === "all" ? domains.map((listed) => listed.name) : [...new Set(entry.domains)],
     repository: entry.repository ?? repositories[0]?.name ?? "",
+    copyTo: entry.copyTo,
     level: entry.level === "auto" ? undefined : entry.level,
     quiesce: entry.quiesce,
     notAfter: entry.notAfter,

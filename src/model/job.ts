@@ -12,6 +12,8 @@ export interface Job {
   readonly schedule: Schedule;
   readonly domains: readonly string[];
   readonly repository: string;
+  /** The repository that its backups are copied to; undefined: none. */
+  readonly copyTo: string | undefined;
   /** Undefined: incremental where that is possible. */
   readonly level: BackupLevel | undefined;
   /** Undefined: as each domain has it. */

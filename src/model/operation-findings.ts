@@ -11,7 +11,7 @@ export type FoundOperation = {
   readonly startedAtMs: number;
 } & (
   | { readonly kind: "backup"; readonly backupId: string; readonly published: boolean }
-  | { readonly kind: "restore" | "boot-test"; readonly backupId: string }
+  | { readonly kind: "restore" | "copy" | "boot-test"; readonly backupId: string }
   | { readonly kind: "unfinished-revert"; readonly name: string; readonly switched: boolean }
   | { readonly kind: "unfinished-snapshot"; readonly name: string }
   | { readonly kind: "unfinished-domain-snapshot"; readonly name: string; readonly work: SnapshotWork }
@@ -65,8 +65,9 @@ function oneOperation(domain: string, operation: FoundOperation): readonly Findi
       return [{ code: "UNFINISHED_OPERATION", subject, found, advice }];
     }
     case "restore":
+    case "copy":
     case "boot-test": {
-      const what = operation.kind === "restore" ? "restore" : "boot test";
+      const what = operation.kind === "boot-test" ? "boot test" : operation.kind;
       const found = `A ${what} of backup ${operation.backupId} was interrupted; it has waited ${since}`;
       return [
         {

@@ -96,6 +96,14 @@ export interface RestoreJournal {
   readonly backupId: string;
 }
 
+/** A copy that is being written to a second repository. Others may work on the domain meanwhile, so the process is named. */
+export interface CopyJournal {
+  readonly kind: "copy";
+  readonly backupId: string;
+  /** The second one. */
+  readonly repository: string;
+}
+
 /** A machine that boots a backup's disks. Others may work on the domain meanwhile, so the process is named; it dies with that. */
 export interface BootTestJournal {
   readonly kind: "boot-test";

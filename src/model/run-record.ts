@@ -51,6 +51,8 @@ export interface DomainRun {
   readonly verifications?: readonly RunVerification[] | undefined;
   /** A sample found a change that bitmaps had not recorded: earlier backups may lack it. */
   readonly missedChange?: boolean | undefined;
+  /** Ids of the backups that were copied to the second repository, oldest first. */
+  readonly copies?: readonly string[] | undefined;
   readonly bootTest?: RunBootTest | undefined;
 }
 

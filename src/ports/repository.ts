@@ -103,6 +103,8 @@ export interface DraftRequest {
   readonly parent?: IntactEntry;
   /** Fails, before anything is made, with PATH_NOT_FOUND, PERMISSION_DENIED or UNSUPPORTED if they cannot be kept. */
   readonly machineFiles?: readonly MachineFile[];
+  /** The repository that has the original of a copy. */
+  readonly copiedFrom?: string;
 }
 
 /** What belongs to a machine beside its disks: its configuration, UEFI variables, the state of its TPM. */
@@ -119,9 +121,11 @@ export interface MachineFile {
 export interface DraftDisk {
   readonly target: string;
   readonly sourceFormat: DiskFormat;
-  readonly sourceFile: string;
+  readonly sourceFile: string | undefined;
   readonly sizeBytes: number;
   readonly mode: DiskMode;
+  /** What differs from the parent is known: also in mode `compare` the sink gets that alone. */
+  readonly isKnown?: boolean;
   /** Why this mode, for the manifest. */
   readonly reason: string;
   /** QEMU itself writes the content, to `BackupDraft.image`; the sink gets it when it is there. Not in mode `compare`. */
@@ -132,6 +136,8 @@ export interface BackupDraft {
   disk(target: string): DiskSink;
   /** Copies the machine files of the request as they are now. */
   keepMachineFiles(signal?: AbortSignal): Promise<void>;
+  /** Copies those of another backup in place of them. Fails with DAMAGED if they are not what was stored. */
+  takeMachineFiles(from: OpenBackup, signal?: AbortSignal): Promise<void>;
   /** Where a pushed disk can be written, and then be read for its sink; what was written of one in mode `changes` is changed. */
   image(target: string): ExportAddress;
   /**
@@ -160,11 +166,11 @@ export interface DraftSummary {
   readonly finishedAtMs: number;
   readonly consistency: Consistency;
   readonly heldMs: number;
-  readonly scratchPeakBytes: number;
+  readonly scratchPeakBytes?: number | undefined;
   /** If it waited. */
-  readonly waits?: BackupWaits;
-  readonly frozenMs?: number;
-  readonly quiesceFailure?: string;
+  readonly waits?: BackupWaits | undefined;
+  readonly frozenMs?: number | undefined;
+  readonly quiesceFailure?: string | undefined;
   readonly checkpoint: string;
   readonly request?: string;
 }
@@ -190,6 +196,8 @@ export interface SinkResult {
 }
 
 export interface OpenBackup extends AsyncDisposable {
+  /** The backup with all that it is based on, as their files are until it is closed; the full first. */
+  readonly chain: readonly IntactEntry[];
   readonly addresses: readonly ExportAddress[];
   /** What each block of a disk must hold, from the digests of the whole chain. Fails with DAMAGED if those are damaged. */
   expectations(target: string): Promise<BlockExpectations>;
@@ -214,4 +222,9 @@ export interface BlockExpectations extends AsyncDisposable {
   firstMismatch(offset: number, data: Uint8Array): Promise<number | undefined>;
   /** The same for a range that reads as zeroes, without looking at each byte. */
   firstNonZero(offset: number, length: number): Promise<number | undefined>;
+  /**
+   * What was stored of the disk after an earlier backup of the chain, or all of it, ascending. What is in none of the runs
+   * is as it was in that backup, or zero.
+   */
+  runs(since: string | undefined): Iterable<BlockRun>;
 }

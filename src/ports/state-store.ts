@@ -2,6 +2,7 @@ import type {
   BackupJournal,
   BootTestJournal,
   CloneJournal,
+  CopyJournal,
   DeletionJournal,
   DomainSnapshotJournal,
   InternalJournal,
@@ -17,6 +18,7 @@ export type OperationSubject =
   | SnapshotJournal
   | RestoreJournal
   | BootTestJournal
+  | CopyJournal
   | DomainSnapshotJournal
   | RevertJournal
   | DeletionJournal

@@ -28,31 +28,75 @@ export async function listBackups(
   return lists.flat();
 }
 
-/** Fails with INVALID_NAME or BACKUP_NOT_FOUND. */
-export async function findBackup(context: ServiceContext, id: string): Promise<FoundBackup> {
-  checkName("backup", id);
-  for (const repository of context.repositories.values()) {
-    const all = await repository.list();
-    const entry = all.find((listed) => listed.id === id);
-    if (entry === undefined) continue;
-    return { repository, entry, siblings: all.filter(({ domain }) => domain === entry.domain) };
-  }
-  throw new FleeceError("BACKUP_NOT_FOUND", `No repository of the configuration holds a backup ${id}`, {
-    facts: { backup: id },
-  });
+/**
+ * The first that the repositories have, if none is named: copies have the id of their original. Fails with INVALID_NAME,
+ * REPOSITORY_NOT_FOUND or BACKUP_NOT_FOUND.
+ */
+export async function findBackup(
+  context: ServiceContext,
+  id: string,
+  repository?: string,
+): Promise<FoundBackup> {
+  for await (const found of findAll(context, id, repository)) return found;
+  throw notFound(id, repository);
 }
 
-/** A backup that can be read, with all that it is based on. Fails with DAMAGED if its manifest or chain is not whole. */
+/** The only one, or that of the repository. Fails with INVALID_ARGUMENT if several repositories have it and none is named. */
+async function findOnly(context: ServiceContext, id: string, repository?: string): Promise<FoundBackup> {
+  const all: FoundBackup[] = [];
+  for await (const each of findAll(context, id, repository)) all.push(each);
+  const [found, ...others] = all;
+  if (found === undefined) throw notFound(id, repository);
+  if (others.length === 0) return found;
+  const names = all.map((each) => each.repository.name);
+  const message = `Expected a repository, since several have backup ${id}: ${names.join(", ")}`;
+  throw new FleeceError("INVALID_ARGUMENT", message, { facts: { field: "repository", backup: id } });
+}
+
+/**
+ * A backup that can be read, with all that it is based on: the first such one that the repositories have, if none is named.
+ * Fails with DAMAGED if no manifest and chain of it is whole.
+ */
 export async function findReadable(
   context: ServiceContext,
   id: string,
+  repository?: string,
 ): Promise<FoundBackup & { readonly entry: IntactEntry }> {
-  const found = await findBackup(context, id);
-  const { entry } = found;
-  if (!isIntact(entry)) throw damaged(id, entry.damage);
-  const chain = chainOf(found.siblings, id);
-  if (!chain.complete) throw damaged(id, chain.reason);
-  return { ...found, entry };
+  let failure: FleeceError | undefined;
+  for await (const found of findAll(context, id, repository)) {
+    const { entry, siblings } = found;
+    const chain = chainOf(siblings, id);
+    if (isIntact(entry) && chain.complete) return { ...found, entry };
+    failure ??= damaged(id, entry.damage ?? (chain.complete ? "" : chain.reason));
+  }
+  throw failure ?? notFound(id, repository);
+}
+
+async function* findAll(
+  context: ServiceContext,
+  id: string,
+  repository: string | undefined,
+): AsyncGenerator<FoundBackup> {
+  checkName("backup", id);
+  const all =
+    repository === undefined ? context.repositories.values() : [requireRepository(context, repository)];
+  for (const each of all) {
+    const listed = await each.list();
+    const entry = listed.find((candidate) => candidate.id === id);
+    if (entry === undefined) continue;
+    yield { repository: each, entry, siblings: listed.filter(({ domain }) => domain === entry.domain) };
+  }
+}
+
+function notFound(id: string, repository: string | undefined): FleeceError {
+  const where = repository === undefined ? "No repository of the configuration" : `Repository ${repository}`;
+  return new FleeceError(
+    "BACKUP_NOT_FOUND",
+    `${where} ${repository === undefined ? "holds a" : "holds no"} backup ${id}`,
+    {
+      facts: { backup: id },
+    },
+  );
 }
 
 export interface MomentFilter {
@@ -133,21 +177,24 @@ export interface DeletedBackup {
 
 /**
  * Removes a backup; one that another is based on is merged into that. Fails with BACKUP_HAS_CHILDREN if several are, or if it
- * cannot be read, BACKUP_PROTECTED, REPOSITORY_BUSY, DAMAGED or BACKUP_NOT_FOUND.
+ * cannot be read, BACKUP_PROTECTED, REPOSITORY_BUSY, DAMAGED or BACKUP_NOT_FOUND, and INVALID_ARGUMENT if several
+ * repositories have it and none is named.
  */
 export async function deleteBackup(
   context: ServiceContext,
   id: string,
   {
+    repository: name,
     signal,
     onFound,
   }: {
+    readonly repository?: string | undefined;
     readonly signal?: AbortSignal | undefined;
     /** Awaited before it is removed. */
     readonly onFound?: (found: DeletedBackup) => Promise<void>;
   } = {},
 ): Promise<DeletedBackup> {
-  const { repository, entry } = await findBackup(context, id);
+  const { repository, entry } = await findOnly(context, id, name);
   const { domain } = entry;
   const lock = await repository.lock(domain);
   let deleted: DeletedBackup;
@@ -194,18 +241,19 @@ function planDeletion(entry: BackupEntry, siblings: readonly BackupEntry[]): Del
   );
 }
 
-/** Says that a backup must stay, or ends that; answers with it. Idempotent. Fails with BACKUP_NOT_FOUND or REPOSITORY_BUSY. */
+/** Says that a backup must stay, or ends that; answers with it. Idempotent. Fails as `deleteBackup` finds it. */
 export async function protectBackup(
   context: ServiceContext,
   id: string,
   isProtected: boolean,
+  name?: string,
 ): Promise<BackupEntry> {
-  const { repository, entry } = await findBackup(context, id);
+  const { repository, entry } = await findOnly(context, id, name);
   const lock = await repository.lock(entry.domain);
   try {
     await repository.protect(entry, isProtected);
   } finally {
     await lock.release();
   }
-  return (await findBackup(context, id)).entry;
+  return (await findBackup(context, id, repository.name)).entry;
 }

@@ -22,6 +22,8 @@ export interface ReadProgress {
 }
 
 export interface ReadOptions {
+  /** Left out: the first in which it can be read. */
+  readonly repository?: string | undefined;
   readonly disks?: readonly string[];
   readonly signal?: AbortSignal;
   readonly onProgress?: (progress: ReadProgress) => void;
@@ -41,7 +43,7 @@ export async function verifyBackup(
   id: string,
   options: ReadOptions = {},
 ): Promise<readonly VerifiedDisk[]> {
-  const { repository, entry } = await findReadable(context, id);
+  const { repository, entry } = await findReadable(context, id, options.repository);
   const targets = chooseTargets(entry, options.disks).map(({ target }) => target);
   await using backup = await repository.open(entry, { targets, ...signalOf(options) });
   const verified: VerifiedDisk[] = [];
@@ -67,7 +69,7 @@ export async function restoreBackup(
   context: ServiceContext,
   request: RestoreRequest,
 ): Promise<readonly RestoredDisk[]> {
-  const { repository, entry } = await findReadable(context, request.id);
+  const { repository, entry } = await findReadable(context, request.id, request.repository);
   const plan = await planOutputs(context, disksToRestore(entry, request), request);
   const operation = await Operation.begin(context.store, {
     id: randomId(8),
@@ -144,12 +146,13 @@ export async function serveBackup(
   context: ServiceContext,
   id: string,
   options: {
+    readonly repository?: string | undefined;
     readonly socketPath?: string;
     readonly disks?: readonly string[];
     readonly signal?: AbortSignal;
   } = {},
 ): Promise<{ readonly entry: IntactEntry; readonly backup: OpenBackup }> {
-  const { repository, entry } = await findReadable(context, id);
+  const { repository, entry } = await findReadable(context, id, options.repository);
   const targets = chooseTargets(entry, options.disks).map(({ target }) => target);
   const { socketPath } = options;
   const backup = await repository.open(entry, {
@@ -206,7 +209,7 @@ async function checkDisk(
       const memory = run.kind === "zero" ? undefined : buffers.take(run.length);
       const into = memory?.subarray(0, run.length);
       const data = into === undefined ? undefined : await readStored(reader, run, into, stop);
-      await compare(expected, run, data, target);
+      await compareStored(expected, run, data, target);
       if (data !== undefined) await output?.writer.write(run.offset, data, stop);
       else if (output?.isNew === false) await output.writer.writeZeroes(run.offset, run.length, stop);
       if (memory !== undefined) buffers.give(memory);
@@ -221,11 +224,11 @@ async function checkDisk(
 }
 
 /** A block that storage or QEMU cannot read back is damage, unlike a connection that ended. */
-async function readStored(
+export async function readStored(
   reader: BlockReader,
   { offset, length }: BlockRun,
   into: Uint8Array,
-  signal: AbortSignal,
+  signal: AbortSignal | undefined,
 ): Promise<Uint8Array> {
   try {
     return await reader.read(offset, length, signal, into);
@@ -241,7 +244,8 @@ async function* requests(reader: BlockReader, signal?: AbortSignal): AsyncGenera
   }
 }
 
-async function compare(
+/** Fails with DAMAGED unless a run, read as `data` or as zeroes, holds what was stored. */
+export async function compareStored(
   expected: BlockExpectations,
   run: BlockRun,
   data: Uint8Array | undefined,

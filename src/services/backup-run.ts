@@ -63,7 +63,7 @@ export type BackupProgress =
       readonly step: "started";
       readonly level: BackupLevel;
       readonly reason: string;
-      readonly disks: readonly DiskState[];
+      readonly disks: readonly Pick<DiskState, "target" | "sizeBytes">[];
     }
   | ({ readonly step: "scratch" } & ScratchUse)
   | ({ readonly step: "pace" } & PaceReport)

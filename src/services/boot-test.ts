@@ -1,4 +1,4 @@
-import type { IntactEntry } from "../model/backup.js";
+import type { BackupEntry, IntactEntry } from "../model/backup.js";
 import { filesOfDisk } from "../model/domain-snapshot.js";
 import type { BootSettings } from "../model/boot-test.js";
 import type { BootDisk, Booted } from "../ports/boot-machines.js";
@@ -10,6 +10,7 @@ import { formatBytes } from "../shared/units.js";
 import { findReadable, listBackups } from "./backup-catalog.js";
 import { requireDomain, type ServiceContext } from "./context.js";
 import { Operation } from "./operation.js";
+import { backupNoteName } from "./verifications.js";
 
 export interface BootTestOptions {
   readonly signal?: AbortSignal | undefined;
@@ -31,8 +32,11 @@ export interface BootTestNote {
 }
 
 /** Undefined if none is remembered. */
-export async function lastBootTest(store: StateStore, id: string): Promise<BootTestNote | undefined> {
-  const note = await store.readNote("boot-tests", id);
+export async function lastBootTest(
+  store: StateStore,
+  backup: Pick<BackupEntry, "repository" | "id">,
+): Promise<BootTestNote | undefined> {
+  const note = await store.readNote("boot-tests", backupNoteName(backup));
   return isBootTest(note) ? note : undefined;
 }
 
@@ -43,17 +47,17 @@ export async function lastBootTest(store: StateStore, id: string): Promise<BootT
  */
 export async function bootTest(
   context: ServiceContext,
-  id: string,
+  wanted: Pick<BackupEntry, "repository" | "id">,
   options: BootTestOptions = {},
 ): Promise<BootTestResult> {
-  const { repository, entry } = await findReadable(context, id);
+  const { repository, entry } = await findReadable(context, wanted.id, wanted.repository);
   const settings = bootSettings(context, entry.domain);
   const machine = await machineOf(context, entry.domain, settings);
   await context.scratch.check();
   const { domain } = entry;
   const operation = Operation.prepare(context.store, {
     ...{ id: randomId(8), domain, startedAtMs: context.clock.now() },
-    subject: { kind: "boot-test", backupId: id },
+    subject: { kind: "boot-test", backupId: wanted.id },
   });
   const directory = `${context.scratchDir}/boot-${operation.record.id}`;
   const undo = { kind: "directory", path: directory } as const;
@@ -82,9 +86,9 @@ export async function bootTest(
   } catch (error) {
     if (!isFleeceError(error, "BOOT_FAILED")) throw error;
     await remember(context, entry, errorMessage(error));
-    throw new FleeceError("BOOT_FAILED", `Backup ${id} of ${domain}: ${errorMessage(error)}`, {
+    throw new FleeceError("BOOT_FAILED", `Backup ${entry.id} of ${domain}: ${errorMessage(error)}`, {
       cause: error,
-      facts: { ...error.facts, backup: id },
+      facts: { ...error.facts, backup: entry.id },
     });
   } finally {
     await context.host.undo(undo);
@@ -213,7 +217,7 @@ async function checkScratch(
 /** The boot test counts also if it cannot be remembered. */
 async function remember(
   context: ServiceContext,
-  { id, domain }: IntactEntry,
+  { id, repository, domain }: IntactEntry,
   failure: string | undefined,
 ): Promise<void> {
   const { store, clock, log, meter } = context;
@@ -223,8 +227,8 @@ async function remember(
   };
   meter.backupBooted(domain, failure === undefined ? "booted" : "failed");
   try {
-    await store.writeNote("boot-tests", id, note);
-    const listed = new Set((await listBackups(context)).map((entry) => entry.id));
+    await store.writeNote("boot-tests", backupNoteName({ repository, id }), note);
+    const listed = new Set((await listBackups(context)).map(backupNoteName));
     for (const other of await store.notes("boot-tests")) {
       if (!listed.has(other)) await store.removeNote("boot-tests", other);
     }

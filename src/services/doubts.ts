@@ -2,7 +2,7 @@ import type { BackupEntry } from "../model/backup.js";
 import type { Doubts, MissedChange } from "../model/doubts.js";
 import type { StateStore } from "../ports/state-store.js";
 import type { ServiceContext } from "./context.js";
-import { lastVerification } from "./verifications.js";
+import { lastVerification, verificationNotes } from "./verifications.js";
 
 /** What is known against these backups of a domain. */
 export async function readDoubts(
@@ -12,9 +12,9 @@ export async function readDoubts(
 ): Promise<Doubts> {
   const noted = new Set(await store.notes("verifications"));
   const backups = new Map<string, string>();
-  for (const { id } of entries.filter((entry) => noted.has(entry.id))) {
-    const damage = (await lastVerification(store, id))?.damage;
-    if (damage !== undefined) backups.set(id, damage);
+  for (const entry of entries.filter((each) => verificationNotes(each).some((name) => noted.has(name)))) {
+    const damage = (await lastVerification(store, entry))?.damage;
+    if (damage !== undefined) backups.set(entry.id, damage);
   }
   return { backups, disks: await missedChanges(store, domain) };
 }

@@ -167,6 +167,7 @@ async function unfinished(
       return { id, startedAtMs, kind: "unfinished-domain-snapshot", name: subject.plan.name, work: "create" };
     case "restore":
     case "boot-test":
+    case "copy":
       return { id, startedAtMs, kind: subject.kind, backupId: subject.backupId };
     case "domain-snapshot-revert": {
       const { name, phase } = subject;

@@ -12,6 +12,7 @@ import type { SnapshotTakers } from "../ports/snapshot-taker.js";
 import type { HostCleaner, OperationRecord, StateStore } from "../ports/state-store.js";
 import type { Clock } from "../ports/clock.js";
 import { errorMessage, isFleeceError } from "../shared/errors.js";
+import { settleCopy } from "./settle-copy.js";
 import { settleDeletion } from "./domain-snapshots/settle-deletion.js";
 import { settleInternal } from "./domain-snapshots/settle-internal.js";
 import { rememberEnd } from "./ended-snapshots.js";
@@ -39,7 +40,7 @@ export interface RecoveryParts {
 /**
  * Puts in order what killed processes left on a domain, and ends block snapshots whose lease has run out. The caller
  * holds the domain's lock, so whoever wrote a record of a backup is dead. All records are tried; then the first failure
- * is thrown, unless it was a restore's or a boot test's: files that it could not remove are nobody's obstacle.
+ * is thrown, unless it was of a restore, a copy or a boot test: files that it could not remove are nobody's obstacle.
  */
 export async function recoverDomain(parts: RecoveryParts, session: DomainSession): Promise<void> {
   const failures: unknown[] = [];
@@ -48,7 +49,7 @@ export async function recoverDomain(parts: RecoveryParts, session: DomainSession
     try {
       await recoverOperation(parts, session, record);
     } catch (error) {
-      if (["restore", "boot-test"].includes(record.subject.kind))
+      if (["restore", "copy", "boot-test"].includes(record.subject.kind))
         parts.log.warn({ operation: record.id }, errorMessage(error));
       else failures.push(error);
     }
@@ -71,6 +72,7 @@ async function recoverOperation(
   }
   if (subject.kind === "backup") await keepCheckpointIfPublished(parts.repositories, operation, subject);
   parts.log.info({ operation: id, kind: subject.kind, domain }, "Undoing an unfinished operation");
+  if (subject.kind === "copy") return settleCopy(parts.repositories, operation, subject);
   if (subject.kind === "domain-snapshot-create") return recoverCreation(parts, session, operation);
   if (subject.kind === "domain-snapshot-delete") return settleDeletion(parts, session, operation);
   if (subject.kind === "domain-snapshot-internal") return settleInternal(parts, session, operation);
@@ -142,6 +144,7 @@ export function isOver(
       return true;
     case "restore":
     case "boot-test":
+    case "copy":
       return !parts.store.isAlive(owner);
     case "block-snapshot":
       return subject.phase !== "open" || !hasLease(parts, subject);

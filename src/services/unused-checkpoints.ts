@@ -1,3 +1,4 @@
+import { byTime, isIntact } from "../model/backup.js";
 import type { BlockDriver } from "../ports/block-driver.js";
 import { errorMessage, isFleeceError } from "../shared/errors.js";
 import { deleteCheckpoint, gatherCheckpoints } from "./checkpoints.js";
@@ -8,6 +9,8 @@ import { refuseFrozenDisks } from "./open-snapshots.js";
 /*
  * A backup that is gone is nobody's parent, so the checkpoint that was made with it is of no use. Which ones those are is
  * known only while the backup is there: checkpoints of other programs look the same. So their names are noted first.
+ * A copy has the checkpoint of its original. It needs it only as the newest backup of its repository, where a job could go
+ * on from it; older copies, which a repository may keep for years, would cost the domain a bitmap each.
  */
 
 /** Before backups with these checkpoints are removed. */
@@ -52,7 +55,9 @@ export async function dropUnusedCheckpoints(
           if (trouble === undefined) removed.push(name);
           else notes.push(`Checkpoint ${name} of ${domain} stays for now: ${trouble}`);
         }
-        const left = unused.filter((name) => present.includes(name) && !removed.includes(name));
+        // Also those that are in use: a copy may be the newest of its repository for now alone.
+        const names = await noted(store, domain);
+        const left = names.filter((name) => present.includes(name) && !removed.includes(name));
         if (left.length > 0) await store.writeNote("unused-checkpoints", domain, left);
         else await store.removeNote("unused-checkpoints", domain);
       });
@@ -65,13 +70,17 @@ export async function dropUnusedCheckpoints(
   return { removed, notes };
 }
 
-/** Without those whose backup was not removed after all. */
+/** Without those whose backup was not removed after all, and those of newest copies. */
 async function unusedNow(context: ServiceContext, domain: string): Promise<readonly string[]> {
   const names = await noted(context.store, domain);
   if (names.length === 0) return names;
   const lists = await Promise.all([...context.repositories.values()].map((each) => each.list(domain)));
+  const needing = lists.flatMap((entries) => {
+    const newest = entries.filter(isIntact).toSorted(byTime).at(-1);
+    return entries.filter((entry) => entry.copiedFrom === undefined || entry === newest);
+  });
   const used = new Set(
-    lists.flat().flatMap(({ manifest }) => (manifest === undefined ? [] : [manifest.checkpoint])),
+    needing.flatMap(({ manifest }) => (manifest === undefined ? [] : [manifest.checkpoint])),
   );
   return names.filter((name) => !used.has(name));
 }

@@ -1,5 +1,6 @@
 import type { StateStore } from "../ports/state-store.js";
 import { errorMessage, isFleeceError } from "../shared/errors.js";
+import type { BackupEntry } from "../model/backup.js";
 import { findBackup, listBackups } from "./backup-catalog.js";
 import { type ReadOptions, type VerifiedDisk, verifyBackup } from "./backup-read.js";
 import type { ServiceContext } from "./context.js";
@@ -12,10 +13,28 @@ export interface Verification {
   readonly damage?: string;
 }
 
+export type Verified = Pick<BackupEntry, "repository" | "id" | "copiedFrom">;
+
+/** Copies of a backup in other repositories have notes of their own. Our ids have no dot. */
+export function backupNoteName({ repository, id }: Pick<BackupEntry, "repository" | "id">): string {
+  return `${repository}.${id}`;
+}
+
+/** Those that there may be of a backup; earlier versions, which knew no copies, named them by id alone. */
+export function verificationNotes(backup: Verified): readonly string[] {
+  return backup.copiedFrom === undefined ? [backupNoteName(backup), backup.id] : [backupNoteName(backup)];
+}
+
 /** Undefined if none is remembered. */
-export async function lastVerification(store: StateStore, id: string): Promise<Verification | undefined> {
-  const note = await store.readNote("verifications", id);
-  return isVerification(note) ? note : undefined;
+export async function lastVerification(
+  store: StateStore,
+  backup: Verified,
+): Promise<Verification | undefined> {
+  for (const name of verificationNotes(backup)) {
+    const note = await store.readNote("verifications", name);
+    if (isVerification(note)) return note;
+  }
+  return undefined;
 }
 
 /**
@@ -27,29 +46,35 @@ export async function verifyAndRemember(
   id: string,
   options: ReadOptions = {},
 ): Promise<readonly VerifiedDisk[]> {
+  // Not the first that can be read: what is to be found out is whether this one can.
+  const { entry } = await findBackup(context, id, options.repository);
   try {
-    const disks = await verifyBackup(context, id, options);
-    if (options.disks === undefined) await remember(context, id, undefined);
+    const disks = await verifyBackup(context, id, { ...options, repository: entry.repository });
+    if (options.disks === undefined) await rememberVerification(context, entry, undefined);
     return disks;
   } catch (error) {
-    if (isFleeceError(error, "DAMAGED")) await remember(context, id, errorMessage(error));
+    if (isFleeceError(error, "DAMAGED")) await rememberVerification(context, entry, errorMessage(error));
     throw error;
   }
 }
 
-/** The verification counts also if it cannot be remembered. */
-async function remember(context: ServiceContext, id: string, damage: string | undefined): Promise<void> {
+/** What was found counts also if it cannot be remembered. */
+export async function rememberVerification(
+  context: ServiceContext,
+  backup: BackupEntry,
+  damage: string | undefined,
+): Promise<void> {
   const { store, clock, log, meter } = context;
+  const { domain, id } = backup;
   const note: Verification = {
     schemaVersion: 1,
     timeMs: clock.now(),
     ...(damage === undefined ? {} : { damage }),
   };
   try {
-    const { domain } = (await findBackup(context, id)).entry;
     meter.backupVerified(domain, damage === undefined ? "sound" : "damaged");
     if (damage !== undefined) log.warn({ domain, backup: id }, `The backup is damaged: ${damage}`);
-    await store.writeNote("verifications", id, note);
+    await store.writeNote("verifications", backupNoteName(backup), note);
     await forgetGone(context);
   } catch (error) {
     log.warn({ backup: id }, `Cannot remember that the backup was verified: ${errorMessage(error)}`);
@@ -58,9 +83,9 @@ async function remember(context: ServiceContext, id: string, damage: string | un
 
 async function forgetGone(context: ServiceContext): Promise<void> {
   const { store } = context;
-  const listed = new Set((await listBackups(context)).map(({ id }) => id));
-  for (const id of await store.notes("verifications")) {
-    if (!listed.has(id)) await store.removeNote("verifications", id);
+  const listed = new Set((await listBackups(context)).flatMap(verificationNotes));
+  for (const name of await store.notes("verifications")) {
+    if (!listed.has(name)) await store.removeNote("verifications", name);
   }
 }
 

@@ -1,10 +1,12 @@
-import { readdir } from "node:fs/promises";
+import { mkdir, readdir, readFile, writeFile } from "node:fs/promises";
 import { describe, expect, it } from "vitest";
+import { parse, stringify } from "yaml";
 import type { CallName } from "../../src/api/call-types.js";
 import { CALLS } from "../../src/api/calls.js";
 import { startAgent, VendorClient, type Fields } from "../support/agent.js";
 import { runFleece, startFleece } from "../support/fleece.js";
 import { untilTestEnds } from "../support/lifetime.js";
+import type { JsonObject } from "../support/monitor.js";
 import { Scene } from "./support/scene.js";
 import { startFaulty } from "./support/steps.js";
 
@@ -133,6 +135,13 @@ const CASES: readonly Case[] = [
     answer: { protected: true },
   },
   {
+    method: "Backups.Copy",
+    prepare: () => Promise.resolve({ domain: "vm", to: "second" }),
+    effect: ({ backups }) =>
+      expect(backups).toMatchObject([{ repository: "default" }, { copiedFrom: "default", level: "FULL" }]),
+    answer: { domain: "vm", repository: "default", to: "second" },
+  },
+  {
     method: "Backups.Prune",
     prepare: async (client) => {
       await backupId(client);
@@ -205,6 +214,13 @@ const JOB = { name: "nightly", domains: ["vm"], schedule: "0 0 1 1 *", catchUp: 
 async function started(method?: CallName): Promise<Scene> {
   const retention = method === "Backups.Prune" ? { retention: { last: 1 } } : {};
   const scene = await Scene.start(1, { jobs: [JOB], ...retention });
+  if (method === "Backups.Copy") {
+    const second = scene.at.directory.file("second");
+    await mkdir(second);
+    const { repositories, ...config } = parse(await readFile(scene.at.configPath, "utf8")) as JsonObject;
+    const both = [...(repositories as JsonObject[]), { name: "second", path: second }];
+    await writeFile(scene.at.configPath, stringify({ ...config, repositories: both }));
+  }
   await scene.backUp();
   await scene.touch();
   return scene;

@@ -1,7 +1,7 @@
 import type { BackupEntry, IntactEntry, Manifest } from "../../src/model/backup.js";
 import { chainOf, chainOfDisk } from "../../src/model/backup.js";
 import { mergedManifest } from "../../src/drivers/repository/merge-manifest.js";
-import { BLOCK_SIZE } from "../../src/model/extents.js";
+import { BLOCK_SIZE, type BlockRun } from "../../src/model/extents.js";
 import type { UndoLog } from "../../src/ports/block-driver.js";
 import type {
   BackupDraft,
@@ -34,6 +34,8 @@ export class FakeRepository implements BackupRepository {
   readonly #stored = new Map<string, Stored>();
   readonly #locks = new Set<string>();
   readonly #protected = new Set<string>();
+  /** Where copies are from, by id. */
+  readonly #copies = new Map<string, string>();
 
   constructor(domain: FakeDomain, name = "default") {
     this.name = name;
@@ -87,9 +89,11 @@ export class FakeRepository implements BackupRepository {
     const { directories } = this.#domain.host;
     directories.add(path);
     const sinks = new Map(
-      request.disks.map(({ target, sizeBytes, mode }) => {
+      request.disks.map(({ target, sizeBytes, mode, isKnown }) => {
         const parent =
-          mode === "compare" ? this.content(request.parent?.id ?? "no parent", target) : undefined;
+          mode === "compare" && isKnown !== true
+            ? this.content(request.parent?.id ?? "no parent", target)
+            : undefined;
         return [target, new FakeSink(target, sizeBytes, parent)];
       }),
     );
@@ -115,8 +119,9 @@ export class FakeRepository implements BackupRepository {
         return { target, exportName, socketPath, sizeBytes: content.length, ...context };
       },
       keepMachineFiles: () => Promise.resolve(),
+      takeMachineFiles: () => Promise.resolve(),
       parentExpectations: (target) =>
-        Promise.resolve(expectationsOf(this.content(request.parent?.id ?? "no parent", target))),
+        Promise.resolve(this.#expectations(request.parent?.id ?? "no parent", target)),
       explain: (error) => Promise.resolve(error),
       publish: async (summary) => {
         await Promise.resolve();
@@ -125,6 +130,7 @@ export class FakeRepository implements BackupRepository {
         if (!directories.delete(path)) throw new FleeceError("PATH_NOT_FOUND", `${path} is gone`);
         const manifest = manifestOf(request, summary, sinks);
         this.#stored.set(request.id, { manifest, sinks });
+        if (request.copiedFrom !== undefined) this.#copies.set(request.id, request.copiedFrom);
         return this.#entry(manifest);
       },
       abandon: endImages,
@@ -151,13 +157,14 @@ export class FakeRepository implements BackupRepository {
       return Promise.resolve();
     };
     return Promise.resolve({
+      chain: this.#chain(entry.id),
       addresses: served.map(({ exportName, socketPath, content }) => ({
         target: exportName,
         exportName,
         socketPath,
         sizeBytes: content.length,
       })),
-      expectations: (target) => Promise.resolve(expectationsOf(this.content(entry.id, target))),
+      expectations: (target) => Promise.resolve(this.#expectations(entry.id, target)),
       checkMachineFiles: () => Promise.resolve(),
       ended: new Promise<never>(() => undefined),
       close,
@@ -202,14 +209,29 @@ export class FakeRepository implements BackupRepository {
 
   /** What a restore of one disk would bring back. */
   content(id: string, target: string): Buffer {
+    const chain = this.#chain(id);
+    const sizeBytes = chain.at(-1)?.manifest.disks.find((disk) => disk.target === target)?.sizeBytes;
+    const content = Buffer.alloc(sizeBytes ?? 0);
+    for (const entry of chainOfDisk(chain, target))
+      this.#stored.get(entry.id)?.sinks.get(target)?.applyTo(content);
+    return content;
+  }
+
+  #chain(id: string): readonly IntactEntry[] {
     const entries = [...this.#stored.values()].map(({ manifest }) => this.#entry(manifest));
     const chain = chainOf(entries, id);
     if (!chain.complete) throw new Error(chain.reason);
-    const sizeBytes = chain.entries.at(-1)?.manifest.disks.find((disk) => disk.target === target)?.sizeBytes;
-    const content = Buffer.alloc(sizeBytes ?? 0);
-    for (const entry of chainOfDisk(chain.entries, target))
-      this.#stored.get(entry.id)?.sinks.get(target)?.applyTo(content);
-    return content;
+    return chain.entries;
+  }
+
+  #expectations(id: string, target: string): BlockExpectations {
+    const links = chainOfDisk(this.#chain(id), target).map((entry) => entry.id);
+    const runs = (since: string | undefined): readonly BlockRun[] => {
+      const ids = since === undefined ? links : links.slice(links.indexOf(since) + 1);
+      const [first, ...newer] = ids.flatMap((each) => this.#stored.get(each)?.sinks.get(target) ?? []);
+      return first?.runs(newer) ?? [];
+    };
+    return { ...expectationsOf(this.content(id, target)), runs };
   }
 
   #servedContent(id: string, target: string): Buffer {
@@ -221,7 +243,9 @@ export class FakeRepository implements BackupRepository {
   #entry(manifest: Manifest): IntactEntry {
     const { id, domain } = manifest;
     const isProtected = this.#protected.has(id) ? { protected: true } : {};
-    return { repository: this.name, domain, id, manifest, ...isProtected };
+    const copiedFrom = this.#copies.get(id);
+    const copy = copiedFrom === undefined ? {} : { copiedFrom };
+    return { repository: this.name, domain, id, manifest, ...isProtected, ...copy };
   }
 
   #draftPath(domain: string, id: string): string {
@@ -260,7 +284,7 @@ function manifestOf(
     time: time(timeMs),
     startedAt: time(startedAtMs),
     finishedAt: time(finishedAtMs),
-    disks: disks.map((disk) => ({
+    disks: disks.map(({ isKnown: _, ...disk }) => ({
       ...disk,
       image: `${disk.target}.qcow2`,
       digests: `${disk.target}.digests`,
@@ -274,7 +298,7 @@ function manifestOf(
   };
 }
 
-function expectationsOf(content: Buffer): BlockExpectations {
+function expectationsOf(content: Buffer): Omit<BlockExpectations, "runs"> {
   const firstDifference = (offset: number, data: Uint8Array): number | undefined => {
     for (let at = 0; at < data.length; at += BLOCK_SIZE) {
       const block = data.subarray(at, at + BLOCK_SIZE);

@@ -61,6 +61,17 @@ export class FakeSink implements DiskSink {
     for (const [offset, block] of this.#blocks) content.set(block, offset);
   }
 
+  /** What is stored, with what `newer` ones store of the same disk. */
+  runs(newer: readonly FakeSink[] = []): readonly BlockRun[] {
+    const blocks = new Map([this, ...newer].flatMap((sink) => [...sink.#blocks]));
+    return [...blocks]
+      .toSorted(([a], [b]) => a - b)
+      .map(([offset, block]) => {
+        const kind = block.some((byte) => byte !== 0) ? "data" : "zero";
+        return { offset, length: block.length, kind };
+      });
+  }
+
   /** What a merge makes of this one and that of the parent. */
   over(older: FakeSink | undefined): FakeSink {
     const merged = new FakeSink(this.#target, this.#sizeBytes);

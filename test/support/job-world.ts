@@ -245,6 +245,7 @@ export function nightly(changes: Partial<Job> = {}): Job {
     schedule: new Schedule("30 2 * * *", "Europe/Berlin"),
     domains: ["web01"],
     repository: "default",
+    copyTo: undefined,
     level: undefined,
     quiesce: undefined,
     notAfter: undefined,

@@ -4,6 +4,7 @@ import type { BackupEntry } from "../../model/backup.js";
 import { isName } from "../../model/names.js";
 import { errnoOf, fileError, isFleeceError } from "../../shared/errors.js";
 import { exists, openExisting } from "../durable-files.js";
+import { readCopyRecord } from "./copy-record.js";
 import { MANIFEST_FILE, PROTECTED_FILE } from "./layout.js";
 import { type ParsedManifest, parseManifest } from "./manifest-schema.js";
 import { readMergeRecord } from "./merge-record.js";
@@ -43,8 +44,10 @@ export async function readStored(place: BackupPlace): Promise<StoredBackup | und
     return { entry: { repository, domain, id, damage: record.damage }, mergingInto: undefined };
   }
   const isProtected = await exists(join(directory, PROTECTED_FILE));
+  const copiedFrom = await readCopyRecord(directory);
+  const copy = copiedFrom === undefined ? entry : { ...entry, copiedFrom };
   return {
-    entry: isProtected ? { ...entry, protected: true } : entry,
+    entry: isProtected ? { ...copy, protected: true } : copy,
     mergingInto: record.state === "merging" ? record.into : undefined,
   };
 }

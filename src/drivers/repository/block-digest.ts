@@ -24,3 +24,13 @@ export function blocksOf(lengthBytes: number): number {
 export function* blocksIn(data: Uint8Array): Generator<Uint8Array> {
   for (let at = 0; at < data.length; at += BLOCK_SIZE) yield data.subarray(at, at + BLOCK_SIZE);
 }
+
+/** In bytes; the disk's end may cut the last block. */
+export function rangeOf(
+  firstBlock: number,
+  blockCount: number,
+  diskBytes: number,
+): { readonly offset: number; readonly length: number } {
+  const offset = firstBlock * BLOCK_SIZE;
+  return { offset, length: Math.min(blockCount * BLOCK_SIZE, diskBytes - offset) };
+}

@@ -1,7 +1,7 @@
-import { BLOCK_SIZE } from "../../model/extents.js";
+import { BLOCK_SIZE, type BlockRun } from "../../model/extents.js";
 import { FleeceError } from "../../shared/errors.js";
 import type { BlockExpectations } from "../../ports/repository.js";
-import { blocksOf, DIGEST_BYTES } from "./block-digest.js";
+import { blocksOf, DIGEST_BYTES, rangeOf } from "./block-digest.js";
 import { BlockHasher } from "./block-hasher.js";
 import type { ChainLink } from "./chain-images.js";
 import { DigestFile } from "./digest-file.js";
@@ -28,12 +28,15 @@ export interface ByteRange {
 /** What the blocks of a disk must hold according to the digest files of a chain. */
 export class ChainExpectations implements BlockExpectations {
   readonly #files: readonly DigestFile[];
+  /** Of the backups that have them, in their order. */
+  readonly #ids: readonly string[];
   readonly #diskBytes: number;
   readonly #hasher = new BlockHasher();
 
   /** Newest first. Takes over the files. */
-  constructor(files: readonly DigestFile[], diskBytes: number) {
+  constructor(files: readonly DigestFile[], diskBytes: number, ids: readonly string[] = []) {
     this.#files = files;
+    this.#ids = ids;
     this.#diskBytes = diskBytes;
   }
 
@@ -49,7 +52,8 @@ export class ChainExpectations implements BlockExpectations {
       for (const file of files) await file.close();
       throw error;
     }
-    return new ChainExpectations(files, links.at(-1)?.disk.sizeBytes ?? 0);
+    const ids = links.map(({ id }) => id).toReversed();
+    return new ChainExpectations(files, links.at(-1)?.disk.sizeBytes ?? 0, ids);
   }
 
   async firstMismatch(offset: number, data: Uint8Array): Promise<number | undefined> {
@@ -72,6 +76,17 @@ export class ChainExpectations implements BlockExpectations {
       }
     }
     return ranges;
+  }
+
+  *runs(since: string | undefined): Generator<BlockRun> {
+    const older = since === undefined ? -1 : this.#ids.indexOf(since);
+    const files = older === -1 ? this.#files : this.#files.slice(0, older);
+    for (const segment of segments(files, 0, blocksOf(this.#diskBytes))) {
+      if (!segment.known) continue;
+      const { firstBlock, blockCount, stored } = segment;
+      const kind = stored === undefined ? "zero" : "data";
+      yield { ...rangeOf(firstBlock, blockCount, this.#diskBytes), kind };
+    }
   }
 
   async close(): Promise<void> {

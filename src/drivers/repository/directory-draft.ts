@@ -6,7 +6,7 @@ import { checkName } from "../../model/names.js";
 import type { ExportAddress } from "../../model/snapshot-plan.js";
 import type { UndoLog } from "../../ports/block-driver.js";
 import type { ImageFactory, OpenImages } from "../../ports/image-writer.js";
-import type { BackupDraft, DraftRequest, DraftSummary } from "../../ports/repository.js";
+import type { BackupDraft, DraftRequest, DraftSummary, OpenBackup } from "../../ports/repository.js";
 import { fileError, FleeceError } from "../../shared/errors.js";
 import { isDirectory } from "./backup-directory.js";
 import { BlockHasher } from "./block-hasher.js";
@@ -14,6 +14,7 @@ import { DigestWriter } from "./digest-writer.js";
 import { ChainExpectations } from "./chain-expectations.js";
 import type { ChainLink } from "./chain-images.js";
 import { CompareSink } from "./compare-sink.js";
+import { writeCopyRecord } from "./copy-record.js";
 import { ImageSink } from "./disk-sink.js";
 import { syncDirectory, writeDurably } from "../durable-files.js";
 import {
@@ -123,6 +124,11 @@ export class DirectoryDraft implements BackupDraft {
     );
   }
 
+  async takeMachineFiles(from: OpenBackup, signal?: AbortSignal): Promise<void> {
+    await from.checkMachineFiles({ copyTo: join(this.#directory, MACHINE_DIRECTORY), signal });
+    this.#machineFiles = from.chain.at(-1)?.manifest.machineFiles ?? [];
+  }
+
   parentExpectations(target: string): Promise<ChainExpectations> {
     return ChainExpectations.open(this.#bases.get(target) ?? []);
   }
@@ -132,15 +138,17 @@ export class DirectoryDraft implements BackupDraft {
   }
 
   async publish(summary: DraftSummary): Promise<IntactEntry> {
-    const { domain, id } = this.#request;
+    const { domain, id, copiedFrom } = this.#request;
     const manifest = this.#manifest(summary);
     await this.#parts.images.finish();
+    if (copiedFrom !== undefined) await writeCopyRecord(this.#directory, copiedFrom);
     await writeDurably(join(this.#directory, MANIFEST_FILE), formatManifest(manifest));
     await syncDirectory(this.#directory);
     await this.#giveFinalName();
     this.#state = "published";
     await closeParts(this.#parts);
-    return { repository: this.#place.repository, domain, id, manifest };
+    const copy = copiedFrom === undefined ? {} : { copiedFrom };
+    return { repository: this.#place.repository, domain, id, manifest, ...copy };
   }
 
   abandon(): Promise<void> {
@@ -279,9 +287,9 @@ async function openSinks(
       const digests = await DigestWriter.create(join(directory, digestsFile(target)), disk.sizeBytes);
       const parts = { disk, image: images.writer(target), digests, hasher };
       const sink =
-        mode === "compare"
+        mode === "compare" && disk.isKnown !== true
           ? await CompareSink.open(parts, bases.get(target) ?? [])
-          : new ImageSink({ ...parts, storesData, storesZeroes: storesData && mode === "changes" });
+          : new ImageSink({ ...parts, storesData, storesZeroes: storesData && mode !== "whole" });
       sinks.set(target, sink);
     }
   } catch (error) {

@@ -124,7 +124,12 @@ export class DirectoryRepository implements BackupRepository {
         directory: join(this.#layout.backup(entry.domain, entry.id), MACHINE_DIRECTORY),
         files: chain.at(-1)?.manifest.machineFiles ?? [],
       };
-      return await ServedBackup.open(links, hold, { ...options, runtimeRoot: this.#runtimeRoot, machine });
+      return await ServedBackup.open(links, hold, {
+        ...options,
+        runtimeRoot: this.#runtimeRoot,
+        chain,
+        machine,
+      });
     } catch (error) {
       await hold[Symbol.asyncDispose]();
       throw error;

@@ -3,14 +3,15 @@ import { checkName, isName } from "../../model/names.js";
 
 /**
  * `<repository>/<domain>/<backup id>/{manifest.json,<target>.qcow2,<target>.digests,machine/…}`, beside them `protected` (empty) in a
- * backup that must stay, and `merging.json` in one that is merged into another and not a backup any more. What begins with a
- * dot is not a backup; names of domains and backups cannot begin so.
+ * backup that must stay, `copied.json` in a copy, and `merging.json` in one that is merged into another and not a backup any
+ * more. What begins with a dot is not a backup; names of domains and backups cannot begin so.
  */
 export const MANIFEST_FILE = "manifest.json";
 /** Of machine files. */
 export const MACHINE_DIRECTORY = "machine";
 export const LOCK_FILE = ".lock";
 export const PROTECTED_FILE = "protected";
+export const COPIED_FILE = "copied.json";
 export const MERGING_FILE = "merging.json";
 const DRAFT_PREFIX = ".partial-";
 const DELETED_PREFIX = ".deleted-";

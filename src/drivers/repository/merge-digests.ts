@@ -1,7 +1,6 @@
 import { rm } from "node:fs/promises";
-import { BLOCK_SIZE } from "../../model/extents.js";
 import { fileError } from "../../shared/errors.js";
-import { blocksOf, DIGEST_BYTES } from "./block-digest.js";
+import { blocksOf, DIGEST_BYTES, rangeOf } from "./block-digest.js";
 import { segments } from "./chain-expectations.js";
 import type { DigestFile } from "./digest-file.js";
 import { DigestWriter } from "./digest-writer.js";
@@ -63,14 +62,4 @@ export async function uniteDigests(
   } finally {
     await writer.close();
   }
-}
-
-/** In bytes; the disk's end may cut the last block. */
-export function rangeOf(
-  firstBlock: number,
-  blockCount: number,
-  diskBytes: number,
-): { readonly offset: number; readonly length: number } {
-  const offset = firstBlock * BLOCK_SIZE;
-  return { offset, length: Math.min(blockCount * BLOCK_SIZE, diskBytes - offset) };
 }

@@ -11,7 +11,7 @@ import { blocksOf, DIGEST_BYTES } from "./block-digest.js";
 import { BlockHasher } from "./block-hasher.js";
 import type { DigestFile } from "./digest-file.js";
 import { allSettled, stretches } from "./disk-sink.js";
-import { rangeOf } from "./merge-digests.js";
+import { rangeOf } from "./block-digest.js";
 
 /** One piece of data, and how many are under way: 8 MiB of memory. */
 const PIECE_BYTES = 1024 * 1024;

@@ -18,8 +18,14 @@ export interface StoredMachine {
   readonly files: readonly ManifestFile[];
 }
 
+interface ServedParts {
+  readonly chain: readonly IntactEntry[];
+  readonly machine: StoredMachine;
+}
+
 /** A backup whose disks a read-only storage daemon offers. */
 export class ServedBackup implements OpenBackup {
+  readonly chain: readonly IntactEntry[];
   readonly addresses: readonly ExportAddress[];
   readonly ended: Promise<string>;
   readonly #daemon: StorageDaemon;
@@ -32,8 +38,9 @@ export class ServedBackup implements OpenBackup {
     links: ReadonlyMap<string, readonly ChainLink[]>,
     addresses: readonly ExportAddress[],
     hold: AsyncDisposable,
-    machine: StoredMachine,
+    { chain, machine }: ServedParts,
   ) {
+    this.chain = chain;
     this.#machine = machine;
     this.#daemon = daemon;
     this.#links = links;
@@ -46,7 +53,7 @@ export class ServedBackup implements OpenBackup {
   static async open(
     links: ReadonlyMap<string, readonly ChainLink[]>,
     hold: AsyncDisposable,
-    options: OpenOptions & { readonly runtimeRoot: string | undefined; readonly machine: StoredMachine },
+    options: OpenOptions & ServedParts & { readonly runtimeRoot: string | undefined },
   ): Promise<ServedBackup> {
     const { signal } = options;
     await forEachLimited([...links.values()].flat(), PARALLEL_CHECKS, checkImage, signal);
@@ -61,7 +68,7 @@ export class ServedBackup implements OpenBackup {
       for (const [target, disk] of links) {
         addresses.push(await serve(daemon, target, disk, `disk-${addresses.length}`, signal));
       }
-      return new ServedBackup(daemon, links, addresses, hold, options.machine);
+      return new ServedBackup(daemon, links, addresses, hold, options);
     } catch (error) {
       await daemon.stop();
       throw error;

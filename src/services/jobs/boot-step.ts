@@ -19,7 +19,7 @@ export const bootStep: RunStep = {
     );
     const durationMs = (): number => Math.round(clock.monotonicMs() - startMs);
     try {
-      await bootTest(context, entry.id, { signal: AbortSignal.any([signal, spent.signal]) });
+      await bootTest(context, entry, { signal: AbortSignal.any([signal, spent.signal]) });
       onBooted({ durationMs: durationMs() });
       return [];
     } catch (error) {

@@ -264,12 +264,17 @@ export class JobRun {
     const { context, steps } = this.#parts;
     const { domain } = entry;
     const onBooted = (bootTest: RunBootTest): void => void this.#change(domain, { bootTest });
+    const onCopied = (backup: string): void => {
+      const { copies = [] } = this.#of(domain);
+      void this.#change(domain, { copies: [...copies, backup] });
+    };
     const done = {
       job: this.#order.job,
       entry,
       signal: this.#stop.signal,
       ...this.#verified(domain),
       onBooted,
+      onCopied,
     };
     const notes: string[] = [];
     for (const { name, perform } of steps) {

@@ -12,6 +12,8 @@ export interface DoneBackup {
   readonly onVerified: (verification: RunVerification) => void;
   /** Takes down what came of booting it. */
   readonly onBooted: (bootTest: RunBootTest) => void;
+  /** Takes down the id of a backup that was copied. */
+  readonly onCopied: (backup: string) => void;
 }
 
 /**

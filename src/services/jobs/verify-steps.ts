@@ -22,7 +22,7 @@ const MOST_RECHECKS = 100;
 export const verifyStep: RunStep = {
   name: "verify",
   async perform(context, done) {
-    if (done.job.verify?.after === true) await verify(context, done, done.entry.id);
+    if (done.job.verify?.after === true) await verify(context, { ...done, ...done.entry }, done.entry.id);
     return [];
   },
 };
@@ -66,14 +66,14 @@ export async function verifyOldest(context: ServiceContext, work: Verifying): Pr
 
 async function verify(
   context: ServiceContext,
-  { signal, onVerified }: Pick<Verifying, "signal" | "onVerified">,
+  { repository, signal, onVerified }: Pick<Verifying, "repository" | "signal" | "onVerified">,
   id: string,
 ): Promise<void> {
   const { clock } = context;
   const startMs = clock.monotonicMs();
   const durationMs = (): number => Math.round(clock.monotonicMs() - startMs);
   try {
-    await verifyAndRemember(context, id, { signal });
+    await verifyAndRemember(context, id, { repository, signal });
     onVerified({ backup: id, durationMs: durationMs() });
   } catch (error) {
     if (!isFleeceError(error, "DAMAGED")) throw error;
@@ -91,7 +91,7 @@ async function leastRecentlyVerified(
   const listed = await requireRepository(context, repository).list(domain);
   const others = [];
   for (const other of listed.filter(isIntact).filter(({ id }) => id !== but)) {
-    const verifiedMs = (await lastVerification(context.store, other.id))?.timeMs ?? 0;
+    const verifiedMs = (await lastVerification(context.store, other))?.timeMs ?? 0;
     others.push({ id: other.id, verifiedMs, momentMs: momentMs(other) });
   }
   return others

@@ -6,6 +6,7 @@ import type { PreflightReport } from "../../../src/services/preflight.js";
 
 /** Values of the services with every optional field set. */
 export const fullEntry: IntactEntry = {
+  copiedFrom: "other",
   repository: "default",
   domain: "web01",
   id: "20261121T105300Z-k3j9ab",

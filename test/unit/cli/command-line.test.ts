@@ -24,6 +24,7 @@ const VERBS = [
     "backup delete",
     "backup protect",
     "backup unprotect",
+    "backup copy",
     "backup prune",
   ],
 ];

@@ -58,9 +58,12 @@ describe("a job that boots its backups", () => {
     expect(record).toMatchObject({ state: "complete", domains: [{ bootTest: { durationMs: 0 } }] });
     expect(orders).toMatchObject([{ launch: ["qemu"], cwd: "/vm", disks: [{ address: { target: "vda" } }] }]);
     expect(orders[0]?.disks[0]?.files).toEqual(expect.arrayContaining(["/vm/vda.qcow2", "/vm/vda"]));
-    const id = record.domains[0]?.backup?.id ?? "";
+    const { id = "", repository = "" } = record.domains[0]?.backup ?? {};
     const { store } = agent.context;
-    expect(await lastBootTest(store, id)).toEqual({ schemaVersion: 1, timeMs: at.clock.now() });
+    expect(await lastBootTest(store, { id, repository })).toEqual({
+      schemaVersion: 1,
+      timeMs: at.clock.now(),
+    });
     expect(await at.traces()).toMatchObject({ journal: [] });
   });
 
@@ -75,8 +78,8 @@ describe("a job that boots its backups", () => {
       domains: [{ attempts: 1, bootTest: { failure: expect.stringContaining(words) as string } }],
     });
     expect(pruned).toEqual([]);
-    const id = record.domains[0]?.backup?.id ?? "";
-    expect(await lastBootTest(agent.context.store, id)).toMatchObject({ failure: words });
+    const { id = "", repository = "" } = record.domains[0]?.backup ?? {};
+    expect(await lastBootTest(agent.context.store, { id, repository })).toMatchObject({ failure: words });
   });
 
   it("ends a boot when its budget is spent, which proves nothing: a note says so", async () => {
@@ -110,7 +113,7 @@ describe("bootTest", () => {
     );
     const job = nightly();
     const { ended } = await agent.runner.start(agent.context, { job, trigger: "request", retries: 0 });
-    const id = (await ended).domains[0]?.backup?.id ?? "";
+    const { id = "", repository = "" } = (await ended).domains[0]?.backup ?? {};
     expect(orders).toEqual([]);
     const { scratch } = agent.context;
     const full = { ...agent.context, scratchLimits: new Map([["web01", 10]]) };
@@ -120,21 +123,25 @@ describe("bootTest", () => {
       return Promise.resolve(11);
     };
     const bounded = Object.assign(Object.create(scratch) as typeof scratch, { usedBytes });
-    await expect(bootTest({ ...full, scratch: bounded }, id)).rejects.toMatchObject({ code: "NO_SPACE" });
+    await expect(bootTest({ ...full, scratch: bounded }, { id, repository })).rejects.toMatchObject({
+      code: "NO_SPACE",
+    });
     expect(measured).toEqual([expect.stringMatching(/^\/scratch\/boot-\w+\/disk-0\.qcow2$/)]);
-    expect(await lastBootTest(agent.context.store, id)).toBeUndefined();
+    expect(await lastBootTest(agent.context.store, { id, repository })).toBeUndefined();
   });
 
   it("says what is missing when nobody knows the machine", async () => {
     const { agent } = await scene(nightly(), booted);
     const job = nightly();
     const { ended } = await agent.runner.start(agent.context, { job, trigger: "request", retries: 0 });
-    const id = (await ended).domains[0]?.backup?.id ?? "";
+    const { id = "", repository = "" } = (await ended).domains[0]?.backup ?? {};
     const { bootMachines } = agent.context;
     const gone = {
       ...agent.context,
       bootMachines: { ...bootMachines, running: () => Promise.resolve(undefined) },
     };
-    await expect(bootTest(gone, id)).rejects.toThrow(/neither `bootTest.launch` nor `launch`/);
+    await expect(bootTest(gone, { id, repository })).rejects.toThrow(
+      /neither `bootTest.launch` nor `launch`/,
+    );
   });
 });

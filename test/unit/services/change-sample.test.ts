@@ -11,6 +11,7 @@ const BLOCKS = 8;
 const nothingExpected: BlockExpectations = {
   firstMismatch: () => Promise.resolve(undefined),
   firstNonZero: () => Promise.resolve(undefined),
+  runs: () => [],
   [Symbol.asyncDispose]: () => Promise.resolve(),
 };
 

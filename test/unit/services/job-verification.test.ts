@@ -53,7 +53,7 @@ describe("a job that verifies", () => {
       { backup: backupOf(second), durationMs: 0 },
     ]);
     const { store } = agent.context;
-    expect(await lastVerification(store, backupOf(second))).toEqual({
+    expect(await lastVerification(store, { repository: "default", id: backupOf(second) })).toEqual({
       schemaVersion: 1,
       timeMs: at.clock.now(),
     });
@@ -123,7 +123,7 @@ describe("a job that verifies", () => {
     const { context } = agent;
     await context.store.writeNote("verifications", "gone", { schemaVersion: 1, timeMs: 1 });
     const record = await night();
-    expect(await context.store.notes("verifications")).toEqual([backupOf(record)]);
+    expect(await context.store.notes("verifications")).toEqual([`default.${backupOf(record)}`]);
     expect(await verifyBackup(context, backupOf(record))).toHaveLength(1);
   });
 });
