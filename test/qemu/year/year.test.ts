@@ -8,7 +8,7 @@ import { type Traces, YearWorld } from "./year-world.js";
 const IS_WHOLE = process.env["FLEECE_YEAR"] === "whole";
 const SEED = Number(process.env["FLEECE_YEAR_SEED"] ?? 2027);
 /** After how many nights everything is restored. */
-const RESTORE_EVERY = IS_WHOLE ? 15 : 4;
+const RESTORE_EVERY = IS_WHOLE ? 15 : 6;
 /** Which night the last one is compared with. */
 const REFERENCE_NIGHT = IS_WHOLE ? 30 : 8;
 
