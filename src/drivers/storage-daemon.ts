@@ -10,6 +10,7 @@ import {
   type QmpReturns,
   type QmpSession,
 } from "../qmp/index.js";
+import { exists } from "./durable-files.js";
 import { endProcess, type EndProcessOptions, findDaemons } from "./end-daemon.js";
 import { type ProcessOwner } from "./process-owner.js";
 import { checkSocketPath, makeRuntimeDirectory } from "./runtime-directory.js";
@@ -73,7 +74,7 @@ export class StorageDaemon implements AsyncDisposable {
     let process: DaemonProcess | undefined;
     try {
       process = await spawnDaemon(directory, nbdSocketPath, lifetime);
-      const qmp = await connectWhenReady(qmpPath, process, signal);
+      const qmp = await connectWhenReady({ socketPath: qmpPath, nbdSocketPath }, process, signal);
       return new StorageDaemon({ directory, nbdSocketPath, qmp, process });
     } catch (error) {
       if (process !== undefined) {
@@ -209,14 +210,30 @@ async function checkAbsent(socketPath: string): Promise<void> {
 }
 
 /** The monitor greets from the main loop, that is, when all arguments have been carried out. */
+/**
+ * The NBD server comes after the monitor on the command line, so its socket says that the monitor is set up. Whoever connects
+ * before that may be hung up on, greeted twice, or have bytes of a command lost (seen on 7.2, under load).
+ */
+async function untilSetUp(
+  nbdSocketPath: string,
+  process: DaemonProcess,
+  { deadline, signal }: { readonly deadline: number; readonly signal: AbortSignal | undefined },
+): Promise<void> {
+  while (process.failure() === undefined && performance.now() < deadline && signal?.aborted !== true) {
+    if (await exists(nbdSocketPath)) return;
+    await Promise.race([process.ended, delay(POLL_MS)]);
+  }
+}
+
 async function connectWhenReady(
-  socketPath: string,
+  { socketPath, nbdSocketPath }: { readonly socketPath: string; readonly nbdSocketPath: string },
   process: DaemonProcess,
   signal: AbortSignal | undefined,
 ): Promise<QmpSession> {
   let failure: string | undefined;
   void process.ended.then((reason) => (failure = reason));
   const deadline = performance.now() + START_TIMEOUT_MS;
+  await untilSetUp(nbdSocketPath, process, { deadline, signal });
   for (;;) {
     try {
       return await connectQmp({ socketPath, signal, connectTimeoutMs: START_TIMEOUT_MS });

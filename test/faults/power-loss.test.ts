@@ -1,10 +1,11 @@
-import { access, mkdir, readdir, stat, truncate } from "node:fs/promises";
+import { access, copyFile, cp, mkdir, readdir, rm, stat, truncate } from "node:fs/promises";
 import path from "node:path";
 import { describe, expect, it } from "vitest";
 import { loadConfig, startAgent } from "../../src/agent.js";
 import { isIntact } from "../../src/model/backup.js";
 import { listBackups } from "../../src/services/backup-catalog.js";
 import { verifyBackup } from "../../src/services/backup-read.js";
+import { pruneDomain } from "../../src/services/prune.js";
 import { writeConfig } from "../support/config-file.js";
 import { printFigure } from "./support/figures.js";
 import { Scene } from "./support/scene.js";
@@ -69,8 +70,62 @@ async function filesOf(directory: string): Promise<ReadonlySet<string>> {
   return new Set(await readdir(directory, { recursive: true }));
 }
 
-/** Resolves with the ids of what is listed. */
-async function expectAllVerify(scene: Scene, repository: string): Promise<string[]> {
+/** What of a file is durable: its content, and that it has its name. */
+interface Durability {
+  content: boolean;
+  name: boolean;
+}
+
+/**
+ * The same for a merge, which also changes files that were there: what was not made durable is as it was before the command,
+ * where it was before.
+ */
+async function undoUnsynced({ directory, steps }: State, pristine: string, pair: MergedPair): Promise<void> {
+  const [older, younger] = [pair.older, pair.younger].map((id) => `vm/${id}/vda.qcow2`) as [string, string];
+  const before = await filesOf(pristine);
+  // The storage daemon writes to this one, which is no step.
+  const files = new Map<string, Durability>([[older, { content: false, name: true }]]);
+  for (const step of steps) {
+    const [verb = "", name = ""] = step.split(" ");
+    const place = name.slice(name.indexOf("/backups/") + "/backups/".length);
+    const known = files.get(place);
+    if (verb === "write") files.set(place, { content: false, name: known?.name ?? before.has(place) });
+    if (verb === "sync" && known !== undefined) known.content = true;
+    if (verb === "sync") {
+      for (const [file, durability] of files) if (path.dirname(file) === place) durability.name = true;
+    }
+    if (verb === "rename") {
+      const from = place === younger ? older : `${place}.new`;
+      files.set(place, { content: files.get(from)?.content ?? false, name: false });
+      files.delete(from);
+    }
+  }
+  for (const [file, { content, name }] of files) {
+    const [found, wasThere] = [path.join(directory, file), path.join(pristine, file)];
+    if (!(await isFile(found))) continue;
+    if (file === younger) {
+      if (!content) await copyFile(path.join(pristine, older), found);
+      if (name) continue;
+      await cp(found, path.join(directory, older));
+      await copyFile(wasThere, found);
+    } else if (!(name && content)) {
+      if (before.has(file)) await copyFile(wasThere, found);
+      else await (name ? truncate(found, 0) : rm(found));
+    }
+  }
+}
+
+interface MergedPair {
+  readonly older: string;
+  readonly younger: string;
+}
+
+async function isFile(name: string): Promise<boolean> {
+  return (await stat(name).catch(() => undefined))?.isFile() ?? false;
+}
+
+/** What was begun is finished, too, if it `finishes`. Resolves with the ids of what is listed. */
+async function expectAllVerify(scene: Scene, repository: string, finishes = false): Promise<string[]> {
   const { directory, vm } = scene.at;
   const home = directory.file("after-loss");
   const configPath = await writeConfig(home, {
@@ -86,6 +141,7 @@ async function expectAllVerify(scene: Scene, repository: string): Promise<string
     info: ignore,
     warn: ignore,
   });
+  if (finishes) expect(await pruneDomain(context, "vm")).toEqual([]);
   const backups = await listBackups(context);
   expect(backups.filter((entry) => !isIntact(entry))).toEqual([]);
   for (const { id } of backups) await verifyBackup(context, id);
@@ -117,6 +173,47 @@ describe("Loss of power while the repository is written: all that is listed veri
       "loss of power: backup run",
       "before each step in the repository, with and without lost writes",
       states,
+    );
+  });
+
+  it("at every step of a merge, also if everything is as before that was not made durable", async () => {
+    const scene = await Scene.start(1);
+    const ids: string[] = [];
+    for (let count = 0; count < 3; count++) {
+      ids.push((await scene.backUp()).id);
+      await scene.touch();
+    }
+    const [first = "", older = "", younger = ""] = ids;
+    const pristine = scene.at.directory.file("pristine");
+    await cp(scene.at.directory.file("backups"), pristine, { recursive: true });
+    const states = await statesOf(scene, ["backup", "delete", older]);
+    const rest = [first, younger];
+    // One in its midst, and one near its end.
+    const some = [Math.floor(states.length * 0.6), states.length - 4];
+    const chosen = states.filter((_state, index) => all || some.includes(index));
+    for (const state of chosen) {
+      const lost = { ...state, directory: scene.at.directory.file("lost") };
+      await cp(state.directory, lost.directory, { recursive: true });
+      // The last state is the repository itself: the command has ended, so nothing may be lost.
+      if (state !== states.at(-1)) await undoUnsynced(lost, pristine, { older, younger });
+      for (const { directory } of [state, lost]) {
+        const listed = await expectAllVerify(scene, directory);
+        expect(listed, state.steps.at(-1)).toEqual(expect.arrayContaining(rest));
+        const left = await expectAllVerify(scene, directory, true);
+        expect(left, state.steps.at(-1)).toEqual(listed);
+        if (!listed.includes(older)) {
+          expect((await readdir(path.join(directory, "vm"))).filter((name) => !name.startsWith("."))).toEqual(
+            rest.toSorted(),
+          );
+        }
+      }
+      await rm(lost.directory, { recursive: true });
+    }
+    expect(await expectAllVerify(scene, scene.at.directory.file("backups"))).toEqual(rest);
+    printFigure(
+      "loss of power: backup delete of one that another is based on",
+      "before each step of the merge in the repository, with and without lost writes",
+      chosen.length,
     );
   });
 

@@ -1,7 +1,13 @@
 import { readFile } from "node:fs/promises";
 import { setTimeout as delay } from "node:timers/promises";
 import { describe, expect, it } from "vitest";
-import type { JobHistoryResponse, JobRun, ListJobsResponse, Status } from "../../src/api/messages.js";
+import type {
+  JobHistoryResponse,
+  JobRun,
+  ListBackupsResponse,
+  ListJobsResponse,
+  Status,
+} from "../../src/api/messages.js";
 import { startAgent, VendorClient } from "../support/agent.js";
 import { domainConfig, writeConfig } from "../support/config-file.js";
 import { runFleece } from "../support/fleece.js";
@@ -11,11 +17,15 @@ import { type Site, startSite } from "../support/site.js";
 import { TestVm } from "../support/vm.js";
 
 const JOB = { name: "often", timeZone: "Europe/Berlin", domains: "all" };
+const PROOF = {
+  ...{ name: "proof", kind: "verify", domains: "all", schedule: "0 0 1 1 *" },
+  verify: { budget: "1h" },
+};
 
 async function configure(at: Site, schedule: string): Promise<void> {
   await writeConfig(at.directory.path, {
     domains: [domainConfig("vm", at.vm)],
-    more: { runtimeDir: at.directory.file("run"), jobs: [{ ...JOB, schedule }] },
+    more: { runtimeDir: at.directory.file("run"), jobs: [{ ...JOB, schedule }, PROOF] },
   });
 }
 
@@ -97,6 +107,12 @@ describe("jobs of the agent", () => {
       state: "COMPLETE",
       domains: [{ backup: { level: "INCREMENTAL" } }],
     });
+    const proof = await at.json<JobRun>("job", "run", "proof");
+    expect(proof).toMatchObject({ kind: "VERIFY", state: "COMPLETE" });
+    expect(proof.domains[0]).not.toHaveProperty("backup");
+    const { backups } = await at.json<ListBackupsResponse>("backup", "list");
+    expect(proof.domains[0]?.verifications.map(({ backup }) => backup)).toEqual(backups.map(({ id }) => id));
+    expect((await at.run("job", "run", "proof")).stdout).toMatch(/^vm +complete +\d+/m);
   });
 
   it("are ended by SIGTERM, undone, and recorded as interrupted", async () => {

@@ -182,7 +182,7 @@ export class JobRun {
     return { state: error.code === "WINDOW_ENDED" ? "failed" : "interrupted", error };
   }
 
-  /** Resolves with why the domain has no backup; undefined if it has one. */
+  /** Resolves with why the domain has no backup, or was not verified; undefined if all is done. */
   async #attempt(domain: string, attempts: number): Promise<unknown> {
     const { context, places } = this.#parts;
     const { job } = this.#order;

@@ -54,7 +54,7 @@ export async function verifyOldest(context: ServiceContext, work: Verifying): Pr
       await verify(context, work, id);
     } catch (error) {
       if (isFleeceError(error, "DAMAGED")) damages.push(errorMessage(error));
-      else if (!work.signal.aborted && !isFleeceError(error, "BACKUP_NOT_FOUND")) {
+      else if (!isFleeceError(error, "BACKUP_NOT_FOUND")) {
         notes.push(`backup ${id} could not be verified: ${errorMessage(error)}`);
       }
     }

@@ -107,6 +107,10 @@ export class YearWorld {
     return world;
   }
 
+  get canFill(): boolean {
+    return this.#canFill;
+  }
+
   isHandled(scheduledMs: number): boolean {
     return this.#handled.has(scheduledMs);
   }
