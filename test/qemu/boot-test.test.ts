@@ -1,5 +1,5 @@
 import { mkdir, readdir, readFile, readlink } from "node:fs/promises";
-import { describe, expect, it } from "vitest";
+import { describe, expect, it, onTestFinished } from "vitest";
 import { writeBootDisk } from "../support/boot-disk.js";
 import { domainConfig, writeConfig } from "../support/config-file.js";
 import { type FleeceProcess, type FleeceResult, runFleece, startFleece } from "../support/fleece.js";
@@ -171,6 +171,10 @@ describe("backup boot-test", () => {
     };
     await expect.poll(seen, { timeout: 60_000 }).toBeDefined();
     const pid = (await seen()) ?? 0;
+    // If it does not die by itself.
+    onTestFinished(async () => {
+      if ((await at.machines()).includes(pid)) process.kill(pid, "SIGKILL");
+    });
     expect(await networkSockets(pid)).toEqual([]);
     expect(await at.leftovers()).not.toEqual([]);
     await command.kill("SIGKILL");
