@@ -27,7 +27,7 @@ export function backupList({ backups }: ListBackupsResponse, terminal: boolean):
       { head: "DISKS", cell: sound(({ disks }) => disks.map(({ target }) => target).join(",")) },
       { head: "STORED", cell: sound((backup) => formatBytes(storedBytes(backup))), align: "right" },
       { head: "VERIFIED", cell: verifiedOf },
-      { head: "BOOTED", cell: bootedOf },
+      ...(backups.some(({ lastBoot }) => lastBoot !== null) ? [{ head: "BOOTED", cell: bootedOf }] : []),
       { head: "REPOSITORY", cell: ({ repository }) => repository },
     ],
     terminal,

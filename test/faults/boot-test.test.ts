@@ -1,5 +1,7 @@
-import { mkdir, readFile, writeFile } from "node:fs/promises";
+import { existsSync } from "node:fs";
+import { chmod, mkdir, readFile, writeFile } from "node:fs/promises";
 import { beforeAll, describe, expect, it } from "vitest";
+import { workingAccelerator } from "../../src/drivers/boot/accelerator.js";
 import { buildGuest, type GuestFiles } from "../guest/build-guest.js";
 import { runCommand } from "../guest/commands.js";
 import { cpioArchive } from "../guest/cpio.js";
@@ -116,5 +118,18 @@ describe.runIf(ALL)("a boot test of Linux", () => {
     expect(exitCode).toBe(1);
     expect(stderr).toMatch(/\(BOOT_FAILED\)/);
     expect(stderr).toMatch(/no root file system.*Kernel panic/s);
+  });
+});
+
+describe.runIf(ALL)("workingAccelerator", () => {
+  it("is KVM where the firmware comes to its end by it, and TCG where QEMU ends at once", async (context) => {
+    if (!existsSync("/dev/kvm")) context.skip("there is no /dev/kvm here");
+    const at = await temporaryDirectory();
+    const program = at.file("qemu");
+    // Whether KVM works or not: what runs by it here is emulated.
+    await writeFile(program, '#!/bin/sh\nshift 2\nexec qemu-system-x86_64 -accel tcg "$@"\n');
+    await chmod(program, 0o755);
+    expect(await workingAccelerator(program)).toBe("kvm");
+    expect(await workingAccelerator("false")).toBe("tcg");
   });
 });

@@ -1,5 +1,5 @@
 import { mkdir, readdir, readFile, readlink } from "node:fs/promises";
-import { describe, expect, it } from "vitest";
+import { describe, expect, it, onTestFinished } from "vitest";
 import { writeBootDisk } from "../support/boot-disk.js";
 import { domainConfig, writeConfig } from "../support/config-file.js";
 import { type FleeceProcess, type FleeceResult, runFleece, startFleece } from "../support/fleece.js";
@@ -13,9 +13,9 @@ const MIB = 1024 * 1024;
 interface Host {
   readonly vm: TestVm;
   readonly backupId: string;
+  readonly configPath: string;
   run(...args: string[]): Promise<FleeceResult>;
   start(...args: string[]): Promise<FleeceProcess>;
-  configure(bootTest: JsonObject): Promise<void>;
   backUp(): Promise<string>;
   /** Digests of what is in the repository. */
   repository(): Promise<readonly string[]>;
@@ -50,11 +50,8 @@ async function bootableHost(text: string, end: "halt" | "reset", bootTest: JsonO
     await TestVm.start({ directory: directory.path, disks, paused: true, extraArguments: ENDS }),
   );
   const configPath = directory.file("fleece.yaml");
-  const configure = async (settings: JsonObject): Promise<void> => {
-    const domain = { ...domainConfig("vm", vm), bootTest: { accelerator: "tcg", ...settings } };
-    await writeConfig(directory.path, { domains: [domain], more: { runtimeDir: directory.file("run") } });
-  };
-  await configure(bootTest);
+  const domain = { ...domainConfig("vm", vm), bootTest: { accelerator: "tcg", ...bootTest } };
+  await writeConfig(directory.path, { domains: [domain], more: { runtimeDir: directory.file("run") } });
   const run = (...args: string[]): Promise<FleeceResult> =>
     runFleece(["--embedded", ...args], { configPath });
   const backUp = async (): Promise<string> => {
@@ -70,7 +67,7 @@ async function bootableHost(text: string, end: "halt" | "reset", bootTest: JsonO
       .map(({ parentPath, name: file }) => `${parentPath}/${file}`);
   };
   return {
-    ...{ vm, run, configure, backUp },
+    ...{ vm, configPath, run, backUp },
     backupId: await backUp(),
     start: (...args) => startFleece(["--embedded", ...args], { configPath }),
     repository: async () =>
@@ -122,14 +119,18 @@ describe("backup boot-test", () => {
     expect((await at.run("backup", "list")).stdout).toMatch(/ BOOTED .*\n.* 20\d\d-.* 20\d\d-/);
   });
 
-  it("fails by its code with the last words on the console when the guest gives up", async () => {
+  it("fails by its code with the last words on the console when the guest gives up, also through an agent", async () => {
     const at = await bootableHost(
       "Loading kernel\r\n\x1b[1mKernel panic: no root file system\x1b[0m\r\n",
       "reset",
       {},
     );
-    const { exitCode, stderr } = await at.run("backup", "boot-test", at.backupId);
+    const agent = await startFleece(["serve"], { configPath: at.configPath });
+    untilTestEnds(agent);
+    await agent.waitForOutput(/The agent answers on/, { timeoutMs: 60_000 });
+    const { exitCode, stderr } = await runFleece(["backup", "boot-test", at.backupId], at);
     expect(exitCode, stderr).toBe(1);
+    await agent.kill("SIGTERM");
     expect(stderr).toContain("(BOOT_FAILED)");
     expect(stderr).toContain(
       `Backup ${at.backupId} of vm: The guest did not come up: "login:" on its serial console had not come when QEMU ended with exit code 0`,
@@ -170,6 +171,10 @@ describe("backup boot-test", () => {
     };
     await expect.poll(seen, { timeout: 60_000 }).toBeDefined();
     const pid = (await seen()) ?? 0;
+    // If it does not die by itself.
+    onTestFinished(async () => {
+      if ((await at.machines()).includes(pid)) process.kill(pid, "SIGKILL");
+    });
     expect(await networkSockets(pid)).toEqual([]);
     expect(await at.leftovers()).not.toEqual([]);
     await command.kill("SIGKILL");

@@ -1,6 +1,7 @@
 import { describe, expect, it } from "vitest";
 import { isLimited } from "../../../src/model/backup-limits.js";
 import {
+  bootSettings,
   configuredJobs,
   defaultLimits,
   jobLimits,
@@ -417,5 +418,32 @@ describe("A domain's launch entry", () => {
       /launch: Expected `qmp` beside `launch`/,
     );
     expect(() => parseConfig(at("[]"), "/etc/f.yaml")).toThrow(/launch/);
+  });
+});
+
+describe("A domain's bootTest entry", () => {
+  const parsed = (keys: string): ReturnType<typeof bootSettings> | undefined => {
+    const [domain] = parseConfig(LEAST.replace("    disks:", `${keys}    disks:`), "/etc/f.yaml").domains;
+    return domain && bootSettings(domain);
+  };
+
+  it("has a sign of life without being asked, and another one if it is", () => {
+    const sign = { kind: "console", words: "login:" };
+    expect(parsed("")).toMatchObject({ sign, timeoutMs: 300_000, accelerator: "auto" });
+    const given =
+      "    bootTest: { launch: [q, -x], memory: 1G, guestAgent: true, timeout: 90s, accelerator: tcg }\n";
+    expect(parsed(given)).toMatchObject({
+      ...{ launch: ["q", "-x"], memoryBytes: 2 ** 30, timeoutMs: 90_000, accelerator: "tcg" },
+      sign: { kind: "guest-agent" },
+    });
+  });
+
+  it.each([
+    ["{ console: x, guestAgent: true }", /bootTest.console: Expected either `console` or `guestAgent: true`/],
+    ["{ console: /(/ }", /bootTest.console: Expected a text, or a regular expression between slashes/],
+    ["{ timeout: 13h }", /bootTest.timeout: Expected a duration like 90s/],
+    ["{ memory: 1K }", /bootTest.memory: Expected at least 1 MiB/],
+  ])("refuses %s", (entry, words) => {
+    expect(() => parsed(`    bootTest: ${entry}\n`)).toThrow(words);
   });
 });
