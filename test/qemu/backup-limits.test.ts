@@ -7,6 +7,7 @@ import { loadConfig, startAgent } from "../../src/agent.js";
 import { findDaemons } from "../../src/drivers/end-daemon.js";
 import { systemClock } from "../../src/drivers/system-clock.js";
 import { type BackupLimits, NO_LIMITS } from "../../src/model/backup-limits.js";
+import type { HostTime } from "../../src/model/lease.js";
 import type { Clock } from "../../src/ports/clock.js";
 import { type BackupProgress, runBackup } from "../../src/services/backup-run.js";
 import { temporaryDirectory } from "../support/lifetime.js";
@@ -19,7 +20,6 @@ const quiet = { debug: () => undefined, info: () => undefined, warn: () => undef
 /** Time that passes faster, for all but QEMU; what the clock on the wall shows is the test's to say. */
 class FastClock implements Clock {
   wallMs = Date.parse("2026-01-15T12:00:00Z");
-  readonly hostTime = systemClock.hostTime;
   readonly #factor: number;
 
   constructor(factor: number) {
@@ -28,6 +28,10 @@ class FastClock implements Clock {
 
   now(): number {
     return this.wallMs;
+  }
+
+  hostTime(): HostTime {
+    return systemClock.hostTime();
   }
 
   monotonicMs(): number {

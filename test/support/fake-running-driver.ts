@@ -182,8 +182,8 @@ export class FakeRunningDriver implements BlockDriver {
     signal?: AbortSignal,
   ): Promise<ReadonlyMap<string, WriteFigures>> {
     return this.#step("guest writes", signal, () => {
-      const { writeFigures } = this.#domain;
-      return new Map(targets.map((target) => [target, writeFigures]));
+      const { disks, writeFigures } = this.#domain;
+      return new Map(targets.filter((target) => disks.has(target)).map((target) => [target, writeFigures]));
     });
   }
 
