@@ -1,5 +1,5 @@
 import type { BackupLimits, BackupWaits, PresentRates, WaitReason } from "../model/backup-limits.js";
-import { ratesAt, WAIT_REASONS } from "../model/backup-limits.js";
+import { hasWaited, ratesAt, WAIT_REASONS } from "../model/backup-limits.js";
 import { BLOCK_SIZE } from "../model/extents.js";
 import { FREE_PACE, type GuestPace, nextPace, worstMeanMs, type WriteFigures } from "../model/guest-pace.js";
 import type { BlockDriver, CopySpeed } from "../ports/block-driver.js";
@@ -192,7 +192,7 @@ export class BackupPace {
 
   #tell(): void {
     const nowMs = this.#run.clock.monotonicMs();
-    if (this.#onReport === undefined || nowMs - this.#toldMs < TELL_MS) return;
+    if (this.#onReport === undefined || nowMs - this.#toldMs < TELL_MS || !hasWaited(this.waits)) return;
     this.#toldMs = nowMs;
     const { readBytesPerSecond, writeBytesPerSecond } = ratesAt(this.#run.limits, this.#run.clock.now());
     this.#onReport({

@@ -72,6 +72,16 @@ export function describeBlockDriver(name: string, start: () => Promise<DriverHar
       return { harness, driver };
     };
 
+    it("tells of the guest's writes only for disks that a guest has", async () => {
+      const { driver } = await set();
+      const targets = (await driver.inspect()).disks.map(({ target }) => target);
+      const figures = await driver.guestWrites([...targets, "absent"]);
+      expect([...figures.keys()]).toEqual(driver.mode === "running" ? targets : []);
+      for (const { operations, totalMs } of figures.values()) {
+        expect([operations >= 0, totalMs >= 0]).toEqual([true, true]);
+      }
+    });
+
     it("reports disks with their sizes and no checkpoints at first", async () => {
       const { driver } = await set();
       const state = await driver.inspect();

@@ -7,6 +7,7 @@ import { loadConfig, startAgent } from "../../src/agent.js";
 import { findDaemons } from "../../src/drivers/end-daemon.js";
 import { systemClock } from "../../src/drivers/system-clock.js";
 import { type BackupLimits, NO_LIMITS } from "../../src/model/backup-limits.js";
+import type { HostTime } from "../../src/model/lease.js";
 import type { Clock } from "../../src/ports/clock.js";
 import { type BackupProgress, runBackup } from "../../src/services/backup-run.js";
 import { temporaryDirectory } from "../support/lifetime.js";
@@ -16,16 +17,30 @@ const MIB = 1024 * 1024;
 
 const quiet = { debug: () => undefined, info: () => undefined, warn: () => undefined };
 
-/** Time that passes faster, for all but QEMU; `start` is what the clock on the wall shows first. */
-function fastClock(factor: number, start = "2026-01-15T12:00:00Z"): Clock {
-  const beganMs = systemClock.monotonicMs();
-  const monotonicMs = (): number => (systemClock.monotonicMs() - beganMs) * factor;
-  return {
-    now: () => Date.parse(start) + monotonicMs(),
-    monotonicMs,
-    hostTime: systemClock.hostTime,
-    sleep: (ms, signal) => delay(ms / factor, undefined, { signal }),
-  };
+/** Time that passes faster, for all but QEMU; what the clock on the wall shows is the test's to say. */
+class FastClock implements Clock {
+  wallMs = Date.parse("2026-01-15T12:00:00Z");
+  readonly #factor: number;
+
+  constructor(factor: number) {
+    this.#factor = factor;
+  }
+
+  now(): number {
+    return this.wallMs;
+  }
+
+  hostTime(): HostTime {
+    return systemClock.hostTime();
+  }
+
+  monotonicMs(): number {
+    return systemClock.monotonicMs() * this.#factor;
+  }
+
+  sleep(ms: number, signal: AbortSignal): Promise<void> {
+    return delay(ms / this.#factor, undefined, { signal });
+  }
 }
 
 type Pace = Extract<BackupProgress, { readonly step: "pace" }>;
@@ -59,9 +74,10 @@ describe("the limits of a backup", () => {
     const at = await startSite({ disks: [disk(12), disk(4, { target: "vdb" })] });
     const paces: Pace[] = [];
     const limits = { readBytesPerSecond: 4 * MIB };
-    const { id, manifest } = await backUp(at, limits, fastClock(8), (pace) => void paces.push(pace));
-    // 16 MiB of both, and a quarter of a second's bytes at once.
-    expect(manifest.waits?.readLimit).toBeGreaterThan(3000);
+    const { id, manifest } = await backUp(at, limits, new FastClock(8), (pace) => void paces.push(pace));
+    // 16 MiB of both, a quarter of a second's bytes at once.
+    expect(Math.max(...manifest.disks.map(({ durationMs }) => durationMs))).toBeGreaterThan(3700);
+    expect(manifest.waits?.readLimit).toBeGreaterThan(0);
     expect(manifest.waits).toMatchObject({ writeLimit: 0, guestLatency: 0 });
     expect(paces.length).toBeGreaterThan(0);
     for (const { readBytesPerSecond } of paces) expect(readBytesPerSecond).toBe(4 * MIB);
@@ -71,23 +87,25 @@ describe("the limits of a backup", () => {
       writeLimitMs: "0",
       guestLatencyMs: "0",
     });
-    expect((await at.run("backup", "show", id)).stdout).toMatch(/^Waited: +.*for the read limit$/m);
+    expect((await at.run("backup", "show", id)).stdout).toMatch(/^Waited +.* for the read limit$/m);
   });
 
   it("are QEMU's to keep where it copies by itself, also when the hour changes them", async () => {
     const at = await startSite({ disks: [disk(24)], exports: "staged" });
+    const clock = new FastClock(1);
     const speeds = new Set<number>();
     const over = new AbortController();
     const looking = (async () => {
       while (!over.signal.aborted) {
         const jobs = (await at.vm.qmp("query-block-jobs")) as { speed: number }[];
         for (const { speed } of jobs) speeds.add(speed / MIB);
+        if (speeds.size > 0) clock.wallMs = Date.parse("2026-01-15T18:00:00Z");
         await delay(20);
       }
     })();
     const hours = [{ fromMinute: 1080, untilMinute: 1081, readBytesPerSecond: 16 * MIB }];
     const limits = { readBytesPerSecond: 4 * MIB, writeBytesPerSecond: 512 * MIB, hours };
-    const { manifest } = await backUp(at, limits, fastClock(4, "2026-01-15T17:59:58Z"));
+    const { manifest } = await backUp(at, limits, clock);
     over.abort();
     await looking;
     expect([...speeds]).toEqual([4, 16]);
@@ -96,9 +114,9 @@ describe("the limits of a backup", () => {
   });
 
   it("give way to the guest while its writes take long, and not longer", async () => {
-    const group = "throttle-group,id=storage,x-bps-total=16777216";
+    const group = "throttle-group,id=storage,x-bps-total=33554432";
     const at = await startSite({
-      disks: [disk(64, { throttleGroup: "storage" })],
+      disks: [disk(128, { throttleGroup: "storage" })],
       extraArguments: ["-object", group],
     });
     const over = new AbortController();
@@ -121,12 +139,13 @@ describe("the limits of a backup", () => {
       }
       rates.push(guestBytesPerSecond);
     };
-    const { manifest } = await backUp(at, { guestLatencyMs: 100 }, fastClock(4), onPace);
+    const { manifest } = await backUp(at, { guestLatencyMs: 100 }, new FastClock(4), onPace);
     over.abort();
     await guest;
     const [first = 0] = rates.filter((rate) => rate !== undefined);
-    expect(first).toBeLessThan(16 * MIB);
-    expect(rates.at(-1)).toBeUndefined();
+    expect(first).toBeGreaterThan(0);
+    expect(first).toBeLessThan(8 * MIB);
+    expect(Math.max(...rates.map((rate) => rate ?? Infinity))).toBeGreaterThan(first);
     expect(manifest.waits?.guestLatency).toBeGreaterThan(0);
     expect(manifest.waits).toMatchObject({ readLimit: 0, writeLimit: 0 });
   });

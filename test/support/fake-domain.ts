@@ -45,8 +45,6 @@ export class FakeDomain implements DriverFactory {
   pause: (signal: AbortSignal) => Promise<void> = (signal) => aborted(signal);
   /** Of the guest's writes, for each disk. */
   writeFigures: WriteFigures = { operations: 0, totalMs: 0 };
-  /** How fast QEMU was to copy each part that it pushed. */
-  readonly copySpeeds: number[] = [];
   readonly #sessions = new Set<Session>();
   #timeMs = Date.UTC(2026, 0, 1);
 

@@ -110,7 +110,7 @@ export class FakeRunningDriver implements BlockDriver {
     plan: SnapshotPlan,
     { target, changes, into }: PlannedPush,
     undo: UndoLog,
-    { signal, pace, abandonTarget, onProgress, onCopied }: PushOptions = {},
+    { signal, abandonTarget, onProgress, onCopied }: PushOptions = {},
   ): Promise<void> {
     const planned = plan.disks.find((disk) => disk.target === target);
     if (planned === undefined) throw new Error(`The snapshot has no disk ${target}`);
@@ -138,8 +138,6 @@ export class FakeRunningDriver implements BlockDriver {
       await this.#step("start copy", signal, () => this.#qemu.startCopy(access, push));
       for (const part of [blocks.slice(0, middle), blocks.slice(middle)]) {
         await this.#step("copy", signal, () => this.#qemu.copy(push, part));
-        this.#domain.copySpeeds.push(pace?.speed() ?? Infinity);
-        pace?.copied(part.length * BLOCK_SIZE);
         onProgress?.(part.length * BLOCK_SIZE, blocks.length * BLOCK_SIZE);
       }
     } catch (error) {
@@ -182,8 +180,8 @@ export class FakeRunningDriver implements BlockDriver {
     signal?: AbortSignal,
   ): Promise<ReadonlyMap<string, WriteFigures>> {
     return this.#step("guest writes", signal, () => {
-      const { writeFigures } = this.#domain;
-      return new Map(targets.map((target) => [target, writeFigures]));
+      const { disks, writeFigures } = this.#domain;
+      return new Map(targets.filter((target) => disks.has(target)).map((target) => [target, writeFigures]));
     });
   }
 

@@ -23,6 +23,7 @@ export const fullEntry: IntactEntry = {
     consistency: "crash",
     heldMs: 12,
     scratchPeakBytes: 2 ** 21,
+    waits: { readLimit: 1500, writeLimit: 20, guestLatency: 300 },
     frozenMs: 30,
     quiesceFailure: "the agent is out",
     checkpoint: "20261121T105300Z-k3j9ab",

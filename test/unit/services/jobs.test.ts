@@ -1,4 +1,5 @@
 import { describe, expect, it } from "vitest";
+import { NO_LIMITS } from "../../../src/model/backup-limits.js";
 import type { RunRecord } from "../../../src/model/run-record.js";
 import { jitterOf, Schedule } from "../../../src/model/schedule.js";
 import { FleeceError, type ErrorCode } from "../../../src/shared/errors.js";
@@ -553,5 +554,28 @@ describe("JobRunner", () => {
     const [second] = await agent.records("b");
     expect(second?.domains.map(({ attempts }) => attempts)).toEqual([1, 1, 1, 1]);
     expect(second?.state).toMatch(/^complete/);
+  });
+});
+
+describe("the limits of a job", () => {
+  it("hold for all domains of a run together, in place of those of all backups", async () => {
+    const at = await world(BEFORE, ["web01", "db01"]);
+    at.domain("db01").write("vda", 0, 65_536, 8);
+    const limits = { ...NO_LIMITS, readBytesPerSecond: 65_536 };
+    const job = nightly({ domains: ["web01", "db01"], limits });
+    const agent = at.process([job]);
+    agent.context = { ...agent.context, limits: { ...NO_LIMITS, readBytesPerSecond: 1 } };
+    const { ended } = await agent.runner.start(agent.context, { job, trigger: "request", retries: 0 });
+    let record: RunRecord | undefined;
+    void ended.then((result) => (record = result));
+    await until(async () => {
+      await at.clock.advance(10);
+      return record !== undefined;
+    });
+    const waited = record?.domains.map(({ backup }) => backup?.manifest.waits?.readLimit ?? 0) ?? [];
+    // One block each: the second pays for the first, too.
+    expect(Math.max(...waited)).toBeGreaterThan(1000);
+    expect(Math.max(...waited)).toBeLessThanOrEqual(2010);
+    expect(record?.state).toBe("complete");
   });
 });
