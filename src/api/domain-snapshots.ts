@@ -176,10 +176,11 @@ export async function getRevertCostHandler(
 
 export async function revertDomainSnapshotHandler(
   context: ServiceContext,
-  { domain, name, to, force }: CallRequest<"DomainSnapshots.Revert">,
+  { domain, name, to, force, quitFirst }: CallRequest<"DomainSnapshots.Revert">,
   options: CallOptions,
 ): Promise<RevertedDomain> {
-  const request = { domain, name, to: STATES_BY_NAME[to], force, request: options.requestKey };
+  const wishes = { to: STATES_BY_NAME[to], force, quitFirst };
+  const request = { domain, name, ...wishes, request: options.requestKey };
   const outcome = await revertDomainSnapshot(context, request, workOptions(options));
   return {
     snapshot: domainSnapshotMessage(await context.domainSnapshots.read(domain), outcome.snapshot),
