@@ -43,7 +43,13 @@ const KINDS = { external: "EXTERNAL", internal: "INTERNAL" } as const;
 const KINDS_BY_NAME = { KIND_UNSPECIFIED: undefined, EXTERNAL: "external", INTERNAL: "internal" } as const;
 const STATES = { running: "RUNNING", paused: "PAUSED", inactive: "INACTIVE" } as const;
 const STATES_BY_NAME = { STATE_UNSPECIFIED: undefined, RUNNING: "running", PAUSED: "paused" } as const;
-const LAYER_ENDS = { commit: "COMMIT", stream: "STREAM", removed: "REMOVED", internal: "INTERNAL" } as const;
+const LAYER_ENDS = {
+  commit: "COMMIT",
+  stream: "STREAM",
+  removed: "REMOVED",
+  internal: "INTERNAL",
+  left: "LEFT",
+} as const;
 const PHASES = {
   preparing: "PREPARING",
   memory: "MEMORY",

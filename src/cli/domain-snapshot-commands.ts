@@ -35,7 +35,10 @@ export function addDomainSnapshotCommands(group: Command, run: RunAction): void 
     )
     .argument(...DOMAIN)
     .argument(...NAME)
-    .option("--metadata", "only forget it; its files stay as they are")
+    .option(
+      "--metadata",
+      "only forget it: nothing is merged or removed; what is based on its files still needs them",
+    )
     .action((domain, name, { metadata }) =>
       run(async ({ answer, api, progress, signal }) => {
         const request = { domain, name, metadataOnly: metadata === true };

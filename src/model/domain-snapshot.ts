@@ -209,8 +209,11 @@ export interface RevertOutcome extends RevertCost {
 /** One file or image that a deletion changed. */
 export interface MergedLayer {
   readonly target: string;
-  /** `commit`: the later content went into the earlier file. `stream`: the earlier content into the later file. */
-  readonly how: "commit" | "stream" | "removed" | "internal";
+  /**
+   * `commit`: the later content went into the earlier file. `stream`: the earlier content into the later file. `left`: it stays, and
+   * the snapshot is only forgotten.
+   */
+  readonly how: "commit" | "stream" | "removed" | "internal" | "left";
   readonly from: string;
   readonly into?: string;
 }
