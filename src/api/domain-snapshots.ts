@@ -43,7 +43,13 @@ const KINDS = { external: "EXTERNAL", internal: "INTERNAL" } as const;
 const KINDS_BY_NAME = { KIND_UNSPECIFIED: undefined, EXTERNAL: "external", INTERNAL: "internal" } as const;
 const STATES = { running: "RUNNING", paused: "PAUSED", inactive: "INACTIVE" } as const;
 const STATES_BY_NAME = { STATE_UNSPECIFIED: undefined, RUNNING: "running", PAUSED: "paused" } as const;
-const LAYER_ENDS = { commit: "COMMIT", stream: "STREAM", removed: "REMOVED", internal: "INTERNAL" } as const;
+const LAYER_ENDS = {
+  commit: "COMMIT",
+  stream: "STREAM",
+  removed: "REMOVED",
+  internal: "INTERNAL",
+  left: "LEFT",
+} as const;
 const PHASES = {
   preparing: "PREPARING",
   memory: "MEMORY",
@@ -176,10 +182,11 @@ export async function getRevertCostHandler(
 
 export async function revertDomainSnapshotHandler(
   context: ServiceContext,
-  { domain, name, to, force }: CallRequest<"DomainSnapshots.Revert">,
+  { domain, name, to, force, quitFirst }: CallRequest<"DomainSnapshots.Revert">,
   options: CallOptions,
 ): Promise<RevertedDomain> {
-  const request = { domain, name, to: STATES_BY_NAME[to], force, request: options.requestKey };
+  const wishes = { to: STATES_BY_NAME[to], force, quitFirst };
+  const request = { domain, name, ...wishes, request: options.requestKey };
   const outcome = await revertDomainSnapshot(context, request, workOptions(options));
   return {
     snapshot: domainSnapshotMessage(await context.domainSnapshots.read(domain), outcome.snapshot),

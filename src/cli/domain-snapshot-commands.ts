@@ -35,7 +35,10 @@ export function addDomainSnapshotCommands(group: Command, run: RunAction): void 
     )
     .argument(...DOMAIN)
     .argument(...NAME)
-    .option("--metadata", "only forget it; its files stay as they are")
+    .option(
+      "--metadata",
+      "only forget it: nothing is merged or removed; what is based on its files still needs them",
+    )
     .action((domain, name, { metadata }) =>
       run(async ({ answer, api, progress, signal }) => {
         const request = { domain, name, metadataOnly: metadata === true };
@@ -193,8 +196,13 @@ function addRevert(group: Command, run: RunAction): void {
     )
     .addOption(new Option("--paused", "the domain is paused afterwards").conflicts("running"))
     .option("--force", "accept what would be lost")
+    .option(
+      "--quit-first",
+      "end the present QEMU before the new one starts, so that it can have the same ports; if that fails then, the guest is " +
+        "started anew on its present disks, and what it had in memory is lost",
+    )
     .addOption(new Option("--dry-run", "only say what it would cost").conflicts(["force"]))
-    .action((domain, nameOrFile, { running, paused, force, dryRun }) =>
+    .action((domain, nameOrFile, { running, paused, force, quitFirst, dryRun }) =>
       run(async ({ absolutePath, answer, api, progress, signal }) => {
         const name = nameOrFile.includes("/") ? await nameIn(absolutePath(nameOrFile)) : nameOrFile;
         if (dryRun === true) {
@@ -203,7 +211,8 @@ function addRevert(group: Command, run: RunAction): void {
           return;
         }
         const to = running === true ? "RUNNING" : paused === true ? "PAUSED" : "STATE_UNSPECIFIED";
-        const request = { domain, name, to, force: force === true } as const;
+        const wishes = { force: force === true, quitFirst: quitFirst === true };
+        const request = { domain, name, to, ...wishes } as const;
         const options = { signal, onProgress: progress.show };
         const message = await api.call("DomainSnapshots.Revert", request, options);
         answer("RevertedDomain", message, domainReverted);

@@ -111,12 +111,14 @@ export function domainSnapshotDeleted({ domain, name, layers, reparented }: Dele
   const lines = layers.map(({ target, how, from, into }) => {
     const [disk, file] = [printable(target), printable(from)];
     if (how === "REMOVED") return `  ${disk}: removed ${file}\n`;
+    if (how === "LEFT") return `  ${disk}: ${file} stays\n`;
     if (how === "INTERNAL") return `  ${disk}: removed from ${file}\n`;
     return `  ${disk}: ${file} went into ${printable(into ?? "")}\n`;
   });
   const children =
     reparented.length === 0 ? "" : `  ${reparented.map(printable).join(", ")} descends from its parent now\n`;
-  return `Deleted domain snapshot ${printable(name)} of domain ${printable(domain)}\n${lines.join("")}${children}`;
+  const did = layers.some(({ how }) => how === "LEFT") ? "Forgot" : "Deleted";
+  return `${did} domain snapshot ${printable(name)} of domain ${printable(domain)}\n${lines.join("")}${children}`;
 }
 
 export function domainSnapshotCloned(clone: ClonedDomainSnapshot): string {

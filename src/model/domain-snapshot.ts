@@ -164,6 +164,11 @@ export interface RevertDomainSnapshotRequest {
   readonly to?: "running" | "paused" | undefined;
   /** Also if checkpoints end, the machine differs, or the present state cannot be kept; and then it is not kept. */
   readonly force?: boolean | undefined;
+  /**
+   * The present QEMU ends before the new one starts, which may then have its ports. What the guest has in memory is lost if that
+   * fails: it is started anew on its present disks. Of no effect where no QEMU takes another's place.
+   */
+  readonly quitFirst?: boolean | undefined;
   /** The key of the request: a repeat finds by it that the domain has been reverted. */
   readonly request?: string | undefined;
 }
@@ -204,8 +209,11 @@ export interface RevertOutcome extends RevertCost {
 /** One file or image that a deletion changed. */
 export interface MergedLayer {
   readonly target: string;
-  /** `commit`: the later content went into the earlier file. `stream`: the earlier content into the later file. */
-  readonly how: "commit" | "stream" | "removed" | "internal";
+  /**
+   * `commit`: the later content went into the earlier file. `stream`: the earlier content into the later file. `left`: it stays, and
+   * the snapshot is only forgotten.
+   */
+  readonly how: "commit" | "stream" | "removed" | "internal" | "left";
   readonly from: string;
   readonly into?: string;
 }

@@ -1,5 +1,6 @@
 import { isAbsolute, resolve } from "node:path";
 import { FleeceError } from "../shared/errors.js";
+import type { DiskFormat } from "./snapshot-plan.js";
 import { optionValue, type OptionPair, parseOptionString, printOptionString } from "./option-string.js";
 
 /** One option of a QEMU command line, as it was written. */
@@ -70,8 +71,10 @@ export interface ReplacedDisk {
   readonly target: string;
   /** Absolute paths of all files that the disk has had: the argument may name any of them. */
   readonly files: readonly string[];
-  /** A qcow2 image with a backing file in its header. */
+  /** With a backing file, if it has one, in its header. */
   readonly overlay: string;
+  /** Of the overlay. Default: qcow2. */
+  readonly format?: DiskFormat;
 }
 
 export interface Rewriting {
@@ -167,7 +170,7 @@ class DiskRewriter {
     const disk = index < 0 ? undefined : this.#diskOf(value);
     if (disk === undefined) return option;
     this.#note(disk);
-    const pairs = { file: disk.overlay, format: "qcow2", index: String(index), media: "disk" };
+    const pairs = { file: disk.overlay, format: formatOf(disk), index: String(index), media: "disk" };
     const drive = Object.entries(pairs).map(([key, text]) => ({ key, value: text }));
     return { name: "drive", dashes: "-", value: printOptionString(drive) };
   }
@@ -189,24 +192,24 @@ class DiskRewriter {
     const below = this.#protocols.get(node.get("file") ?? "");
     if (first === undefined) {
       if (below === undefined) return value;
-      return this.#toQcow2(node, below, []);
+      return this.#toFormat(node, below, []);
     }
     const { disk, at } = first;
     if (others.length > 0) throw unusual(disk, "more than one of its images is in one -blockdev");
     if (at.includes("backing")) throw unusual(disk, "it is the backing file of another image there");
     node.set(disk.overlay, ...at, "filename");
     node.set("file", ...at, "driver");
-    if (at.length > 0) return this.#toQcow2(node, disk, at.slice(0, -1));
+    if (at.length > 0) return this.#toFormat(node, disk, at.slice(0, -1));
     if (this.#formatOver.has(node.get("node-name") ?? "")) return node.print();
     // The device uses the protocol node itself, as a raw disk: it gets a format above it.
     this.#note(disk);
     node.nest("file", ["node-name"]);
-    node.set("qcow2", "driver");
+    node.set(formatOf(disk), "driver");
     return node.print();
   }
 
   /** Only the format matters to the overlay; where it caches and what it discards stays as it is. */
-  #toQcow2(node: BlockFields, disk: ReplacedDisk, at: readonly string[]): string {
+  #toFormat(node: BlockFields, disk: ReplacedDisk, at: readonly string[]): string {
     const driver = node.get(...at, "driver") ?? "";
     if (!["qcow2", "raw"].includes(driver))
       throw unusual(disk, `its image is below ${driver || "no driver"}`);
@@ -217,7 +220,7 @@ class DiskRewriter {
       .find((key) => OBSTACLES.has(key));
     if (obstacle !== undefined) throw unusual(disk, `it has \`${obstacle}\``);
     this.#note(disk);
-    node.set("qcow2", ...at, "driver");
+    node.set(formatOf(disk), ...at, "driver");
     return node.print();
   }
 
@@ -235,7 +238,7 @@ class DiskRewriter {
     this.#note(disk);
     const others = pairs.filter((pair) => !["format", "driver", "file.driver"].includes(pair.key ?? ""));
     const replaced = others.map((pair) => (pair.key === key ? { ...pair, value: disk.overlay } : pair));
-    return printOptionString([...replaced, { key: "format", value: "qcow2" }]);
+    return printOptionString([...replaced, { key: "format", value: formatOf(disk) }]);
   }
 
   #note(disk: ReplacedDisk): void {
@@ -356,6 +359,10 @@ function parseObject(text: string): JsonObject {
     // Said below.
   }
   throw unsupported(`Expected a JSON object after -blockdev, got ${text.slice(0, 60)}`);
+}
+
+function formatOf({ format = "qcow2" }: ReplacedDisk): DiskFormat {
+  return format;
 }
 
 function unusual({ target }: ReplacedDisk, why: string): FleeceError {

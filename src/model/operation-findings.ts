@@ -1,4 +1,5 @@
 import type { Blocker, Finding } from "./finding.js";
+import type { RevertJournal } from "./operation.js";
 import type { DomainState } from "./snapshot-plan.js";
 import { operationOfNode } from "./snapshot-plan.js";
 import type { Trouble } from "./place-findings.js";
@@ -12,7 +13,7 @@ export type FoundOperation = {
 } & (
   | { readonly kind: "backup"; readonly backupId: string; readonly published: boolean }
   | { readonly kind: "restore" | "copy" | "boot-test"; readonly backupId: string }
-  | { readonly kind: "unfinished-revert"; readonly name: string; readonly switched: boolean }
+  | { readonly kind: "unfinished-revert"; readonly name: string; readonly phase: RevertJournal["phase"] }
   | { readonly kind: "unfinished-snapshot"; readonly name: string }
   | { readonly kind: "unfinished-domain-snapshot"; readonly name: string; readonly work: SnapshotWork }
   | { readonly kind: "expired-snapshot"; readonly name: string; readonly leaseUntilMs: number }
@@ -41,6 +42,13 @@ const SNAPSHOT_WORK = {
     "The next command completes it, or removes the internal snapshot from all images",
   ],
 } as const;
+
+const REVERT_ADVICE: Readonly<Record<RevertJournal["phase"], string>> = {
+  preparing: "The next command undoes it, and the domain goes on as before",
+  quitting:
+    "The next command starts the domain anew on its present disks; what its guest had in memory is lost",
+  switched: "The next command finishes it",
+};
 
 export type SnapshotWork = keyof typeof SNAPSHOT_WORK;
 
@@ -80,9 +88,7 @@ function oneOperation(domain: string, operation: FoundOperation): readonly Findi
     }
     case "unfinished-revert": {
       const found = `A revert to domain snapshot ${operation.name} was interrupted; it has waited ${since}`;
-      const advice = operation.switched
-        ? "The next command finishes it"
-        : "The next command undoes it, and the domain goes on as before";
+      const advice = REVERT_ADVICE[operation.phase];
       return [{ code: "UNFINISHED_OPERATION", subject, found, advice }];
     }
     case "unfinished-snapshot": {

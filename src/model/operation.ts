@@ -5,6 +5,7 @@ import type { FrontOffer } from "./front-offer.js";
 import type { LayerMerge } from "./layer-plan.js";
 import type { Lease } from "./lease.js";
 import type { MovedPath } from "./machine-ends.js";
+import type { MachineStart } from "./machine-start.js";
 import type { QuiesceOutcome } from "./quiesce.js";
 import type { ExportAddress, FileFingerprint, SnapshotPlan } from "./snapshot-plan.js";
 
@@ -114,13 +115,18 @@ export interface BootTestJournal {
 export interface RevertJournal {
   readonly kind: "domain-snapshot-revert";
   readonly name: string;
-  /** Killed in `preparing`, it is undone: the old QEMU goes on. From `switched` on it is finished: the new one does. */
-  readonly phase: "preparing" | "switched";
+  /**
+   * Killed in `preparing`, it is undone: the old QEMU goes on. In `quitting` that ends, and the domain is started `again`. From
+   * `switched` on the revert is finished: the new QEMU goes on.
+   */
+  readonly phase: "preparing" | "quitting" | "switched";
   /** What is true of the domain afterwards. */
   readonly document: DomainSnapshots;
   readonly to: SnapshotState;
   /** The QEMU that ran before, if one did. */
   readonly old?: { readonly pid: number; readonly startTicks: number };
+  /** The old QEMU ends first: how the domain is started on its present disks if the new one cannot take over. */
+  readonly again?: { readonly start: MachineStart; readonly to: "running" | "paused" };
   /** Of the new QEMU, if one is started. */
   readonly arguments?: readonly string[];
   readonly moved: readonly MovedPath[];

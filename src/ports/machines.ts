@@ -1,23 +1,9 @@
 import type { SnapshotMachine } from "../model/domain-snapshot.js";
 import type { MovedPath } from "../model/machine-ends.js";
+import type { MachineProcess, MachineStart } from "../model/machine-start.js";
 
 /** What must be the same for a memory image to fit. */
 export type MachineFacts = Omit<SnapshotMachine, "arguments">;
-
-/** A QEMU as a process of the host; a later one with the same pid has another start time, in clock ticks since boot. */
-export interface MachineProcess {
-  readonly pid: number;
-  readonly startTicks: number;
-  readonly arguments: readonly string[];
-  /** The file that it runs. */
-  readonly program: string;
-  readonly cwd: string;
-  readonly uid: number;
-  readonly gid: number;
-  readonly groups: readonly number[];
-  /** `NAME=value`; empty if this user may not read it. */
-  readonly environment: readonly string[];
-}
 
 /** A QEMU with its monitor. The monitor serves one client at a time, so let go of other drivers first. */
 export interface Machine extends AsyncDisposable {
@@ -39,16 +25,6 @@ export interface Machine extends AsyncDisposable {
   continue(): Promise<void>;
   /** Lets go of the monitor; QEMU goes on. */
   close(): Promise<void>;
-}
-
-/** How a QEMU is started: beside its arguments what it has from the one that it takes the place of, if there is one. */
-export interface MachineStart {
-  readonly domain: string;
-  /** Without CPUs that run: see `rewriteArguments`. */
-  readonly arguments: readonly string[];
-  readonly like?: MachineProcess | undefined;
-  /** Path of the image to load. */
-  readonly memory?: string | undefined;
 }
 
 /** The QEMU processes of domains. Errors are FleeceErrors. */

@@ -171,7 +171,7 @@ async function unfinished(
       return { id, startedAtMs, kind: subject.kind, backupId: subject.backupId };
     case "domain-snapshot-revert": {
       const { name, phase } = subject;
-      return { id, startedAtMs, kind: "unfinished-revert", name, switched: phase === "switched" };
+      return { id, startedAtMs, kind: "unfinished-revert", name, phase };
     }
     case "domain-snapshot-delete":
     case "domain-snapshot-clone":

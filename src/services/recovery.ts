@@ -19,6 +19,7 @@ import { rememberEnd } from "./ended-snapshots.js";
 import { recoverCreation } from "./domain-snapshots/finish-creation.js";
 import { DomainSession } from "./domain-session.js";
 import { finishRevert } from "./domain-snapshots/finish-revert.js";
+import { startAgain } from "./domain-snapshots/quit-first.js";
 import { Operation } from "./operation.js";
 import { keepCheckpointIfPublished } from "./published.js";
 import { unwind } from "./unwind.js";
@@ -68,6 +69,10 @@ async function recoverOperation(
   if (subject.kind === "domain-snapshot-revert" && subject.phase === "switched") {
     parts.log.info({ operation: id, domain }, "Finishing an unfinished revert");
     await finishRevert(parts, operation, subject);
+    return;
+  }
+  if (subject.kind === "domain-snapshot-revert" && subject.phase === "quitting") {
+    await startAgain(parts, session, operation, subject);
     return;
   }
   if (subject.kind === "backup") await keepCheckpointIfPublished(parts.repositories, operation, subject);

@@ -3,7 +3,7 @@ import { constants, open, type FileHandle, readFile } from "node:fs/promises";
 import { basename } from "node:path";
 import { setTimeout as delay } from "node:timers/promises";
 import type { UndoEntry } from "../../model/undo.js";
-import type { MachineProcess, MachineStart } from "../../ports/machines.js";
+import type { MachineProcess, MachineStart } from "../../model/machine-start.js";
 import { connectQmp, isQmpError, type QmpSession } from "../../qmp/index.js";
 import { errnoOf, fileError, FleeceError } from "../../shared/errors.js";
 import { openExisting } from "../durable-files.js";

@@ -1,6 +1,6 @@
 import { readdir, readFile, readlink, stat } from "node:fs/promises";
 import { basename, resolve } from "node:path";
-import type { MachineProcess } from "../../ports/machines.js";
+import type { MachineProcess } from "../../model/machine-start.js";
 import { errnoOf } from "../../shared/errors.js";
 import { isOwnerAlive, processOwner } from "../process-owner.js";
 

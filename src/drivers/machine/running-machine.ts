@@ -1,4 +1,5 @@
-import type { Machine, MachineFacts, MachineProcess } from "../../ports/machines.js";
+import type { MachineProcess } from "../../model/machine-start.js";
+import type { Machine, MachineFacts } from "../../ports/machines.js";
 import { isQmpError, type QmpSession } from "../../qmp/index.js";
 import { FleeceError } from "../../shared/errors.js";
 import { withQmpErrors } from "../qmp-errors.js";
@@ -74,7 +75,7 @@ export class RunningMachine implements Machine {
         last === undefined ? (error instanceof Error ? error.message : String(error)) : `QEMU ${last}`;
       throw new FleeceError(
         "MEMORY_LOAD_FAILED",
-        `The memory of domain ${this.#domain} could not be loaded; the domain is as it was before: ${words}`,
+        `The memory of domain ${this.#domain} could not be loaded: ${words}`,
         { cause: error, facts: { domain: this.#domain } },
       );
     }

@@ -50,9 +50,10 @@ export async function deleteDomainSnapshot(
     const onPlanned = async (merged: readonly MergedLayer[]): Promise<void> =>
       options.onPlanned?.({ name, merged, reparented });
     if (request.metadataOnly === true) {
-      await onPlanned([]);
+      const left = filesLeft(snapshot);
+      await onPlanned(left);
       await context.domainSnapshots.write(withoutSnapshot(present, name));
-      return { name, merged: [], reparented };
+      return { name, merged: left, reparented };
     }
     await refuseOpenSnapshots(context, domain);
     const merged =
@@ -61,6 +62,13 @@ export async function deleteDomainSnapshot(
         : await new Deletion(context, session, { ...options, onPlanned }).run(present, snapshot);
     return { name, merged, reparented };
   });
+}
+
+function filesLeft({ disks, memory }: DomainSnapshot): readonly MergedLayer[] {
+  return [
+    ...disks.map(({ target, file }): MergedLayer => ({ target, how: "left", from: file })),
+    ...(memory?.kind === "external" ? [{ target: "memory", how: "left", from: memory.file } as const] : []),
+  ];
 }
 
 /** The document without clones whose directory is gone: nobody uses the snapshot by them any more. */

@@ -2,6 +2,7 @@ import { join, resolve } from "node:path";
 import {
   type DomainSnapshot,
   type DomainSnapshotOptions,
+  type DomainSnapshots,
   filesOfDisk,
   type RevertCost,
   type RevertDomainSnapshotRequest,
@@ -10,7 +11,8 @@ import {
 } from "../../model/domain-snapshot.js";
 import { CHECKPOINT_GRANULARITY } from "../../model/checkpoint.js";
 import { machineEnds, type MovedPath, movedPaths } from "../../model/machine-ends.js";
-import { rewriteArguments } from "../../model/machine-arguments.js";
+import { type ReplacedDisk, rewriteArguments } from "../../model/machine-arguments.js";
+import type { MachineStart } from "../../model/machine-start.js";
 import type { RevertJournal } from "../../model/operation.js";
 import {
   bitmapToCarry,
@@ -22,7 +24,7 @@ import {
 } from "../../model/revert-plan.js";
 import type { DomainState } from "../../model/snapshot-plan.js";
 import type { UndoEntry } from "../../model/undo.js";
-import type { Machine, MachineStart } from "../../ports/machines.js";
+import type { Machine } from "../../ports/machines.js";
 import { errorMessage, FleeceError, isFleeceError } from "../../shared/errors.js";
 import { randomId } from "../../shared/ids.js";
 import { requireDomain, type ServiceContext, withDomain } from "../context.js";
@@ -33,6 +35,7 @@ import { repeatedRevert, withLastRevert } from "./repeated.js";
 import { Operation } from "../operation.js";
 import { unwind } from "../unwind.js";
 import { finishRevert } from "./finish-revert.js";
+import { startAgain } from "./quit-first.js";
 
 /** What a revert would cost now. Changes nothing. Fails with DOMAIN_SNAPSHOT_NOT_FOUND. */
 export async function revertCost(
@@ -207,6 +210,7 @@ class Revert {
     let subject: RevertJournal = {
       ...{ kind: "domain-snapshot-revert", name: snapshot.name, phase: "preparing", to: launch.to },
       ...{ ...planned, moved: launch.moved },
+      ...(launch.again === undefined ? {} : { again: launch.again }),
       ...(old === undefined ? {} : { old: { pid: old.process.pid, startTicks: old.process.startTicks } }),
       ...(launch.start === undefined ? {} : { arguments: launch.start.arguments }),
     };
@@ -217,14 +221,23 @@ class Revert {
     let stoppedAtMs = clock.monotonicMs();
     try {
       await this.#makeOverlays(operation, disks);
-      machine = await this.#start(operation, launch);
-      stoppedAtMs = clock.monotonicMs();
-      await this.#holdOld(launch);
+      if (launch.again === undefined) {
+        machine = await this.#start(operation, launch);
+        stoppedAtMs = clock.monotonicMs();
+        await this.#holdOld(launch);
+      } else {
+        this.#options.signal?.throwIfAborted();
+        stoppedAtMs = clock.monotonicMs();
+        subject = { ...subject, phase: "quitting" };
+        await operation.setSubject(subject);
+        await this.#quitOld();
+        machine = await this.#start(operation, launch);
+      }
       if (machine !== undefined && snapshot.memory !== undefined) {
         this.#options.onProgress?.({ phase: "loading" });
-        await machine.load(this.#options.signal);
+        await machine.load(this.#signalOf(launch));
       }
-      this.#options.signal?.throwIfAborted();
+      this.#signalOf(launch)?.throwIfAborted();
       isDecided = true;
       const done = { ...this.#cost, state: launch.to, ...pidOf(machine) };
       const document = withLastRevert(planned.document, this.#request, done);
@@ -232,8 +245,12 @@ class Revert {
       await operation.setSubject(subject);
       await this.#context.domainSnapshots.write(subject.document);
     } catch (error) {
-      await this.#goBack(operation, machine, isDecided);
-      throw error;
+      if (subject.phase === "preparing" || subject.again === undefined) {
+        await this.#goBack(operation, machine, isDecided);
+        throw error;
+      }
+      await machine?.close();
+      throw await this.#startAgain(operation, { ...subject, phase: "quitting" }, isDecided, error);
     }
     this.#options.onProgress?.({ phase: "finishing" });
     old?.keepHeld();
@@ -278,12 +295,12 @@ class Revert {
       );
     }
     const cwd = launch === undefined ? (old?.process.cwd ?? "/") : "/";
+    const reverted = disks.map(({ disk: { target }, overlay }) => ({
+      ...{ target, overlay, files: filesOfDisk(all, target) },
+    }));
+    const others = presentDisks(all).filter(({ target }) => !reverted.some((each) => each.target === target));
     const args = rewriteArguments(given, {
-      disks: disks.map(({ disk: { target }, overlay }) => ({
-        target,
-        files: filesOfDisk(all, target),
-        overlay,
-      })),
+      disks: [...reverted, ...others],
       cwd,
       machineType: snapshot.machine?.type,
       incoming: snapshot.memory !== undefined,
@@ -301,14 +318,18 @@ class Revert {
         { facts: { domain } },
       );
     }
-    if (old !== undefined) {
+    if (old !== undefined && this.#request.quitFirst !== true) {
       refuseUnstartable(
         domain,
         ends.exclusive,
-        "claim what the present QEMU has, so that both could not be kept until the snapshot is loaded",
+        "claim what the present QEMU has, so that both cannot be kept until the snapshot is loaded; quit-first ends the present one before",
       );
     }
-    const held = old === undefined ? [] : machineEnds(old.process.arguments, old.process.cwd).paths;
+    const again = this.#planAgain();
+    const held =
+      old === undefined || again !== undefined
+        ? []
+        : machineEnds(old.process.arguments, old.process.cwd).paths;
     const moved = movedPaths(
       ends.paths.filter((path) => held.includes(path)),
       this.#id,
@@ -327,7 +348,29 @@ class Revert {
       to,
       moved,
       guardPath,
+      again,
       start: { domain, arguments: args, like: like === undefined ? undefined : { ...like, cwd }, ...memory },
+    };
+  }
+
+  /** How the domain goes on if its QEMU has ended first and the new one cannot take over; undefined if it is not to end first. */
+  #planAgain(): RevertJournal["again"] {
+    const { facts, old, oldStatus } = this.#scene;
+    if (old === undefined || this.#request.quitFirst !== true) return undefined;
+    const { domain } = this.#session;
+    const { arguments: given, cwd } = old.process;
+    refuseUnstartable(
+      domain,
+      machineEnds(given, cwd).inherited,
+      "stand for files that only the former starter of QEMU had open",
+    );
+    const args = rewriteArguments(given, {
+      ...{ disks: presentDisks(facts.all), cwd, incoming: false },
+      machineType: facts.machine?.type,
+    });
+    return {
+      start: { domain, arguments: args, like: old.process },
+      to: oldStatus === "running" ? "running" : "paused",
     };
   }
 
@@ -346,15 +389,18 @@ class Revert {
   }
 
   /** The old QEMU runs on meanwhile. Its entry comes first, so that it is continued only when the new one is gone. */
-  async #start(operation: Operation, { start, moved }: Launch): Promise<Machine | undefined> {
+  async #start(operation: Operation, launch: Launch): Promise<Machine | undefined> {
+    const { start, moved, again } = launch;
     const { machines } = this.#context;
     const { snapshot } = this.#scene.facts;
-    if (this.#scene.oldStatus === "running") await operation.register({ kind: "vm-held" });
+    if (this.#scene.oldStatus === "running" && again === undefined) {
+      await operation.register({ kind: "vm-held" });
+    }
     if (start === undefined) return undefined;
     this.#options.onProgress?.({ phase: "preparing" });
     await operation.register({ kind: "machine", arguments: start.arguments, moved });
     await machines.setAside(moved);
-    const machine = await machines.start(start, this.#options.signal);
+    const machine = await machines.start(start, this.#signalOf(launch));
     try {
       const differences =
         snapshot.machine === undefined ? [] : machineDifferences(snapshot.machine, await machine.facts());
@@ -369,6 +415,44 @@ class Revert {
   async #holdOld({ guardPath }: Launch): Promise<void> {
     const { monitor = "" } = this.#context.machines.settings(this.#session.domain);
     await this.#scene.old?.hold(guardPath ?? monitor, this.#options.signal);
+  }
+
+  /** A guest that has ended already would gain nothing from it. */
+  #signalOf({ again }: Launch): AbortSignal | undefined {
+    return again === undefined ? this.#options.signal : undefined;
+  }
+
+  async #quitOld(): Promise<void> {
+    const { old } = this.#scene;
+    await old?.close();
+    if (old !== undefined) await this.#context.machines.end(old.process, []);
+  }
+
+  /** Returns the error of the revert, which says also what has become of the domain. */
+  async #startAgain(
+    operation: Operation,
+    subject: RevertJournal,
+    isDecided: boolean,
+    error: unknown,
+  ): Promise<unknown> {
+    try {
+      if (isDecided) await this.#context.domainSnapshots.write(this.#scene.facts.all);
+      await operation.setSubject(subject);
+      const outcome = await startAgain(this.#context, this.#session, operation, subject);
+      if (!(error instanceof FleeceError)) return error;
+      const { code, facts } = error;
+      return new FleeceError(
+        code,
+        `${error.message}; its QEMU had ended before, and domain ${this.#session.domain} ${outcome}`,
+        { cause: error, facts },
+      );
+    } catch (failure) {
+      this.#context.log.warn(
+        { domain: this.#session.domain, operation: operation.record.id },
+        errorMessage(failure),
+      );
+      return error;
+    }
   }
 
   /** The guest first; then what was made for the new one. A document whose writing failed may be there all the same. */
@@ -405,6 +489,15 @@ interface Launch {
   readonly moved: readonly MovedPath[];
   /** Where the old QEMU's monitor is meanwhile. */
   readonly guardPath?: string | undefined;
+  /** Set if the old QEMU is to end first. */
+  readonly again?: RevertJournal["again"];
+}
+
+/** Arguments may name any file that the disk has had. */
+function presentDisks(all: DomainSnapshots): readonly ReplacedDisk[] {
+  return all.layers.map(({ target, active, format }) => ({
+    ...{ target, format, overlay: active, files: filesOfDisk(all, target) },
+  }));
 }
 
 function refuseUnstartable(domain: string, words: readonly string[], why: string): void {

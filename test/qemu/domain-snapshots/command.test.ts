@@ -151,6 +151,7 @@ function expectStory(said: Readonly<Record<string, string>>): void {
   );
   expect(said["in use"]).toMatch(/s2 of vm is the base of clones: DIR\/clone;.*\(DOMAIN_SNAPSHOT_IN_USE\)/);
   expect(said["delete"]).toMatch(/^Deleted domain snapshot s2 of domain vm\n {2}vda: .* went into .*\n/);
+  expect(said["forget"]).toMatch(/^Forgot domain snapshot v4 of domain vm\n {2}vda: \S+ stays\n/);
   expect(said["end"]).toBe("s1\n└─ v9 *\n   └─ words\n      └─ copy\n         └─ before-s1-EPOCH\n");
 }
 

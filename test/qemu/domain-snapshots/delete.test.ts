@@ -55,7 +55,9 @@ describe.each([true, false])("Deleting a domain snapshot, with the domain runnin
     const scene = untilTestEnds(await Scene.create({ running }));
     await row(scene);
     const [disk] = (await scene.document()).snapshots[1]?.disks ?? [];
-    await deleteDomainSnapshot(scene.context, { domain: "vm", name: "two", metadataOnly: true });
+    const request = { domain: "vm", name: "two", metadataOnly: true };
+    const { merged } = await deleteDomainSnapshot(scene.context, request);
+    expect(merged).toContainEqual({ target: disk?.target, how: "left", from: disk?.file });
     scene.forget("two");
     await scene.check();
     expect(existsSync(disk?.file ?? "")).toBe(true);

@@ -5,7 +5,7 @@ import { startMachine } from "../../../src/drivers/machine/launcher.js";
 import { describeProcess, findByArguments, findQemu } from "../../../src/drivers/machine/machine-process.js";
 import { keepNew, setAside, settleNew, takeBack } from "../../../src/drivers/machine/moved-paths.js";
 import { movedPaths } from "../../../src/model/machine-ends.js";
-import type { MachineProcess } from "../../../src/ports/machines.js";
+import type { MachineProcess } from "../../../src/model/machine-start.js";
 import { temporaryDirectory, untilTestEnds } from "../../support/lifetime.js";
 import type { TemporaryDirectory } from "../../support/temporary-directory.js";
 
