@@ -51,15 +51,20 @@ export interface CopyPlan {
 }
 
 /** Its mode and reason are those of the copy. */
-export type CopiedDisk = Pick<
+export interface CopiedDisk extends Pick<
   ManifestDisk,
   "target" | "sourceFormat" | "sourceFile" | "sizeBytes" | "mode" | "reason" | "readBytes" | "durationMs"
->;
+> {
+  /** What differs from the parent is not known: all of it is read, and compared by digests. */
+  readonly isCompared?: boolean;
+}
 
 /**
  * The copy is based on the nearest of the backups that the original is based on which the second repository has, sound with its
- * whole chain; it stores what the original and those in between store. Where there is none, the copy is a full. What a
- * backup shows is the same in both, however chains were merged, so that every base is right. `chain` ends with the original.
+ * whole chain; it stores what the original and those in between store. What a backup shows is the same in both, however
+ * chains were merged, so that every such base is right. Where there is none, a full stays one; others, also those that a merge
+ * has made a full of, are compared with the newest sound backup of the second repository that is not younger. Without that
+ * the copy is a full. `chain` ends with the original.
  */
 export function planCopy(
   chain: readonly IntactEntry[],
@@ -69,30 +74,53 @@ export function planCopy(
   const original = chain.at(-1);
   if (original === undefined) throw new RangeError("Expected a chain of at least one backup, got none");
   const { manifest } = original;
+  const sound = there.filter(isIntact).filter(({ id }) => isSound(there, id, doubts));
   const older = chain.slice(0, -1);
-  const base = older.findLast(({ id }) => isSound(there, id, doubts));
-  const isAlike = base?.id === older.at(-1)?.id;
-  if (isAlike) {
-    const parent = there.filter(isIntact).find(({ id }) => id === base?.id);
+  const base = older.findLast(({ id }) => sound.some((entry) => entry.id === id));
+  if (base === undefined) return planComparison(original, sound);
+  const parent = sound.find(({ id }) => id === base.id);
+  if (base === older.at(-1))
     return { level: manifest.level, reason: manifest.reason, parent, disks: manifest.disks };
-  }
   const why = "those that it was based on in between are not in this repository";
-  const reason = base === undefined ? "none that it was based on is in this repository" : why;
   const disks = manifest.disks.map((disk): CopiedDisk => {
-    const links = chainOfDisk(chain, disk.target);
-    const isBased = base !== undefined && links.slice(0, -1).includes(base);
-    if (disk.mode === "whole" || isBased)
-      return { ...disk, reason: disk.mode === "whole" ? disk.reason : reason };
-    return { ...disk, mode: "whole", reason };
+    if (disk.mode === "whole") return disk;
+    const isBased = chainOfDisk(chain, disk.target).slice(0, -1).includes(base);
+    return { ...disk, mode: isBased ? disk.mode : "whole", reason: why };
   });
-  const isFull = disks.every(({ mode }) => mode === "whole");
-  const parent = isFull ? undefined : there.filter(isIntact).find(({ id }) => id === base?.id);
-  return {
-    level: isFull ? "full" : "incremental",
-    reason: isFull ? reason : `based on backup ${base?.id ?? ""}: ${why}`,
-    parent,
-    disks,
-  };
+  return asPlan(parent, disks, why);
+}
+
+/** Of one that has no base in the second repository, where what it was based on is gone. */
+function planComparison(original: IntactEntry, sound: readonly IntactEntry[]): CopyPlan {
+  const { manifest } = original;
+  // Whoever took a full wanted a new chain, unlike a merge that has made one of an incremental.
+  if (manifest.level === "full" && !manifest.disks.some(isMerged)) {
+    return { level: "full", reason: manifest.reason, parent: undefined, disks: manifest.disks };
+  }
+  const parent = sound
+    .filter((entry) => momentMs(entry) <= momentMs(original))
+    .toSorted(byTime)
+    .at(-1);
+  const why = "none that it was based on is in this repository";
+  const disks = manifest.disks.map((disk): CopiedDisk => {
+    const before = parent?.manifest.disks.find(({ target }) => target === disk.target);
+    if (before?.sizeBytes !== disk.sizeBytes) return { ...disk, mode: "whole", reason: why };
+    return { ...disk, mode: "compare", isCompared: true, reason: why };
+  });
+  return asPlan(parent, disks, why);
+}
+
+/** A merge gives digests a name of their own. */
+function isMerged({ target, digests }: ManifestDisk): boolean {
+  return digests !== `${target}.digests`;
+}
+
+/** A backup of which every disk is whole depends on nothing. */
+function asPlan(parent: IntactEntry | undefined, disks: readonly CopiedDisk[], why: string): CopyPlan {
+  if (parent === undefined || disks.every(({ mode }) => mode === "whole")) {
+    return { level: "full", reason: why, parent: undefined, disks };
+  }
+  return { level: "incremental", reason: `based on backup ${parent.id}: ${why}`, parent, disks };
 }
 
 function isSound(entries: readonly BackupEntry[], id: string, doubts: Doubts): boolean {
@@ -101,6 +129,6 @@ function isSound(entries: readonly BackupEntry[], id: string, doubts: Doubts): b
 }
 
 /** Since which backup a disk's content is copied; undefined: all of it. */
-export function copiedSince({ parent }: CopyPlan, { mode }: CopiedDisk): string | undefined {
-  return mode === "whole" ? undefined : parent?.id;
+export function copiedSince({ parent }: CopyPlan, { mode, isCompared }: CopiedDisk): string | undefined {
+  return mode === "whole" || isCompared === true ? undefined : parent?.id;
 }

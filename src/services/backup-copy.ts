@@ -185,8 +185,9 @@ class CopyRun {
     const { parent, disks } = plan;
     const request = {
       ...{ id: manifest.id, domain: manifest.domain, copiedFrom: from.name },
-      disks: disks.map(({ target, sourceFormat, sourceFile, sizeBytes, mode, reason }) => {
-        return { target, sourceFormat, sourceFile, sizeBytes, mode, reason, isKnown: true };
+      disks: disks.map(({ target, sourceFormat, sourceFile, sizeBytes, mode, reason, isCompared }) => {
+        const isKnown = isCompared !== true;
+        return { target, sourceFormat, sourceFile, sizeBytes, mode, reason, isKnown };
       }),
       ...(parent === undefined ? {} : { parent }),
     };

@@ -27,7 +27,7 @@ export class CopyReader implements BlockReader {
     this.#expected = expected;
   }
 
-  /** `since` left out: all of it is changed that anything was stored of. The backup must stay open. */
+  /** `since` left out: all of it is changed. The backup must stay open. */
   static async open(
     { readers }: Pick<ServiceContext, "readers">,
     backup: OpenBackup,
@@ -48,17 +48,17 @@ export class CopyReader implements BlockReader {
     return this.#reader.sizeBytes;
   }
 
-  /** By the digests, which also tell what is damaged by having become zero. */
+  /** By the digests, which also tell what is damaged by having become zero. What was never stored is zero. */
   // eslint-disable-next-line @typescript-eslint/require-await -- it is a list, in the form of a stream
   async *extents(): AsyncGenerator<Extent> {
+    const gap = { changed: this.#since === undefined, zero: true };
     let end = 0;
     for (const { offset, length, kind } of this.#expected.runs(this.#since)) {
-      if (offset > end) yield { offset: end, length: offset - end, changed: false, zero: false };
+      if (offset > end) yield { offset: end, length: offset - end, ...gap };
       yield { offset, length, changed: true, zero: kind === "zero" };
       end = offset + length;
     }
-    if (this.sizeBytes > end)
-      yield { offset: end, length: this.sizeBytes - end, changed: false, zero: false };
+    if (this.sizeBytes > end) yield { offset: end, length: this.sizeBytes - end, ...gap };
   }
 
   async read(offset: number, length: number, signal?: AbortSignal, into?: Uint8Array): Promise<Uint8Array> {

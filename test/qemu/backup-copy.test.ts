@@ -1,8 +1,15 @@
-import { open, readdir, readFile, rename, writeFile } from "node:fs/promises";
-import { mkdir } from "node:fs/promises";
+import { mkdir, open, readdir, readFile, rename, writeFile } from "node:fs/promises";
 import { describe, expect, it } from "vitest";
 import { parse, stringify } from "yaml";
+import { loadConfig, startAgent } from "../../src/agent.js";
 import type { Backup, CopyReport, JobRun, ListBackupsResponse } from "../../src/api/messages.js";
+import type { IntactEntry } from "../../src/model/backup.js";
+import type { CopyWish } from "../../src/model/copy-plan.js";
+import { deleteBackup } from "../../src/services/backup-catalog.js";
+import { copyBackups } from "../../src/services/backup-copy.js";
+import { restoreBackup, verifyBackup } from "../../src/services/backup-read.js";
+import { runBackup } from "../../src/services/backup-run.js";
+import type { ServiceContext } from "../../src/services/context.js";
 import { startFaulty } from "../faults/support/steps.js";
 import { compareImages } from "../support/image-tool.js";
 import { untilTestEnds } from "../support/lifetime.js";
@@ -32,39 +39,33 @@ async function start(more: JsonObject = {}, second: JsonObject = {}): Promise<Si
   return at;
 }
 
-const backUp = (at: Site, ...args: string[]): Promise<Backup> =>
-  at.json<Backup>("backup", "run", "vm", ...args);
-const copy = (at: Site, ...args: string[]): Promise<CopyReport> =>
-  at.json<CopyReport>("backup", "copy", "vm", "--to", "second", ...args);
-const idsOf = ({ backups }: Pick<CopyReport, "backups">): readonly string[] => backups.map(({ id }) => id);
+async function agent(at: Site): Promise<ServiceContext> {
+  const ignore = (): void => undefined;
+  return startAgent(await loadConfig(at.configPath), { debug: ignore, info: ignore, warn: ignore });
+}
+
+async function copy(
+  context: ServiceContext,
+  wish: CopyWish = { kind: "newer" },
+  places: { readonly from?: string; readonly to: string } = { to: "second" },
+): Promise<readonly IntactEntry[]> {
+  return (await copyBackups(context, { domain: "vm", wish, ...places })).copies;
+}
+const idsOf = (entries: readonly IntactEntry[]): readonly string[] => entries.map(({ id }) => id);
 
 async function listed(at: Site, repository: string): Promise<readonly Backup[]> {
   return (await at.json<ListBackupsResponse>("backup", "list", "vm", "--repository", repository)).backups;
 }
 
-/** The disks as they are now, to be compared with a backup of this moment. The guest must not run. */
+/** The disks as they are now are what a backup of this moment restores. The guest must not run. */
 async function expectRestored(at: Site, id: string, repository: string): Promise<void> {
-  await at.json("backup", "verify", id, "--repository", repository);
-  const to = at.directory.file(`out-${repository}-${id}`);
-  await at.json("backup", "restore", id, "--repository", repository, "--to", to);
-  for (const { target } of DISKS) {
+  const context = await agent(at);
+  const directory = at.directory.file(`out-${repository}-${id}`);
+  for (const { target, file } of await restoreBackup(context, { id, repository, directory })) {
     const disk = at.directory.file(`${target}.qcow2`);
-    expect(await compareImages(disk, "qcow2", `${to}/${target}.qcow2`, "qcow2")).toMatchObject({
-      identical: true,
-    });
+    expect(await compareImages(disk, "qcow2", file, "qcow2")).toMatchObject({ identical: true });
   }
-  expect(await readFile(`${to}/machine/conf`, "utf8")).toBe("4 CPUs");
-}
-
-interface StoredDisk {
-  readonly target: string;
-  readonly digestsSha256: string;
-}
-
-async function manifest(at: Site, repository: string, id: string): Promise<JsonObject> {
-  return JSON.parse(
-    await readFile(at.directory.file(`${repository}/vm/${id}/manifest.json`), "utf8"),
-  ) as JsonObject;
+  expect(await readFile(`${directory}/machine/conf`, "utf8")).toBe("4 CPUs");
 }
 
 async function filesOf(at: Site, repository: string): Promise<readonly string[]> {
@@ -72,91 +73,96 @@ async function filesOf(at: Site, repository: string): Promise<readonly string[]>
   return names.filter((name) => name !== ".lock").toSorted();
 }
 
-describe("fleece backup copy", () => {
+describe("backup copy", () => {
   it("makes backups of their own that are restored without the originals, and copies nothing twice", async () => {
     const at = await start();
-    const full = await backUp(at);
+    const context = await agent(at);
+    const full = await runBackup(context, { domain: "vm" });
     await at.vm.guestWrite("vda", MIB, 3 * BLOCK, 0x21);
     await at.vm.guestWriteZeroes("vda", 3 * MIB, 2 * BLOCK);
-    const middle = await backUp(at);
+    const middle = await runBackup(context, { domain: "vm" });
     await at.vm.guestWrite("vda", MIB + BLOCK, BLOCK, 0x22);
     await at.vm.guestWrite("vdb", MIB, 512, 0x23);
-    const last = await backUp(at);
+    const last = await runBackup(context, { domain: "vm" });
 
-    const report = await copy(at);
-    expect(idsOf(report)).toEqual([full.id, middle.id, last.id]);
-    expect(report.backups).toMatchObject([
-      { level: "FULL", repository: "second", copiedFrom: "default", time: full.time },
-      { level: "INCREMENTAL", parent: full.id },
-      { level: "INCREMENTAL", parent: middle.id, checkpoint: last.checkpoint, disks: last.disks },
-    ]);
-    for (const { id } of [full, middle, last]) {
-      const [original, copied] = [await manifest(at, "backups", id), await manifest(at, "second", id)];
-      const digests = (disks: unknown) => (disks as StoredDisk[]).map(({ digestsSha256 }) => digestsSha256);
-      expect(digests(copied["disks"])).toEqual(digests(original["disks"]));
-      expect(copied["machineFiles"]).toEqual(original["machineFiles"]);
-    }
-    expect(idsOf(await copy(at))).toEqual([]);
-    expect(await at.run("backup", "delete", last.id)).toMatchObject({
-      exitCode: 2,
-      stderr: expect.stringContaining("several have backup") as string,
-    });
+    const copies = await copy(context);
+    // With the digests of their originals, byte for byte.
+    const expected = [full, middle, last].map((entry) => ({
+      ...{ ...entry, repository: "second", copiedFrom: "default" },
+    }));
+    expect(copies).toEqual(expected);
+    expect(await copy(context)).toEqual([]);
+    await expect(deleteBackup(context, last.id)).rejects.toMatchObject({ code: "INVALID_ARGUMENT" });
 
     // A merge of originals does not matter for what is copied after it; nor does one of copies.
-    await at.json("backup", "delete", last.id, "--repository", "default");
-    await at.json("backup", "delete", full.id, "--repository", "second");
+    await deleteBackup(context, last.id, { repository: "default" });
+    await deleteBackup(context, full.id, { repository: "second" });
     await at.vm.guestWrite("vda", 2 * MIB, BLOCK, 0x24);
-    const next = await backUp(at);
-    expect(next).toMatchObject({ level: "INCREMENTAL", parent: middle.id });
-    await at.json("backup", "delete", middle.id, "--repository", "default");
-    expect(idsOf(await copy(at))).toEqual([next.id]);
+    const next = await runBackup(context, { domain: "vm" });
+    expect(next.manifest).toMatchObject({ level: "incremental", parent: middle.id });
+    await deleteBackup(context, middle.id, { repository: "default" });
+    // No backup that it is based on is in both: what differs from the newest copy is found by comparing.
+    const [compared] = await copy(context);
+    expect(compared).toMatchObject({
+      id: next.id,
+      manifest: {
+        level: "incremental",
+        parent: last.id,
+        disks: [{ mode: "compare", storedBytes: BLOCK }, {}],
+      },
+    });
 
     // In the second repository the next backup goes on from the copy, by the changes alone.
     await at.vm.guestWrite("vda", 5 * MIB, BLOCK, 0x25);
-    const own = await backUp(at, "--repository", "second");
-    expect(own).toMatchObject({ parent: next.id, disks: [{ mode: "CHANGES" }, { mode: "CHANGES" }] });
+    const own = await runBackup(context, { domain: "vm", repository: "second" });
+    const changes = [{ mode: "changes" }, { mode: "changes" }];
+    expect(own.manifest).toMatchObject({ parent: next.id, disks: changes });
     await at.vm.quit();
-    await expectRestored(at, own.id, "second");
     await rename(at.directory.file("backups"), at.directory.file("gone"));
-    for (const { id } of [middle, last, next]) {
-      await at.json("backup", "verify", id, "--repository", "second");
-    }
+    await expectRestored(at, own.id, "second");
+    for (const { id } of [middle, last, next]) await verifyBackup(context, id, { repository: "second" });
   });
 
   it("bases the newest alone on the nearest backup that is there, or makes a full of it", async () => {
     const at = await start();
-    const first = await backUp(at);
+    const context = await agent(at);
+    const first = await runBackup(context, { domain: "vm" });
     await at.vm.guestWrite("vda", MIB, 3 * BLOCK, 0x21);
-    const second = await backUp(at);
-    expect((await copy(at, "--latest")).backups).toMatchObject([{ id: second.id, level: "FULL" }]);
+    const second = await runBackup(context, { domain: "vm" });
+    expect(await copy(context, { kind: "latest" })).toMatchObject([
+      { id: second.id, manifest: { level: "full" } },
+    ]);
     await at.vm.guestWrite("vda", 2 * MIB, BLOCK, 0x22);
     await at.vm.guestWriteZeroes("vda", 0, MIB);
-    const third = await backUp(at);
+    await runBackup(context, { domain: "vm" });
     await at.vm.guestWrite("vda", 2 * MIB, BLOCK, 0x23);
     await at.vm.guestWrite("vdb", 0, BLOCK, 0x24);
-    const fourth = await backUp(at);
-    const { backups } = await copy(at, "--latest");
-    expect(backups).toMatchObject([{ id: fourth.id, level: "INCREMENTAL", parent: second.id }]);
+    const fourth = await runBackup(context, { domain: "vm" });
+    const [copied] = await copy(context, { kind: "latest" });
+    expect(copied).toMatchObject({ id: fourth.id, manifest: { level: "incremental", parent: second.id } });
+    const sizes = copied?.manifest.disks.map(({ storedBytes, zeroBytes }) => [storedBytes, zeroBytes]);
+    expect(sizes).toEqual([
+      [BLOCK, MIB],
+      [BLOCK, 0],
+    ]);
     // What the second repository lacks of older ones comes only if it is asked for.
-    expect(idsOf(await copy(at))).toEqual([]);
-    expect(idsOf(await copy(at, "--id", first.id))).toEqual([first.id]);
+    expect(await copy(context)).toEqual([]);
+    expect(idsOf(await copy(context, { kind: "ids", ids: [first.id] }))).toEqual([first.id]);
     await at.vm.quit();
     await expectRestored(at, fourth.id, "second");
-    expect(third.id).not.toBe(fourth.id);
 
     // And back, from a compressed repository to a plain one.
-    await at.json("backup", "delete", fourth.id, "--repository", "default");
-    await at.json("backup", "copy", "vm", "--repository", "second", "--to", "default", "--id", fourth.id);
-    expect(await at.json("backup", "show", fourth.id)).toMatchObject({
-      parent: second.id,
-      copiedFrom: "second",
-    });
+    await deleteBackup(context, fourth.id, { repository: "default" });
+    const wish = { kind: "ids", ids: [fourth.id] } as const;
+    const [back] = await copy(context, wish, { from: "second", to: "default" });
+    expect(back).toMatchObject({ copiedFrom: "second", manifest: { parent: second.id } });
     await expectRestored(at, fourth.id, "default");
   });
 
   it("does not copy what is damaged, says so, and does not base a backup on it", async () => {
     const at = await start();
-    const full = await backUp(at);
+    const context = await agent(at);
+    const full = await runBackup(context, { domain: "vm" });
     const image = await open(at.directory.file(`backups/vm/${full.id}/vda.qcow2`), "r+");
     const { size } = await image.stat();
     // The last cluster of the image is content.
@@ -166,16 +172,18 @@ describe("fleece backup copy", () => {
     expect(result.stderr).toMatch(/in repository default is damaged, and not copied.*\(DAMAGED\)/);
     expect(result.exitCode).toBe(6);
     expect(await filesOf(at, "second")).toEqual([]);
-    const next = await backUp(at);
-    expect(next).toMatchObject({ level: "FULL", reason: expect.stringContaining("found damaged") as string });
-    expect(await at.run("backup", "copy", "vm", "--to", "second")).toMatchObject({ exitCode: 6 });
+    const next = await runBackup(context, { domain: "vm" });
+    const reason = expect.stringContaining("found damaged") as string;
+    expect(next.manifest).toMatchObject({ level: "full", reason });
+    await expect(copy(context)).rejects.toMatchObject({ code: "DAMAGED" });
     expect(await filesOf(at, "second")).toEqual([next.id]);
-    expect(idsOf(await copy(at))).toEqual([]);
+    expect(await copy(context)).toEqual([]);
   });
 
   it("leaves nothing of a copy whose process is killed, once another command has run", async () => {
     const at = await start();
-    const full = await backUp(at);
+    const context = await agent(at);
+    const full = await runBackup(context, { domain: "vm" });
     const args = ["--embedded", "backup", "copy", "vm", "--to", "second"];
     const fault = { match: /^rename \S+\/second\//, at: 1, when: "before", action: "kill" } as const;
     const faulty = await startFaulty(at, args, fault);
@@ -185,7 +193,11 @@ describe("fleece backup copy", () => {
     expect(await listed(at, "second")).toEqual([]);
     expect(await filesOf(at, "second")).toEqual([]);
     expect((await at.files()).filter((name) => name.startsWith("state/operations"))).toEqual([]);
-    expect(idsOf(await copy(at))).toEqual([full.id]);
+    const report = await at.json<CopyReport>("backup", "copy", "vm", "--to", "second");
+    expect(report).toMatchObject({
+      ...{ domain: "vm", repository: "default", to: "second" },
+      backups: [{ id: full.id, repository: "second", copiedFrom: "default", level: "FULL" }],
+    });
     await at.vm.quit();
     await expectRestored(at, full.id, "second");
   });
@@ -195,21 +207,17 @@ describe("a job with copyTo", () => {
   const JOB = { name: "nightly", schedule: "0 0 1 1 *", domains: "all", copyTo: "second", catchUp: false };
 
   it("copies each backup, lets go in the second repository what that does not keep, and tells of trouble", async () => {
-    const at = await start({ jobs: [JOB] }, { retention: { last: 2 } });
+    const at = await start({ jobs: [JOB] }, { retention: { last: 1 } });
     const runs: JobRun[] = [];
-    for (let night = 1; night <= 3; night++) {
+    for (let night = 1; night <= 2; night++) {
       await at.vm.guestWrite("vda", night * MIB, BLOCK, night);
       runs.push(await at.json<JobRun>("job", "run", "nightly"));
     }
     const ids = runs.map(({ domains }) => domains[0]?.backup?.id ?? "");
-    expect(runs.map(({ state }) => state)).toEqual(["COMPLETE", "COMPLETE", "COMPLETE"]);
+    expect(runs.map(({ state }) => state)).toEqual(["COMPLETE", "COMPLETE"]);
     expect(runs.map(({ domains }) => domains[0]?.copies)).toEqual(ids.map((id) => [id]));
     expect((await listed(at, "default")).map(({ id }) => id)).toEqual(ids);
-    const copies = await listed(at, "second");
-    expect(copies).toMatchObject([
-      { id: ids[1], level: "FULL" },
-      { id: ids[2], level: "INCREMENTAL" },
-    ]);
+    expect(await listed(at, "second")).toMatchObject([{ id: ids[1], level: "FULL" }]);
 
     await rename(at.directory.file("second"), at.directory.file("unmounted"));
     const failed = await at.json<JobRun>("job", "run", "nightly");
