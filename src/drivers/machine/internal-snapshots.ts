@@ -17,6 +17,8 @@ import { assignTargets } from "../running/targets.js";
 import { type BlockFacts, type LocatedDisk, layersOf, locateDisks } from "../running/block-graph.js";
 import { checkIdle, queryFacts } from "./running-qemu.js";
 
+type LoadOptions = Parameters<InternalSnapshotter["load"]>[1];
+
 export class QemuInternalSnapshots implements InternalSnapshots {
   readonly #domains: readonly DomainConfig[];
 
@@ -85,15 +87,17 @@ class RunningSnapshotter implements InternalSnapshotter {
   }
 
   /** Nothing may be written between the end of the bitmaps and the load, so the guest stops first. */
-  async load(name: string, options: InternalOptions): Promise<void> {
+  async load(name: string, options: LoadOptions): Promise<void> {
     await this.#guarded(async () => {
       const { facts, located } = await this.#locate();
       const disks = [...located.values()];
       const vmstate = disks.find(({ diskNode }) => memoryOf(facts, diskNode, name) > 0)?.diskNode;
       if (vmstate === undefined) throw noMemory(name);
-      await options.undo.register({ kind: "vm-held" });
-      await this.#qmp.execute("stop");
+      const wasRunning = this.state === "running";
+      const job = { isStarted: false };
+      if (wasRunning) await options.undo.register({ kind: "vm-held" });
       try {
+        await this.#qmp.execute("stop");
         const actions = disks.flatMap(({ diskNode: node, layers: [{ bitmaps }] }) =>
           bitmaps.flatMap((bitmap): TransactionAction[] =>
             bitmap.name === undefined
@@ -102,19 +106,16 @@ class RunningSnapshotter implements InternalSnapshotter {
           ),
         );
         if (actions.length > 0) await this.#qmp.execute("transaction", { actions });
+        await options.beforeReplacing?.();
         const start = { tag: name, vmstate, devices: disks.map(({ diskNode }) => diskNode) };
-        await this.#job(options, "load", (id) =>
-          this.#qmp.execute("snapshot-load", { "job-id": id, ...start }),
-        );
+        await this.#job(options, "load", async (id) => {
+          await this.#qmp.execute("snapshot-load", { "job-id": id, ...start });
+          job.isStarted = true;
+        });
       } catch (error) {
-        if (this.state === "running") await this.resume();
-        throw isQmpError(error, "QMP_JOB_FAILED")
-          ? new FleeceError("MEMORY_LOAD_FAILED", `QEMU could not load ${name}: ${errorMessage(error)}`, {
-              cause: error,
-            })
-          : error;
-      } finally {
-        await options.undo.settle({ kind: "vm-held" });
+        const isRefused = !job.isStarted && (!isQmpError(error) || error.code === "QMP_COMMAND_FAILED");
+        if (isRefused && wasRunning) await this.resume();
+        throw isRefused ? error : loadError(name, error);
       }
     });
   }
@@ -195,6 +196,13 @@ function memoryOf(facts: BlockFacts, diskNode: string, name: string): number {
   return node?.image.snapshots?.find((snapshot) => snapshot.name === name)?.["vm-state-size"] ?? 0;
 }
 
+/** Of a load that may have replaced something. */
+function loadError(name: string, cause: unknown): FleeceError {
+  const isOver = isQmpError(cause, "QMP_JOB_FAILED", "QMP_JOB_LOST");
+  const message = `QEMU could not load ${name}: ${errorMessage(cause)}`;
+  return new FleeceError(isOver ? "MEMORY_LOAD_FAILED" : "DOMAIN_UNREACHABLE", message, { cause });
+}
+
 function noMemory(name: string): FleeceError {
   return new FleeceError(
     "UNSUPPORTED",
@@ -238,7 +246,8 @@ class InactiveSnapshotter implements InternalSnapshotter {
   }
 
   /** qemu-img, too, refuses as long as there are bitmaps. */
-  async load(name: string, { signal }: InternalOptions): Promise<void> {
+  async load(name: string, { signal, beforeReplacing }: LoadOptions): Promise<void> {
+    await beforeReplacing?.();
     for (const { file, bitmaps } of await this.disks(signal)) {
       for (const bitmap of bitmaps) await changeImageBitmap(file, { action: "remove", bitmap }, { signal });
       await snapshot(["-a", name], file);
