@@ -75,13 +75,7 @@ async function checkDirectory({ snapshotFiles }: ServiceContext, directory: stri
 
 async function checkComplete({ snapshotFiles }: ServiceContext, snapshot: DomainSnapshot): Promise<void> {
   refuseDeleting(snapshot, "cloned");
-  const { name, disks } = snapshot;
-  for (const { file } of disks) {
-    if (await snapshotFiles.exists(file)) continue;
-    throw new FleeceError("DAMAGED", `Domain snapshot ${name} cannot be cloned: ${file} is gone`, {
-      facts: { snapshot: name },
-    });
-  }
+  for (const disk of snapshot.disks) await snapshotFiles.checkImage(disk);
 }
 
 function withClone(

@@ -239,8 +239,7 @@ async function commandsOf(operation: Operation): Promise<readonly string[]> {
   return commands;
 }
 
-const SAMPLE = ["revert, internal, running domain", "revert, with memory"];
-const sampled = OPERATIONS.filter(({ name }) => ALL || SAMPLE.includes(name));
+const sampled = OPERATIONS.filter(({ name }) => ALL || name === "revert, internal, running domain");
 
 describe("QEMU refuses a command", () => {
   it.each(sampled.filter(({ sample }) => sample !== undefined))("of: $name", async (operation) => {
