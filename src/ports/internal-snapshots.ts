@@ -34,9 +34,9 @@ export interface InternalSnapshotter extends AsyncDisposable {
    */
   save(name: string, options: InternalOptions & { readonly memory: boolean }): Promise<void>;
   /**
-   * Puts all disks back, and the memory of a domain that is not inactive. All bitmaps go first. The guest is stopped then. What fails
-   * before `beforeReplacing` leaves it as it was; so does QEMU_FAILED of a domain that is not inactive. Of anything else
-   * (MEMORY_LOAD_FAILED, DOMAIN_UNREACHABLE) disks and memory may be of several moments, and the guest stays stopped.
+   * Puts all disks back, and the memory of a domain that is not inactive. All bitmaps go first. The guest is stopped then, also
+   * after a failure. What fails before `beforeReplacing` has replaced nothing; neither has QEMU_FAILED of a domain that is not
+   * inactive. After anything else (MEMORY_LOAD_FAILED, DOMAIN_UNREACHABLE) disks and memory may be of several moments: it must not run.
    */
   load(
     name: string,

@@ -93,9 +93,8 @@ class RunningSnapshotter implements InternalSnapshotter {
       const disks = [...located.values()];
       const vmstate = disks.find(({ diskNode }) => memoryOf(facts, diskNode, name) > 0)?.diskNode;
       if (vmstate === undefined) throw noMemory(name);
-      const wasRunning = this.state === "running";
       const job = { isStarted: false };
-      if (wasRunning) await options.undo.register({ kind: "vm-held" });
+      if (this.state === "running") await options.undo.register({ kind: "vm-held" });
       try {
         await this.#qmp.execute("stop");
         const actions = disks.flatMap(({ diskNode: node, layers: [{ bitmaps }] }) =>
@@ -106,15 +105,14 @@ class RunningSnapshotter implements InternalSnapshotter {
           ),
         );
         if (actions.length > 0) await this.#qmp.execute("transaction", { actions });
-        await options.beforeReplacing?.();
         const start = { tag: name, vmstate, devices: disks.map(({ diskNode }) => diskNode) };
         await this.#job(options, "load", async (id) => {
+          await options.beforeReplacing?.();
           await this.#qmp.execute("snapshot-load", { "job-id": id, ...start });
           job.isStarted = true;
         });
       } catch (error) {
         const isRefused = !job.isStarted && (!isQmpError(error) || error.code === "QMP_COMMAND_FAILED");
-        if (isRefused && wasRunning) await this.resume();
         throw isRefused ? error : loadError(name, error);
       }
     });
@@ -163,7 +161,8 @@ class RunningSnapshotter implements InternalSnapshotter {
     return await this.#qmp.withDeadline(JOB_TIMEOUT_MS, async () => {
       await start(job);
       const ended = await this.#qmp.followJob(job);
-      await undo.settle({ kind: "vm-job", id: job });
+      // A load is over for the journal only when its document is written: nothing may fail in between for want of space.
+      if (verb !== "load") await undo.settle({ kind: "vm-job", id: job });
       return ended;
     });
   }

@@ -29,11 +29,11 @@ export async function settleInternal(
   const { subject, undo, domain, id } = operation.record;
   if (subject.kind !== "domain-snapshot-internal") return;
   const isHeld = undo.some(({ kind }) => kind === "vm-held");
+  // Not written down one by one: a full state directory must not keep the guest stopped, and all of it may be done twice.
   for (const entry of undo.toReversed()) {
     // The guest comes last: of what is half replaced nothing may run.
     if (entry.kind === "vm-held") continue;
     await undoEntry(entry, session, parts.host);
-    await operation.settle(entry);
   }
   // A monitor serves one client at a time.
   await session.close();
@@ -55,7 +55,7 @@ async function finishLoading(
   { name, document, to, back }: InternalLoading,
 ): Promise<void> {
   const { domain, id } = operation.record;
-  // It was continued when all had been loaded, and only the document was not written yet.
+  // We continue it only when all has been loaded, so that the document alone is missing.
   if (images.state === "running") return parts.domainSnapshots.write(document);
   try {
     await images.load(name, { id, undo: operation });
