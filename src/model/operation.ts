@@ -155,9 +155,20 @@ export interface CloneJournal {
   readonly directory: string;
 }
 
-/** Internal snapshots that are being made or removed: without an entry in the document, they are removed. */
+/** Internal snapshots that are being made, loaded or removed: without an entry in the document, they are removed. */
 export interface InternalJournal {
   readonly kind: "domain-snapshot-internal";
   readonly snapshot: string;
   readonly files: readonly string[];
+  /** From the moment at which a revert replaces content, all of which must be of one moment before a guest may run on it. */
+  readonly loading?: InternalLoading;
+}
+
+export interface InternalLoading {
+  readonly name: string;
+  /** What is true of the domain afterwards. */
+  readonly document: DomainSnapshots;
+  readonly to: SnapshotState;
+  /** The present as it was kept, for if that one cannot be loaded. */
+  readonly back?: Omit<InternalLoading, "back">;
 }

@@ -36,10 +36,14 @@ export interface InternalSnapshotter extends AsyncDisposable {
    */
   save(name: string, options: InternalOptions & { readonly memory: boolean }): Promise<void>;
   /**
-   * Puts all disks back, and the memory of a domain that is not inactive. All bitmaps go first. The guest is stopped then. After a
-   * failure the guest runs on as it did. Fails with MEMORY_LOAD_FAILED or QEMU_FAILED.
+   * Puts all disks back, and the memory of a domain that is not inactive. All bitmaps go first. The guest is stopped then, also
+   * after a failure. What fails before `beforeReplacing` has replaced nothing; neither has QEMU_FAILED of a domain that is not
+   * inactive. After anything else (MEMORY_LOAD_FAILED, DOMAIN_UNREACHABLE) disks and memory may be of several moments: it must not run.
    */
-  load(name: string, options: InternalOptions): Promise<void>;
+  load(
+    name: string,
+    options: InternalOptions & { readonly beforeReplacing?: () => Promise<void> },
+  ): Promise<void>;
   /** From all disks that have it. Idempotent. */
   remove(name: string, options: InternalOptions): Promise<void>;
   /** Idempotent. */

@@ -15,6 +15,8 @@ export interface LayerMerger extends AsyncDisposable {
   checkIdle(signal?: AbortSignal): Promise<void>;
   /** Whether the running domain writes to the file; false for an inactive one. */
   isWritten(file: string): Promise<boolean>;
+  /** Of a merge that is done: what the running domain still holds open of the file that nobody uses any more. Idempotent. */
+  release(merge: LayerMerge): Promise<void>;
   /**
    * One merge. Idempotent as long as `upper` is there. After a failure, cancellation or death all files above show what they
    * did, but `lower` may have lost its own content to a commit. Fails with NO_SPACE, DISK_IN_USE when another program has one

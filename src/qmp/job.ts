@@ -57,6 +57,17 @@ async function unlessRefused(command: Promise<unknown>): Promise<void> {
   }
 }
 
+/** Refused for a job that is gone. One that stays would be in the way of everything that follows, so it is tried twice. */
+async function dismiss(monitor: Monitor, id: string): Promise<void> {
+  try {
+    await monitor.execute("job-dismiss", { id });
+  } catch (error) {
+    if (!isQmpError(error, "QMP_COMMAND_FAILED")) throw error;
+    const isThere = (await monitor.execute("query-jobs")).some((job) => job.id === id);
+    if (isThere) await monitor.execute("job-dismiss", { id });
+  }
+}
+
 async function followToConclusion(
   monitor: Monitor,
   jobId: string,
@@ -102,7 +113,7 @@ export async function followJob(
   void monitor.closed.then(bell.ring);
   try {
     const job = await followToConclusion(monitor, jobId, options, bell);
-    await unlessRefused(monitor.execute("job-dismiss", { id: jobId }));
+    await dismiss(monitor, jobId);
     if (job.error === undefined) return job;
     throw jobError(job, job.error, options.signal);
   } finally {

@@ -12,6 +12,7 @@ import type { SnapshotTakers } from "../ports/snapshot-taker.js";
 import type { HostCleaner, OperationRecord, StateStore } from "../ports/state-store.js";
 import type { Clock } from "../ports/clock.js";
 import { errorMessage, isFleeceError } from "../shared/errors.js";
+import { settleClone } from "./domain-snapshots/settle-clone.js";
 import { settleCopy } from "./settle-copy.js";
 import { settleDeletion } from "./domain-snapshots/settle-deletion.js";
 import { settleInternal } from "./domain-snapshots/settle-internal.js";
@@ -68,6 +69,7 @@ async function recoverOperation(
   if (subject.kind === "block-snapshot" && !(await beginEnd(parts, operation, subject))) return;
   if (subject.kind === "domain-snapshot-revert" && subject.phase === "switched") {
     parts.log.info({ operation: id, domain }, "Finishing an unfinished revert");
+    await parts.domainSnapshots.write(subject.document);
     await finishRevert(parts, operation, subject);
     return;
   }
@@ -81,6 +83,7 @@ async function recoverOperation(
   if (subject.kind === "domain-snapshot-create") return recoverCreation(parts, session, operation);
   if (subject.kind === "domain-snapshot-delete") return settleDeletion(parts, session, operation);
   if (subject.kind === "domain-snapshot-internal") return settleInternal(parts, session, operation);
+  if (subject.kind === "domain-snapshot-clone") return settleClone(parts, session, operation);
   await unwind(operation, session, parts.host);
 }
 

@@ -63,7 +63,7 @@ export const ERROR_CODES = {
   MEMORY_SAVE_FAILED: ["failed", "The domain's memory could not be saved; the guest goes on as before"],
   MEMORY_LOAD_FAILED: [
     "failed",
-    "QEMU could not load the saved memory; the domain is as it was before the revert, or started anew if its QEMU was to end first",
+    "QEMU could not load the saved memory; the domain is as it was before the revert, or else the message says what has become of it",
   ],
   QUIESCE_FAILED: ["failed", "The guest's file systems could not be frozen, or are not known to be thawed"],
   NO_SPACE: ["failed", "A file system or device that is written to is full"],

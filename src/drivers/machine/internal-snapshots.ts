@@ -18,6 +18,8 @@ import { type BlockFacts, type LocatedDisk, layersOf, locateDisks } from "../run
 import { readMachine } from "./machine-facts.js";
 import { checkIdle, queryFacts } from "./running-qemu.js";
 
+type LoadOptions = Parameters<InternalSnapshotter["load"]>[1];
+
 export class QemuInternalSnapshots implements InternalSnapshots {
   readonly #domains: readonly DomainConfig[];
 
@@ -93,15 +95,16 @@ class RunningSnapshotter implements InternalSnapshotter {
   }
 
   /** Nothing may be written between the end of the bitmaps and the load, so the guest stops first. */
-  async load(name: string, options: InternalOptions): Promise<void> {
+  async load(name: string, options: LoadOptions): Promise<void> {
     await this.#guarded(async () => {
       const { facts, located } = await this.#locate();
       const disks = [...located.values()];
       const vmstate = disks.find(({ diskNode }) => memoryOf(facts, diskNode, name) > 0)?.diskNode;
       if (vmstate === undefined) throw noMemory(name);
-      await options.undo.register({ kind: "vm-held" });
-      await this.#qmp.execute("stop");
+      const job = { isStarted: false };
+      if (this.state === "running") await options.undo.register({ kind: "vm-held" });
       try {
+        await this.#qmp.execute("stop");
         const actions = disks.flatMap(({ diskNode: node, layers: [{ bitmaps }] }) =>
           bitmaps.flatMap((bitmap): TransactionAction[] =>
             bitmap.name === undefined
@@ -111,18 +114,14 @@ class RunningSnapshotter implements InternalSnapshotter {
         );
         if (actions.length > 0) await this.#qmp.execute("transaction", { actions });
         const start = { tag: name, vmstate, devices: disks.map(({ diskNode }) => diskNode) };
-        await this.#job(options, "load", (id) =>
-          this.#qmp.execute("snapshot-load", { "job-id": id, ...start }),
-        );
+        await this.#job(options, "load", async (id) => {
+          await options.beforeReplacing?.();
+          await this.#qmp.execute("snapshot-load", { "job-id": id, ...start });
+          job.isStarted = true;
+        });
       } catch (error) {
-        if (this.state === "running") await this.resume();
-        throw isQmpError(error, "QMP_JOB_FAILED")
-          ? new FleeceError("MEMORY_LOAD_FAILED", `QEMU could not load ${name}: ${errorMessage(error)}`, {
-              cause: error,
-            })
-          : error;
-      } finally {
-        await options.undo.settle({ kind: "vm-held" });
+        const isRefused = !job.isStarted && (!isQmpError(error) || error.code === "QMP_COMMAND_FAILED");
+        throw isRefused ? error : loadError(name, error);
       }
     });
   }
@@ -170,7 +169,8 @@ class RunningSnapshotter implements InternalSnapshotter {
     return await this.#qmp.withDeadline(JOB_TIMEOUT_MS, async () => {
       await start(job);
       const ended = await this.#qmp.followJob(job);
-      await undo.settle({ kind: "vm-job", id: job });
+      // A load is over for the journal only when its document is written: nothing may fail in between for want of space.
+      if (verb !== "load") await undo.settle({ kind: "vm-job", id: job });
       return ended;
     });
   }
@@ -201,6 +201,13 @@ function describe(facts: BlockFacts, target: string, disk: LocatedDisk): Interna
 function memoryOf(facts: BlockFacts, diskNode: string, name: string): number {
   const node = facts.nodes.find((each) => each["node-name"] === diskNode);
   return node?.image.snapshots?.find((snapshot) => snapshot.name === name)?.["vm-state-size"] ?? 0;
+}
+
+/** Of a load that may have replaced something. */
+function loadError(name: string, cause: unknown): FleeceError {
+  const isOver = isQmpError(cause, "QMP_JOB_FAILED", "QMP_JOB_LOST");
+  const message = `QEMU could not load ${name}: ${errorMessage(cause)}`;
+  return new FleeceError(isOver ? "MEMORY_LOAD_FAILED" : "DOMAIN_UNREACHABLE", message, { cause });
 }
 
 function noMemory(name: string): FleeceError {
@@ -250,7 +257,8 @@ class InactiveSnapshotter implements InternalSnapshotter {
   }
 
   /** qemu-img, too, refuses as long as there are bitmaps. */
-  async load(name: string, { signal }: InternalOptions): Promise<void> {
+  async load(name: string, { signal, beforeReplacing }: LoadOptions): Promise<void> {
+    await beforeReplacing?.();
     for (const { file, bitmaps } of await this.disks(signal)) {
       for (const bitmap of bitmaps) await changeImageBitmap(file, { action: "remove", bitmap }, { signal });
       await snapshot(["-a", name], file);

@@ -85,6 +85,11 @@ class QemuLayerMerger implements LayerMerger {
     });
   }
 
+  async release({ how, upper, lower }: LayerMerge): Promise<void> {
+    const qmp = this.#qmp;
+    if (qmp !== undefined) await this.#guarded(() => removeUnused(qmp, how === "commit" ? upper : lower));
+  }
+
   async merge(merge: LayerMerge, options: MergeOptions): Promise<void> {
     options.signal?.throwIfAborted();
     const qmp = this.#qmp;
@@ -94,8 +99,9 @@ class QemuLayerMerger implements LayerMerger {
       const entry: UndoEntry = { kind: "vm-job", id: job };
       await options.undo.register(entry);
       await this.#guarded(async () => {
+        const unused = await fileOf(qmp, merge.how === "commit" ? nodes.upper : nodes.lower);
         await mergeInGraph(qmp, { merge, nodes, job }, options);
-        await removeUnused(qmp, merge.how === "commit" ? nodes.upper : nodes.lower);
+        await removeUnused(qmp, unused);
       });
       await options.undo.settle(entry);
     } else {
@@ -189,6 +195,14 @@ async function findNodes(qmp: QmpSession, { upper, lower }: LayerMerge): Promise
     }
   }
   return undefined;
+}
+
+/** As QEMU calls it. */
+async function fileOf(qmp: QmpSession, node: string): Promise<string> {
+  const listed = await qmp.execute("query-named-block-nodes", { flat: true });
+  const file = listed.find((each) => each["node-name"] === node)?.file;
+  if (file !== undefined) return file;
+  throw new FleeceError("QEMU_FAILED", `Expected a node ${node}, QEMU has none any more`);
 }
 
 async function findDaemonNodes(qmp: QmpSession, lower: string): Promise<MergeNodes> {

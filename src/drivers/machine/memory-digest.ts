@@ -43,10 +43,15 @@ export async function digestMemory(
     }
     return hash.digest("hex");
   } catch (cause) {
-    const error = fileError(cause, "read", path);
-    if (!isFleeceError(error, "PATH_NOT_FOUND")) throw error;
-    throw damaged(`The memory image ${path} does not exist`, path, error);
+    throw memoryError(cause, "read", path);
   }
+}
+
+/** What reading a memory image failed with; one that is gone is damage. */
+export function memoryError(cause: unknown, verb: "read" | "copy", path: string): unknown {
+  const error = fileError(cause, verb, path);
+  if (!isFleeceError(error, "PATH_NOT_FOUND")) return error;
+  return damaged(`The memory image ${path} does not exist`, path, error);
 }
 
 function damaged(message: string, path: string, cause?: unknown): FleeceError {

@@ -43,20 +43,41 @@ export async function mergeInGraph(
   for (const name of bitmaps.disabled) {
     await qmp.execute("block-dirty-bitmap-disable", { node: nodes.lower, name });
   }
-  await start(qmp, { merge, nodes, job }, isPivot);
   try {
+    await start(qmp, { merge, nodes, job }, isPivot);
     await reach(qmp, job, isPivot ? "ready" : "pending", options);
     const actions = bitmapActions(bitmaps, merge, nodes);
     if (actions.length > 0) await qmp.execute("transaction", { actions });
     await options.onBrink();
     options.signal?.throwIfAborted();
+    await qmp.execute(isPivot ? "job-complete" : "job-finalize", { id: job });
   } catch (error) {
-    await cancel(qmp, job);
+    // Without an answer it may be over, and the bitmaps in their place.
+    const isOver =
+      isQmpError(error) && error.code !== "QMP_COMMAND_FAILED" && error.code !== "QMP_JOB_FAILED";
+    if (!isOver) await takeBack(qmp, bitmaps, merge, nodes);
+    await quietly(qmp.followJob(job, { signal: AbortSignal.abort() }));
     throw error;
   }
   // From here on it ends by itself, and soon.
-  await qmp.execute(isPivot ? "job-complete" : "job-finalize", { id: job });
   await qmp.followJob(job);
+}
+
+/**
+ * Before the end of the job, which stores them. A layer that had stopped recording, or has bitmaps of the one above it, would seem
+ * to have been written to by somebody else, and all its checkpoints would be lost.
+ */
+async function takeBack(
+  qmp: QmpSession,
+  { disabled, carried }: MergedBitmaps,
+  { how }: LayerMerge,
+  nodes: MergeNodes,
+): Promise<void> {
+  const node = how === "commit" ? nodes.lower : nodes.upper;
+  for (const name of disabled) await quietly(qmp.execute("block-dirty-bitmap-enable", { node, name }));
+  for (const { name, add } of carried) {
+    if (add !== undefined) await quietly(qmp.execute("block-dirty-bitmap-remove", { node, name }));
+  }
 }
 
 const NOTHING: MergedBitmaps = { disabled: [], removed: [], carried: [] };
@@ -111,10 +132,10 @@ async function find(qmp: QmpSession, job: string): Promise<JobInfo> {
   throw new QmpError("QMP_JOB_LOST", `Job ${job} no longer exists`, { jobId: job });
 }
 
-/** The layers stay as they are. Fine if the job is gone, or QEMU with it. */
-async function cancel(qmp: QmpSession, job: string): Promise<void> {
+/** Fine if QEMU refuses, or is gone: the layers stay as they are. */
+async function quietly(action: Promise<unknown>): Promise<void> {
   try {
-    await qmp.followJob(job, { signal: AbortSignal.abort() });
+    await action;
   } catch (error) {
     if (!isQmpError(error)) throw error;
   }
@@ -161,21 +182,24 @@ function bitmapActions(
 }
 
 /**
- * The node of a layer that is not part of any chain any more, and its file's own: as long as they are there, the file takes space
- * also without a name. What QEMU has made by itself is gone already, and what it still uses stays.
+ * The nodes of a layer that is not part of any chain any more: as long as they are there, the file takes space also without a name.
+ * What QEMU still uses stays, by its refusal. A second look finds what was refused while the first node was still above it.
  */
-export async function removeUnused(qmp: QmpSession, node: string): Promise<void> {
-  const listed = await qmp.execute("query-named-block-nodes", { flat: true });
-  const file = listed.find((each) => each["node-name"] === node)?.file;
-  const nodes = listed.filter((each) => file !== undefined && each.file === file);
-  for (const name of [
-    node,
-    ...nodes.map((each) => each["node-name"] ?? "").filter((each) => each !== node),
-  ]) {
-    try {
-      await qmp.execute("blockdev-del", { "node-name": name });
-    } catch (error) {
-      if (!isQmpError(error, "QMP_COMMAND_FAILED")) throw error;
+export async function removeUnused(qmp: QmpSession, file: string): Promise<void> {
+  for (let look = 0; look < 2; look++) {
+    const listed = await qmp.execute("query-named-block-nodes", { flat: true });
+    const nodes = listed.filter((each) => each.file === file).toSorted((a, b) => depthOf(a) - depthOf(b));
+    for (const { "node-name": name = "" } of nodes) {
+      try {
+        await qmp.execute("blockdev-del", { "node-name": name });
+      } catch (error) {
+        if (!isQmpError(error, "QMP_COMMAND_FAILED")) throw error;
+      }
     }
   }
+}
+
+/** The node of the format is above that of the file. */
+function depthOf({ drv }: { readonly drv: string }): number {
+  return drv === "file" || drv === "host_device" ? 1 : 0;
 }

@@ -13,7 +13,7 @@ import {
 } from "../durable-files.js";
 import { freeBytes } from "../free-bytes.js";
 import { runTool } from "../qemu-tools.js";
-import { checkMemory, digestMemory } from "./memory-digest.js";
+import { checkMemory, digestMemory, memoryError } from "./memory-digest.js";
 import { createOverlay } from "./overlays.js";
 
 const COPY_TIMEOUT_MS = 24 * 3600 * 1000;
@@ -94,7 +94,7 @@ export const snapshotFiles: SnapshotFiles = {
       await syncDirectory(path.dirname(to));
     } catch (error) {
       await rm(to, { force: true });
-      throw fileError(error, "copy", memory.file);
+      throw memoryError(error, "copy", memory.file);
     }
   },
 };

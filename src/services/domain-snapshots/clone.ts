@@ -15,8 +15,8 @@ import { randomId } from "../../shared/ids.js";
 import type { ServiceContext } from "../context.js";
 import { requireDomain, withDomain } from "../context.js";
 import { Operation } from "../operation.js";
-import { unwind } from "../unwind.js";
 import { readSnapshot, refuseDeleting } from "./read-snapshot.js";
+import { settleClone } from "./settle-clone.js";
 
 /**
  * Files for another domain that begins where the snapshot was: overlays over its disks, independent images where it is internal, and a
@@ -51,8 +51,11 @@ export async function cloneDomainSnapshot(
       await options.onComplete?.(cloned, (await context.outputs.identityOf(draft)) ?? "");
       await context.snapshotFiles.rename(draft, directory);
     } catch (error) {
-      await context.domainSnapshots.write(all);
-      await unwind(operation, session, context.host);
+      try {
+        await settleClone(context, session, operation);
+      } catch (failure) {
+        context.log.warn({ domain, operation: id }, errorMessage(failure));
+      }
       throw error;
     }
     await operation.end();
@@ -72,13 +75,7 @@ async function checkDirectory({ snapshotFiles }: ServiceContext, directory: stri
 
 async function checkComplete({ snapshotFiles }: ServiceContext, snapshot: DomainSnapshot): Promise<void> {
   refuseDeleting(snapshot, "cloned");
-  const { name, disks } = snapshot;
-  for (const { file } of disks) {
-    if (await snapshotFiles.exists(file)) continue;
-    throw new FleeceError("DAMAGED", `Domain snapshot ${name} cannot be cloned: ${file} is gone`, {
-      facts: { snapshot: name },
-    });
-  }
+  for (const disk of snapshot.disks) await snapshotFiles.checkImage(disk);
 }
 
 function withClone(

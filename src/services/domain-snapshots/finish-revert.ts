@@ -1,12 +1,10 @@
 import type { RevertJournal } from "../../model/operation.js";
-import type { DomainSnapshotStore } from "../../ports/domain-snapshot-store.js";
 import type { Logger } from "../../ports/logger.js";
 import type { Machine, Machines } from "../../ports/machines.js";
 import type { SnapshotFiles } from "../../ports/snapshot-files.js";
 import type { Operation } from "../operation.js";
 
 export interface FinishParts {
-  readonly domainSnapshots: DomainSnapshotStore;
   readonly machines: Machines;
   readonly snapshotFiles: SnapshotFiles;
   readonly log: Logger;
@@ -14,7 +12,7 @@ export interface FinishParts {
 
 /**
  * What is left of a revert once it is decided, also by a process that has died since: idempotent. The new QEMU runs only when the old
- * one has ended: their disks are two, but their network addresses are one.
+ * one has ended: their disks are two, but their network addresses are one. The document is written.
  */
 export async function finishRevert(
   parts: FinishParts,
@@ -22,9 +20,8 @@ export async function finishRevert(
   subject: RevertJournal,
   started?: Machine,
 ): Promise<void> {
-  const { machines, domainSnapshots, snapshotFiles } = parts;
+  const { machines, snapshotFiles } = parts;
   const { domain } = operation.record;
-  await domainSnapshots.write(subject.document);
   if (subject.old !== undefined) await machines.end(subject.old, subject.moved);
   if (subject.arguments !== undefined) {
     const machine = started ?? (await machines.find(domain, subject.arguments));

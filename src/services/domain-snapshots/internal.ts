@@ -8,14 +8,16 @@ import type {
   RevertDomainSnapshotRequest,
   RevertOutcome,
   SnapshotMachine,
+  SnapshotState,
 } from "../../model/domain-snapshot.js";
 import { findSnapshot } from "../../model/domain-snapshot.js";
 import { parseBitmapName } from "../../model/checkpoint.js";
 import { withoutSnapshot } from "../../model/layer-plan.js";
 import { checkName } from "../../model/names.js";
+import type { InternalJournal, InternalLoading } from "../../model/operation.js";
 import { keptName, machineDifferences } from "../../model/revert-plan.js";
 import type { InternalDisk, InternalSnapshotter } from "../../ports/internal-snapshots.js";
-import { FleeceError } from "../../shared/errors.js";
+import { errorMessage, FleeceError, isFleeceError } from "../../shared/errors.js";
 import { randomId } from "../../shared/ids.js";
 import type { ServiceContext } from "../context.js";
 import { requireDomain, withDomain } from "../context.js";
@@ -93,7 +95,7 @@ export async function internalRevertCost(
 /**
  * Puts disks back, and memory, if the snapshot has it, in the QEMU that runs. Fails with FORCE_NEEDED if checkpoints would end
  * or the machine differs, UNSUPPORTED if the domain's state does not fit, MEMORY_LOAD_FAILED; the guest then runs on, without its
- * checkpoints if loading had begun.
+ * checkpoints if loading had begun. But if QEMU gives up in the midst of a load and the present was not kept, the guest stays stopped.
  */
 export async function revertInternal(
   context: ServiceContext,
@@ -124,24 +126,110 @@ export async function revertInternal(
       const present = { all, name: cost.keptAs, disks, machine, request: key };
       now = await keepPresent(context, { session, images, ...present });
     }
-    const startMs = context.clock.now();
-    const operation = await begin(context, domain, name, disks);
-    try {
-      options.onProgress?.({ phase: "loading" });
-      await images.load(name, { id: operation.record.id, undo: operation });
-      const state = images.state === "inactive" ? "inactive" : (request.to ?? stateWith(snapshot));
-      if (state === "running") await images.resume();
-      await context.domainSnapshots.write(
-        withLastRevert({ ...now, current: name }, request, { ...cost, state }),
-      );
-      await operation.end();
-      return { ...cost, snapshot, state, downtimeMs: context.clock.now() - startMs };
-    } catch (error) {
-      await images[Symbol.asyncDispose]();
-      await settleInternal(context, session, operation);
-      throw error;
-    }
+    return await load(context, { session, images, now, snapshot, disks, cost, request, options });
   });
+}
+
+/** What has begun to be replaced goes on to its end, or back to what was kept; nothing runs on half of it. */
+async function load(
+  context: ServiceContext,
+  parts: {
+    readonly session: DomainSession;
+    readonly images: InternalSnapshotter;
+    /** The document with what was kept. */
+    readonly now: DomainSnapshots;
+    readonly snapshot: DomainSnapshot;
+    readonly disks: readonly InternalDisk[];
+    readonly cost: RevertCost;
+    readonly request: RevertDomainSnapshotRequest;
+    readonly options: DomainSnapshotOptions;
+  },
+): Promise<RevertOutcome> {
+  const { session, images, now, snapshot, disks, cost, request, options } = parts;
+  const { name } = snapshot;
+  const startMs = context.clock.now();
+  const former = images.state;
+  const state = former === "inactive" ? "inactive" : (request.to ?? stateWith(snapshot));
+  const document = withLastRevert({ ...now, current: name }, request, { ...cost, state });
+  const loading: InternalLoading = {
+    ...{ name, document, to: state },
+    ...(cost.keptAs === undefined ? {} : { back: { name: cost.keptAs, document: now, to: former } }),
+  };
+  const operation = await begin(context, now.domain, name, disks);
+  const subject = internalOf(operation);
+  let progress: "nothing" | "begun" | "loaded" = "nothing";
+  const outcome = (): RevertOutcome => {
+    return { ...cost, snapshot, state, downtimeMs: context.clock.now() - startMs };
+  };
+  try {
+    options.onProgress?.({ phase: "loading" });
+    const beforeReplacing = async (): Promise<void> => {
+      await operation.setSubject({ ...subject, loading });
+      progress = "begun";
+    };
+    await images.load(name, { id: operation.record.id, undo: operation, beforeReplacing });
+    progress = "loaded";
+    await context.domainSnapshots.write(document);
+    if (state === "running") await images.resume();
+    await operation.end();
+    return outcome();
+  } catch (error) {
+    if (progress === "loaded" && state === "running")
+      await quietly(context, now.domain, () => images.resume());
+    await images[Symbol.asyncDispose]();
+    const left = afterFailure(subject, { loading, former, progress, error });
+    // In memory it is so in any case.
+    await quietly(context, now.domain, async () => {
+      await operation.setSubject(left);
+      // What is half replaced must not run.
+      if (isFleeceError(error, "MEMORY_LOAD_FAILED")) await operation.settle({ kind: "vm-held" });
+    });
+    const isSettled = await quietly(context, now.domain, () => settleInternal(context, session, operation));
+    if (progress === "loaded" && isSettled) return outcome();
+    if (!isFleeceError(error, "MEMORY_LOAD_FAILED")) throw error;
+    throw loadFailed(error, isSettled && left.loading !== undefined);
+  }
+}
+
+/** What is to be done with a revert that has failed. */
+function afterFailure(
+  { loading: _, ...subject }: InternalJournal,
+  failed: {
+    readonly loading: InternalLoading;
+    readonly former: SnapshotState;
+    readonly progress: "nothing" | "begun" | "loaded";
+    readonly error: unknown;
+  },
+): InternalJournal {
+  const { loading, former, progress, error } = failed;
+  const isRefused = former !== "inactive" && isFleeceError(error, "QEMU_FAILED");
+  if (progress === "nothing" || (progress === "begun" && isRefused)) return subject;
+  if (progress === "loaded" || isFleeceError(error, "DOMAIN_UNREACHABLE")) return { ...subject, loading };
+  if (loading.back !== undefined) return { ...subject, loading: loading.back };
+  // Images are put back by the next command, if not now; a QEMU that has refused will refuse again.
+  return former === "inactive" ? { ...subject, loading } : subject;
+}
+
+function loadFailed(cause: FleeceError, isBack: boolean): FleeceError {
+  const consequence = isBack
+    ? "the domain is as it was before, but for its checkpoints"
+    : "its disks and memory may be of several moments, so that the guest stays stopped: revert it to a snapshot, or start it anew";
+  return new FleeceError("MEMORY_LOAD_FAILED", `${cause.message}; ${consequence}`, { cause });
+}
+
+/** False if it failed, which the log tells. */
+async function quietly(
+  { log }: ServiceContext,
+  domain: string,
+  action: () => Promise<void>,
+): Promise<boolean> {
+  try {
+    await action();
+    return true;
+  } catch (error) {
+    log.warn({ domain }, errorMessage(error));
+    return false;
+  }
 }
 
 /** Within the domain's lock; clones have been asked about. */
@@ -191,6 +279,14 @@ async function begin(
     files: disks.map(({ file }) => file),
   } as const;
   return await Operation.begin(store, { id: randomId(8), domain, startedAtMs: clock.now(), subject });
+}
+
+function internalOf({ record: { subject } }: Operation): InternalJournal {
+  if (subject.kind === "domain-snapshot-internal") return subject;
+  throw new FleeceError(
+    "INTERNAL",
+    `Expected the journal of an internal snapshot, got that of a ${subject.kind}`,
+  );
 }
 
 async function saveNamed(

@@ -207,17 +207,18 @@ class Revert {
     const disks = await this.#nameOverlays();
     const launch = this.#planLaunch(disks);
     const planned = documentAfterRevert(facts, this.#cost, disks);
-    let subject: RevertJournal = {
+    const preparing: RevertJournal = {
       ...{ kind: "domain-snapshot-revert", name: snapshot.name, phase: "preparing", to: launch.to },
       ...{ ...planned, moved: launch.moved },
       ...(launch.again === undefined ? {} : { again: launch.again }),
       ...(old === undefined ? {} : { old: { pid: old.process.pid, startTicks: old.process.startTicks } }),
       ...(launch.start === undefined ? {} : { arguments: launch.start.arguments }),
     };
-    const header = { id: this.#id, domain: this.#session.domain, startedAtMs: clock.now(), subject };
-    const operation = await Operation.begin(store, header);
+    const header = { id: this.#id, domain: this.#session.domain, startedAtMs: clock.now() };
+    const operation = await Operation.begin(store, { ...header, subject: preparing });
+    let subject = preparing;
+    let hasQuit = false;
     let machine: Machine | undefined;
-    let isDecided = false;
     let stoppedAtMs = clock.monotonicMs();
     try {
       await this.#makeOverlays(operation, disks);
@@ -228,8 +229,9 @@ class Revert {
       } else {
         this.#options.signal?.throwIfAborted();
         stoppedAtMs = clock.monotonicMs();
-        subject = { ...subject, phase: "quitting" };
+        subject = { ...preparing, phase: "quitting" };
         await operation.setSubject(subject);
+        hasQuit = true;
         await this.#quitOld();
         machine = await this.#start(operation, launch);
       }
@@ -238,24 +240,25 @@ class Revert {
         await machine.load(this.#signalOf(launch));
       }
       this.#signalOf(launch)?.throwIfAborted();
-      isDecided = true;
       const done = { ...this.#cost, state: launch.to, ...pidOf(machine) };
       const document = withLastRevert(planned.document, this.#request, done);
-      subject = { ...subject, phase: "switched", document };
+      subject = { ...preparing, phase: "switched", document };
       await operation.setSubject(subject);
       await this.#context.domainSnapshots.write(subject.document);
     } catch (error) {
-      if (subject.phase === "preparing" || subject.again === undefined) {
-        await this.#goBack(operation, machine, isDecided);
-        throw error;
+      if (hasQuit) {
+        await machine?.close();
+        const isDecided = subject.phase === "switched";
+        throw await this.#startAgain(operation, { ...preparing, phase: "quitting" }, isDecided, error);
       }
-      await machine?.close();
-      throw await this.#startAgain(operation, { ...subject, phase: "quitting" }, isDecided, error);
+      if (subject !== preparing) await this.#undecide(operation, preparing);
+      await this.#goBack(operation, machine);
+      throw error;
     }
     this.#options.onProgress?.({ phase: "finishing" });
     old?.keepHeld();
     await old?.close();
-    await finishRevert(this.#context, operation, subject, machine);
+    await this.#finish(operation, subject, machine);
     const downtimeMs = old === undefined ? 0 : Math.round(clock.monotonicMs() - stoppedAtMs);
     return { ...this.#cost, snapshot, state: launch.to, downtimeMs, ...pidOf(machine) };
   }
@@ -455,8 +458,38 @@ class Revert {
     }
   }
 
-  /** The guest first; then what was made for the new one. A document whose writing failed may be there all the same. */
-  async #goBack(operation: Operation, machine: Machine | undefined, isDecided: boolean): Promise<void> {
+  /** There is no way back any more, so what fails once is tried once more before it is left to the next command. */
+  async #finish(operation: Operation, subject: RevertJournal, machine: Machine | undefined): Promise<void> {
+    try {
+      await finishRevert(this.#context, operation, subject, machine);
+    } catch (error) {
+      this.#context.log.warn(
+        { domain: this.#session.domain, operation: operation.record.id },
+        errorMessage(error),
+      );
+      await finishRevert(this.#context, operation, subject);
+    }
+  }
+
+  /**
+   * Before the old guest goes on, nothing may say any more that it is to end: the next command would see to that. Where the journal
+   * cannot be written, the record goes, which takes no space. A document whose writing failed may be there all the same.
+   */
+  async #undecide(operation: Operation, preparing: RevertJournal): Promise<void> {
+    const { domainSnapshots, log } = this.#context;
+    const { all } = this.#scene.facts;
+    try {
+      const found = await domainSnapshots.read(all.domain);
+      if (JSON.stringify(found) !== JSON.stringify(all)) await domainSnapshots.write(all);
+      await operation.setSubject(preparing);
+    } catch (error) {
+      log.warn({ domain: all.domain, operation: operation.record.id }, errorMessage(error));
+      await operation.end();
+    }
+  }
+
+  /** The guest first; then what was made for the new one. */
+  async #goBack(operation: Operation, machine: Machine | undefined): Promise<void> {
     const { log, host } = this.#context;
     const { domain } = this.#session;
     try {
@@ -467,7 +500,6 @@ class Revert {
     await machine?.close();
     await this.#scene.old?.close();
     try {
-      if (isDecided) await this.#context.domainSnapshots.write(this.#scene.facts.all);
       await unwind(operation, this.#session, host);
     } catch (error) {
       log.warn({ domain, operation: operation.record.id }, errorMessage(error));

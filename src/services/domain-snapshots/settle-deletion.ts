@@ -42,6 +42,7 @@ export async function settleDeletion(
     if (await isDone(parts, merger, subject)) {
       all = afterMerge(all, subject.merge);
       await parts.domainSnapshots.write(all);
+      await merger.release(subject.merge);
     }
   }
   await removeUnnamed(parts.snapshotFiles, all, subject);

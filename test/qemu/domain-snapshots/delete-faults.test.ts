@@ -1,80 +1,17 @@
 import { mkdir, symlink } from "node:fs/promises";
 import { describe, expect, it } from "vitest";
 import type { DomainSnapshotProgress } from "../../../src/model/domain-snapshot.js";
-import type { LayerMerger } from "../../../src/ports/layer-merger.js";
-import type { DomainLock } from "../../../src/ports/state-store.js";
-import type { ServiceContext } from "../../../src/services/context.js";
 import { deleteDomainSnapshot } from "../../../src/services/domain-snapshots/delete.js";
 import { recoverAll } from "../../../src/services/recovery.js";
 import { temporaryDirectory, untilTestEnds } from "../../support/lifetime.js";
 import { mountTmpfs } from "../../support/mount.js";
 import { QmpProxy } from "../../support/qmp-proxy.js";
 import { type Bitmaps, row, Scene, TARGETS } from "./scene.js";
+import { MortalProcess } from "./support/stepped-context.js";
 
 /** All faults, or a sample of them: see test/faults/README.md. */
 const ALL = process.env["FLEECE_FAULTS"] === "all";
 const EVERY = ALL ? 1 : 13;
-
-/** The services of a process that stops for ever at its `at`-th write to the journal, the document or a file. */
-class MortalProcess {
-  readonly context: ServiceContext;
-  readonly died: Promise<void>;
-  writes = 0;
-  readonly #locks: DomainLock[] = [];
-  readonly #mergers: LayerMerger[] = [];
-
-  constructor(context: ServiceContext, at: number) {
-    let die: () => void = () => undefined;
-    this.died = new Promise((resolve) => (die = resolve));
-    const step = async <T>(action: () => Promise<T>): Promise<T> => {
-      if (++this.writes < at) return await action();
-      // Half of the kills come after the write.
-      if (at % 2 === 1) await action();
-      die();
-      return await new Promise<never>(() => undefined);
-    };
-    const { store, domainSnapshots, snapshotFiles, layers } = context;
-    this.context = {
-      ...context,
-      store: new Proxy(store, {
-        get: (target, key) => {
-          if (key === "save")
-            return (record: Parameters<typeof store.save>[0]) => step(() => store.save(record));
-          if (key === "remove")
-            return (record: Parameters<typeof store.remove>[0]) => step(() => store.remove(record));
-          if (key === "lockDomain") {
-            return async (...args: Parameters<typeof store.lockDomain>) => {
-              const lock = await store.lockDomain(...args);
-              this.#locks.push(lock);
-              return lock;
-            };
-          }
-          const value: unknown = Reflect.get(target, key);
-          return typeof value === "function" ? (value.bind(target) as unknown) : value;
-        },
-      }),
-      domainSnapshots: {
-        read: (domain) => domainSnapshots.read(domain),
-        directory: (domain) => domainSnapshots.directory(domain),
-        write: (all) => step(() => domainSnapshots.write(all)),
-      },
-      snapshotFiles: { ...snapshotFiles, remove: (file) => step(() => snapshotFiles.remove(file)) },
-      layers: {
-        open: async (...args) => {
-          const merger = await layers.open(...args);
-          this.#mergers.push(merger);
-          return merger;
-        },
-      },
-    };
-  }
-
-  /** What the kernel does. */
-  async buried(): Promise<void> {
-    for (const merger of this.#mergers) await merger[Symbol.asyncDispose]();
-    for (const lock of this.#locks) await lock.release();
-  }
-}
 
 /** Recovery, then the rest of the deletion if it is not done. All must be as the model has it after each. */
 async function recoverAndFinish(scene: Scene, name: string, bitmaps: Bitmaps = "exact"): Promise<void> {
