@@ -1,6 +1,6 @@
 import type { Json } from "./monitor.js";
 
-export type DiskFormat = "qcow2" | "raw";
+export type DiskFormat = "qcow2" | "raw" | "vpc" | "vhdx" | "vmdk" | "vdi";
 export type DiskBus = "virtio-blk" | "scsi" | "ide";
 
 export interface TestDisk {

@@ -247,7 +247,7 @@ function readOnlyNode(layer: {
 }): BlockdevOptions {
   const file = { driver: "file", filename: layer.file, "read-only": true, locking: "off" } as const;
   const common = { "node-name": layer.node, "read-only": true, file } as const;
-  if (layer.format === "raw") return { ...common, driver: "raw" };
+  if (layer.format !== "qcow2") return { ...common, driver: layer.format };
   return { ...common, driver: "qcow2", ...(layer.backing === undefined ? {} : { backing: layer.backing }) };
 }
 
