@@ -193,6 +193,7 @@ export interface FileFingerprint {
   readonly device: string;
   readonly inode: string;
   readonly sizeBytes: string;
+  /** Of a block device: how much was written to it since it is there. */
   readonly mtimeNs: string;
 }
 

@@ -13,6 +13,8 @@ export interface TestDisk {
   /** Runs the disk in an iothread of its own. Not for `ide`. */
   readonly iothread?: boolean;
   readonly readOnly?: boolean;
+  /** `path` is one. */
+  readonly blockDevice?: boolean;
   /** Default: `<target>-format`, over a file node `<target>-file`. */
   readonly nodeName?: string;
 }
@@ -117,7 +119,12 @@ function blockdev(disk: TestDisk): Json {
     ...common,
     driver: disk.format,
     "node-name": formatNodeName(disk),
-    file: { ...common, driver: "file", filename: disk.path, "node-name": `${disk.target}-file` },
+    file: {
+      ...common,
+      driver: disk.blockDevice === true ? "host_device" : "file",
+      filename: disk.path,
+      "node-name": `${disk.target}-file`,
+    },
   };
 }
 
