@@ -388,7 +388,9 @@ function checkMemory(chosen: readonly ChosenDisk[], facts: DomainFacts, domain: 
   }
   const foreign = facts.disks.flatMap(({ target, formats }) => {
     const format = formats.find((each) => FOREIGN_FORMATS.has(each));
-    return format === undefined ? [] : [`disk ${target} is, or is based on, ${format}`];
+    return format === undefined
+      ? []
+      : [`disk ${target} is, or is based on, ${format}, and would have to be converted to qcow2`];
   });
   const [blocker] = [...foreign, ...facts.memoryBlockers];
   if (blocker === undefined) return;
@@ -399,7 +401,7 @@ function checkMemory(chosen: readonly ChosenDisk[], facts: DomainFacts, domain: 
   );
 }
 
-/** QEMU gives these up for nobody, so that it cannot save memory either. */
+/** QEMU gives these up for nobody, so that it cannot save memory either: src/README.md tells of a way around. */
 const FOREIGN_FORMATS: ReadonlySet<string> = new Set(["vpc", "vhdx", "vmdk", "vdi"]);
 
 function checkDisk(disk: DiskFacts, all: DomainSnapshots): void {
