@@ -45,16 +45,18 @@ export async function restoreBackupHandler(
   const { disks, places, format: formatOrNone } = request;
   const directory = request.directory === "" && places.length > 0 ? undefined : request.directory;
   if (directory !== undefined) requireAbsolute("directory", directory);
+  if (!FORMATS_BY_NAME.has(formatOrNone)) {
+    throw new FleeceError("INVALID_ARGUMENT", `Expected QCOW2 or RAW as \`format\`, got ${formatOrNone}`, {
+      facts: { field: "format" },
+    });
+  }
+  const format = FORMATS_BY_NAME.get(formatOrNone);
   const { beforeEffect, promised } = options;
   if (promised?.proof !== undefined && promised.proof !== "") {
     const answer = promised.answer as Restoration;
     if ((await identityOf(context, answer)) === promised.proof) return answer;
   }
   const { id, domain, repository, manifest } = await wantedBackup(context, request);
-  if (!FORMATS_BY_NAME.has(formatOrNone)) {
-    throw new FleeceError("INVALID_ARGUMENT", `Expected QCOW2 or RAW as \`format\`, got ${formatOrNone}`);
-  }
-  const format = FORMATS_BY_NAME.get(formatOrNone);
   const message = (restored: readonly RestoredDisk[]): Restoration => ({
     backup: id,
     ...{ domain, repository, time: timestampFromText(manifest.time) },
