@@ -2,7 +2,7 @@ import { mkdir, open } from "node:fs/promises";
 import { describe, expect, it } from "vitest";
 import { restoreBackup } from "../../../src/services/backup-read.js";
 import { runBackup } from "../../../src/services/backup-run.js";
-import { createBlockSnapshot } from "../../../src/services/block-snapshots.js";
+import { createBlockSnapshot, deleteBlockSnapshot } from "../../../src/services/block-snapshots.js";
 import { startExports } from "../../../src/services/block-exports.js";
 import { createDomainSnapshot } from "../../../src/services/domain-snapshots/create.js";
 import { deleteDomainSnapshot } from "../../../src/services/domain-snapshots/delete.js";
@@ -90,5 +90,6 @@ describe("A disk that is a block device", () => {
     await expect(startExports(context, { domain: DOMAIN, snapshot: "look" })).rejects.toMatchObject({
       code: "DISK_CHANGED",
     });
+    await deleteBlockSnapshot(context, DOMAIN, "look", "failure");
   });
 });
