@@ -7,6 +7,7 @@ import type { ReadOptions } from "../services/backup-read.js";
 import type { RestoredDisk } from "../services/restore-outputs.js";
 import { restoreBackup, serveBackup } from "../services/backup-read.js";
 import type { ServiceContext } from "../services/context.js";
+import type { ImageFormat } from "../model/snapshot-plan.js";
 import { verifyAndRemember } from "../services/verifications.js";
 import { FleeceError } from "../shared/errors.js";
 import { machineFileMessages } from "./backups.js";
@@ -18,7 +19,11 @@ import { timestampFromText } from "./timestamp.js";
 import { endOrAbort } from "./until.js";
 
 const KINDS = { file: "FILE", "block-device": "BLOCK_DEVICE", nbd: "NBD" } as const;
-const FORMATS_BY_NAME = { FORMAT_UNSPECIFIED: undefined, QCOW2: "qcow2", RAW: "raw" } as const;
+const FORMATS_BY_NAME: ReadonlyMap<string, ImageFormat | undefined> = new Map([
+  ["FORMAT_UNSPECIFIED", undefined],
+  ["QCOW2", "qcow2"],
+  ["RAW", "raw"],
+]);
 
 export async function verifyBackupHandler(
   context: ServiceContext,
@@ -40,13 +45,18 @@ export async function restoreBackupHandler(
   const { disks, places, format: formatOrNone } = request;
   const directory = request.directory === "" && places.length > 0 ? undefined : request.directory;
   if (directory !== undefined) requireAbsolute("directory", directory);
+  if (!FORMATS_BY_NAME.has(formatOrNone)) {
+    throw new FleeceError("INVALID_ARGUMENT", `Expected QCOW2 or RAW as \`format\`, got ${formatOrNone}`, {
+      facts: { field: "format" },
+    });
+  }
+  const format = FORMATS_BY_NAME.get(formatOrNone);
   const { beforeEffect, promised } = options;
   if (promised?.proof !== undefined && promised.proof !== "") {
     const answer = promised.answer as Restoration;
     if ((await identityOf(context, answer)) === promised.proof) return answer;
   }
   const { id, domain, repository, manifest } = await wantedBackup(context, request);
-  const format = FORMATS_BY_NAME[formatOrNone];
   const message = (restored: readonly RestoredDisk[]): Restoration => ({
     backup: id,
     ...{ domain, repository, time: timestampFromText(manifest.time) },

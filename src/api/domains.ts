@@ -78,7 +78,14 @@ export function domainDocument(
 }
 
 const STATES = { running: "RUNNING", paused: "PAUSED", inactive: "INACTIVE" } as const;
-const FORMATS = { qcow2: "QCOW2", raw: "RAW" } as const;
+const FORMATS = {
+  qcow2: "QCOW2",
+  raw: "RAW",
+  vpc: "VPC",
+  vhdx: "VHDX",
+  vmdk: "VMDK",
+  vdi: "VDI",
+} as const;
 
 export function formatName(format: DiskState["format"]): DiskFormatName {
   return FORMATS[format];

@@ -61,10 +61,10 @@ function addRestore(group: Command, run: RunAction): void {
     .option("--to <directory>", "the directory to create; it must not exist, its parent must")
     .addOption(restoreDiskOption())
     .addOption(
-      new Option("--format <format>", "format of the files (default: as the disk was)").choices([
-        "qcow2",
-        "raw",
-      ] as const),
+      new Option(
+        "--format <format>",
+        "format of the files (default: qcow2 if the disk was, else raw)",
+      ).choices(["qcow2", "raw"] as const),
     )
     .addOption(REPOSITORY_PATH_OPTION)
     .action((id = "", { to, disk: chosen, format, repositoryPath, ...newest }) => {

@@ -2,6 +2,7 @@ import { readFile } from "node:fs/promises";
 import path from "node:path";
 import * as z from "zod";
 import { type DomainSnapshots, noSnapshots } from "../model/domain-snapshot.js";
+import { DISK_FORMATS } from "../model/snapshot-plan.js";
 import type { DomainSnapshotStore } from "../ports/domain-snapshot-store.js";
 import { errnoOf, fileError, FleeceError } from "../shared/errors.js";
 import { makePrivateDirectory, replaceDurably } from "./state-directory.js";
@@ -46,7 +47,7 @@ const DOCUMENT = "snapshots.json";
 
 const bytes = z.int().nonnegative();
 const file = z.string().startsWith("/");
-const diskFormat = z.enum(["qcow2", "raw"]);
+const diskFormat = z.enum(DISK_FORMATS);
 
 const memory = z.discriminatedUnion("kind", [
   z.strictObject({
@@ -73,7 +74,7 @@ const snapshot = z.strictObject({
     z.strictObject({
       target: z.string(),
       file,
-      format: z.enum(["qcow2", "raw", "vpc", "vhdx", "vmdk", "vdi"]),
+      format: diskFormat,
       sizeBytes: bytes,
       bitmaps: z.array(z.string()),
     }),

@@ -3,7 +3,7 @@ import { isAbsolute } from "node:path";
 import { execa } from "execa";
 import * as z from "zod";
 import type { BitmapStep } from "../model/checkpoint.js";
-import type { DiskFormat } from "../model/snapshot-plan.js";
+import type { DiskFormat, ImageFormat } from "../model/snapshot-plan.js";
 import { fileError, FleeceError } from "../shared/errors.js";
 import { createPrivate, writeAt } from "./durable-files.js";
 import { emptyQcow2 } from "./qcow2-image.js";
@@ -63,6 +63,8 @@ export interface ImageInfo {
   readonly backingFormat: string | undefined;
   /** An external file with the data of a qcow2 image. */
   readonly dataFile: string | undefined;
+  /** A file that a VMDK keeps data in beside, or instead of, its own. */
+  readonly extentFile: string | undefined;
   /** Persistent bitmaps of a qcow2 image. */
   readonly bitmaps: readonly ImageBitmap[];
   /** Inside the image; without memory these have 0 bytes of it. */
@@ -89,6 +91,7 @@ const infoSchema = z.object({
       data: z
         .object({
           "data-file": z.string().optional(),
+          extents: z.array(z.object({ filename: z.string() })).optional(),
           bitmaps: z
             .array(
               z.object({ name: z.string(), granularity: z.int().positive(), flags: z.array(z.string()) }),
@@ -120,6 +123,7 @@ export async function imageInfo(
     backingFile: info["backing-filename"],
     backingFormat: info["backing-filename-format"],
     dataFile: data?.["data-file"],
+    extentFile: data?.extents?.map(({ filename }) => filename).find((file) => file !== path),
     bitmaps: (data?.bitmaps ?? []).map(({ name, granularity, flags }) => ({
       name,
       granularityBytes: granularity,
@@ -152,7 +156,7 @@ export interface CreateImageOptions {
   readonly signal?: AbortSignal | undefined;
   /** Absolute; must not exist. */
   readonly path: string;
-  readonly format: DiskFormat;
+  readonly format: ImageFormat;
   readonly sizeBytes: number;
   /** Written into the qcow2 header as it is, without being opened. */
   readonly backing?: string | undefined;

@@ -12,6 +12,7 @@ import type { NameKind } from "./names.js";
 import { isLocal, parseMetricsAddress } from "./metrics-address.js";
 import type { MetricsAddress } from "./metrics-address.js";
 import { checkName } from "./names.js";
+import { DISK_FORMATS } from "./snapshot-plan.js";
 import type { QuiesceSettings } from "./quiesce.js";
 import type { RetentionPolicy } from "./retention.js";
 import type { Job, JobLimits } from "./job.js";
@@ -73,7 +74,7 @@ const timeZone = z
 const disk = z.strictObject({
   target: name("disk"),
   file: filePath,
-  format: z.enum(["qcow2", "raw"]),
+  format: z.enum(DISK_FORMATS),
 });
 
 const quiesce = z.strictObject({

@@ -208,11 +208,11 @@ function bitmapFindings(domain: string, disk: DiskState): readonly Finding[] {
       advice: `What was written since is known to none, so the next backup of the disk reads all of it and removes ${listed(dead)}`,
     });
   }
-  if (format === "raw") {
+  if (format !== "qcow2") {
     findings.push({
       code: "CHECKPOINT_TRANSIENT",
       subject,
-      found: `Disk ${target} is raw, which holds no checkpoints beyond the QEMU process`,
+      found: `Disk ${target} is ${format}, which holds no checkpoints beyond the QEMU process`,
       advice:
         "The first backup after each start of the domain is a full; convert the disk to qcow2 to avoid that",
     });

@@ -3,7 +3,6 @@ import type { ErrorCode } from "../shared/errors.js";
 import { FleeceError } from "../shared/errors.js";
 import { formatBytes, MIB } from "../shared/units.js";
 import type {
-  BaseFormat,
   CreateDomainSnapshotRequest,
   DomainSnapshot,
   DomainSnapshots,
@@ -16,6 +15,7 @@ import { findSnapshot } from "./domain-snapshot.js";
 import { checkName } from "./names.js";
 import { checkFilePath } from "./paths.js";
 import type { QuiescePlan } from "./quiesce.js";
+import { DISK_FORMATS, type DiskFormat, formatOfDriver } from "./snapshot-plan.js";
 
 /** What the creation of an external domain snapshot will do, decided before anything changes; and why it may not be. */
 
@@ -97,7 +97,7 @@ export interface PlannedLayer {
   readonly target: string;
   /** The disk's present top layer: the snapshot's file from the moment on. */
   readonly file: string;
-  readonly format: BaseFormat;
+  readonly format: DiskFormat;
   readonly sizeBytes: number;
   readonly home: string;
   readonly overlay: NewFile;
@@ -388,7 +388,9 @@ function checkMemory(chosen: readonly ChosenDisk[], facts: DomainFacts, domain: 
   }
   const foreign = facts.disks.flatMap(({ target, formats }) => {
     const format = formats.find((each) => FOREIGN_FORMATS.has(each));
-    return format === undefined ? [] : [`disk ${target} is, or is based on, ${format}`];
+    return format === undefined
+      ? []
+      : [`disk ${target} is, or is based on, ${format}, and would have to be converted to qcow2`];
   });
   const [blocker] = [...foreign, ...facts.memoryBlockers];
   if (blocker === undefined) return;
@@ -399,18 +401,8 @@ function checkMemory(chosen: readonly ChosenDisk[], facts: DomainFacts, domain: 
   );
 }
 
-/** QEMU gives these up for nobody, so that it cannot save memory either. */
+/** QEMU gives these up for nobody, so that it cannot save memory either: src/README.md tells of a way around. */
 const FOREIGN_FORMATS: ReadonlySet<string> = new Set(["vpc", "vhdx", "vmdk", "vdi"]);
-const BASE_FORMATS: ReadonlyMap<string, BaseFormat> = new Map([
-  ["qcow2", "qcow2"],
-  ["raw", "raw"],
-  ["file", "raw"],
-  ["host_device", "raw"],
-  ["vpc", "vpc"],
-  ["vhdx", "vhdx"],
-  ["vmdk", "vmdk"],
-  ["vdi", "vdi"],
-]);
 
 function checkDisk(disk: DiskFacts, all: DomainSnapshots): void {
   const { target, file, filter } = disk;
@@ -444,10 +436,10 @@ function checkDisk(disk: DiskFacts, all: DomainSnapshots): void {
 function planLayer(disk: DiskFacts, overlay: NewFile, node: string, all: DomainSnapshots): PlannedLayer {
   const { target, file, sizeBytes, bitmaps } = disk;
   const driver = disk.formats[0] ?? "unknown";
-  const format = BASE_FORMATS.get(driver);
+  const format = formatOfDriver(driver);
   if (format === undefined) {
-    const known = "qcow2, raw, vpc, vhdx, vmdk or vdi";
-    throw refused("UNSUPPORTED", `Expected disk ${target} to be ${known}, got ${driver}`, { target });
+    const known = DISK_FORMATS.join(", ");
+    throw refused("UNSUPPORTED", `Expected disk ${target} to be one of ${known}, got ${driver}`, { target });
   }
   const sound = bitmaps.filter(({ inconsistent }) => !inconsistent);
   const carried = sound.filter(({ recording }) => recording);

@@ -98,14 +98,11 @@ export interface SnapshotDisk {
   readonly target: string;
   /** With this content; nothing writes to it as long as the snapshot exists, if the snapshot is external. Absolute. */
   readonly file: string;
-  readonly format: BaseFormat;
+  readonly format: DiskFormat;
   readonly sizeBytes: number;
   /** Names of the bitmaps that the layer had at the moment, the recording one last. */
   readonly bitmaps: readonly string[];
 }
-
-/** A disk's first layer may be of a foreign format, under overlays of ours. */
-export type BaseFormat = DiskFormat | "vpc" | "vhdx" | "vmdk" | "vdi";
 
 /** What has to be the same for QEMU to load a memory image; names of nodes and files need not be. */
 export interface SnapshotMachine {

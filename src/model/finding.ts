@@ -20,7 +20,7 @@ export const FINDING_CODES = {
   QEMU_BLOCK_STATUS: ["note", "This QEMU version reports wrong block status for frozen disks"],
   QEMU_CBW_TIMEOUT: ["note", "This QEMU version miscounts the time that a guest's write may wait"],
   DISK_IOTHREAD: ["note", "The disk runs in an iothread"],
-  CHECKPOINT_TRANSIENT: ["note", "The disk is raw, so its checkpoints end with the QEMU process"],
+  CHECKPOINT_TRANSIENT: ["note", "The disk is not qcow2, so its checkpoints end with the QEMU process"],
   FOREIGN_BITMAP: ["note", "Other programs have dirty bitmaps on the disk"],
   SCRATCH_TIGHT: ["note", "Scratch space is enough for what the disks hold, not for their full size"],
   FIRST_BACKUP: ["note", "The repository has no backup of the domain, so the next one is a full"],

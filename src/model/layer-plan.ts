@@ -1,21 +1,23 @@
 import {
-  type BaseFormat,
   type DomainSnapshot,
   type DomainSnapshots,
   filesOfDisk,
   type MergedLayer,
 } from "./domain-snapshot.js";
+import type { DiskFormat } from "./snapshot-plan.js";
 
 /** How the files of external domain snapshots are merged when one of the snapshots is deleted. Pure: see services/domain-snapshots/delete.ts. */
 
 /** An image file, as its header shows it. */
 export interface LayerFile {
   readonly path: string;
-  readonly format: BaseFormat;
+  readonly format: DiskFormat;
   /** Absolute. */
   readonly backing?: string | undefined;
   readonly sizeBytes: number;
   readonly allocatedBytes: number;
+  /** Of a kind that QEMU does not write over: a commit into it would fail. */
+  readonly isReadOnly?: true;
 }
 
 /** Two neighbours of a chain become one; what can be read above them stays the same. */
@@ -28,7 +30,7 @@ export interface LayerMerge {
   readonly how: "commit" | "stream";
   readonly upper: string;
   readonly lower: string;
-  readonly lowerFormat: BaseFormat;
+  readonly lowerFormat: DiskFormat;
   /** What is below `lower`, if anything is. */
   readonly below?: string;
   /** The domain writes to `upper`. */
@@ -50,12 +52,12 @@ export interface DiskDeletion {
 
 export interface KnownFile {
   readonly path: string;
-  readonly format: BaseFormat;
+  readonly format: DiskFormat;
 }
 
 /** All files that a document names, each once. */
 export function knownFiles(all: DomainSnapshots): readonly KnownFile[] {
-  const known = new Map<string, BaseFormat>();
+  const known = new Map<string, DiskFormat>();
   for (const { home, active, format } of all.layers) {
     known.set(active, format);
     // Its own format is that of the first snapshot's file; the header of the overlay above says it otherwise.
@@ -125,17 +127,16 @@ function commits(choice: {
   readonly isHome: boolean;
 }): boolean {
   const { all, lower, upper, isHome } = choice;
-  // Other formats take no bitmaps of checkpoints, and a domain cannot be configured to have them.
-  if (lower.format !== "qcow2" && lower.format !== "raw") return false;
+  if (lower.isReadOnly === true) return false;
   // The disk would grow, by whatever was beyond its end.
   if (lower.sizeBytes > upper.sizeBytes) return false;
   const holders = all.snapshots.filter(({ disks }) => disks.some(({ file }) => file === upper.path));
   const isActive = all.layers.some(({ active }) => active === upper.path);
-  // A raw image holds no bitmaps, and layers above would not show that a part of theirs is missing.
+  // Only qcow2 holds bitmaps, and layers above would not show that a part of theirs is missing.
   const isTracked = holders.some(({ disks }) =>
     disks.some((disk) => disk.file === upper.path && disk.bitmaps.length > 0),
   );
-  if (lower.format === "raw" && !isActive && isTracked) return false;
+  if (lower.format !== "qcow2" && !isActive && isTracked) return false;
   if ((holders.length === 0 && !isActive) || holders.some(({ clones }) => clones.length > 0)) return false;
   return isHome || upper.allocatedBytes <= lower.allocatedBytes;
 }
@@ -151,7 +152,7 @@ export function afterMerge(all: DomainSnapshots, merge: LayerMerge): DomainSnaps
     ...all,
     layers: all.layers.map((layers) =>
       how === "commit" && layers.target === target && layers.active === upper
-        ? { ...layers, active: lower, format: lowerFormat === "raw" ? "raw" : "qcow2" }
+        ? { ...layers, active: lower, format: lowerFormat }
         : layers,
     ),
     snapshots: all.snapshots.map((snapshot) => ({

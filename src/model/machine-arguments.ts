@@ -1,6 +1,6 @@
 import { isAbsolute, resolve } from "node:path";
 import { FleeceError } from "../shared/errors.js";
-import type { DiskFormat } from "./snapshot-plan.js";
+import { DISK_FORMATS, type DiskFormat } from "./snapshot-plan.js";
 import { optionValue, type OptionPair, parseOptionString, printOptionString } from "./option-string.js";
 
 /** One option of a QEMU command line, as it was written. */
@@ -211,7 +211,7 @@ class DiskRewriter {
   /** Only the format matters to the overlay; where it caches and what it discards stays as it is. */
   #toFormat(node: BlockFields, disk: ReplacedDisk, at: readonly string[]): string {
     const driver = node.get(...at, "driver") ?? "";
-    if (!["qcow2", "raw"].includes(driver))
+    if (!DISK_FORMATS.some((format) => format === driver))
       throw unusual(disk, `its image is below ${driver || "no driver"}`);
     const obstacle = node
       .paths()
@@ -254,7 +254,14 @@ class DiskRewriter {
 }
 
 /** A part of a raw file, another chain than the overlay's header has, or what the image below has and the overlay has not. */
-const OBSTACLES: ReadonlySet<string> = new Set(["offset", "size", "backing", "data-file", "encrypt"]);
+const OBSTACLES: ReadonlySet<string> = new Set([
+  "offset",
+  "size",
+  "force_size_calc",
+  "backing",
+  "data-file",
+  "encrypt",
+]);
 
 /** The members of a `-blockdev`, which is JSON or an option string with dotted keys. */
 interface BlockFields {

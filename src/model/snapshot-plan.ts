@@ -63,7 +63,26 @@ export interface Obstacle {
   readonly filter?: string;
 }
 
-export type DiskFormat = "qcow2" | "raw";
+/** Formats of images that this program makes. */
+export type ImageFormat = "qcow2" | "raw";
+
+/**
+ * Formats that disks may have, by QEMU's names. Only qcow2 holds checkpoints beyond the QEMU process; all others are treated as raw
+ * is. QEMU writes to all of them, but it cannot save the memory of a guest that has one of the last four.
+ */
+export const DISK_FORMATS = ["qcow2", "raw", "vpc", "vhdx", "vmdk", "vdi"] as const;
+export type DiskFormat = (typeof DISK_FORMATS)[number];
+
+const FORMATS_BY_DRIVER: ReadonlyMap<string, DiskFormat> = new Map([
+  ...DISK_FORMATS.map((format) => [format, format] as const),
+  ["file", "raw"],
+  ["host_device", "raw"],
+]);
+
+/** Of the node at the top of a disk; undefined for one that is no disk of ours to handle. */
+export function formatOfDriver(driver: string): DiskFormat | undefined {
+  return FORMATS_BY_DRIVER.get(driver);
+}
 
 /**
  * Everything a block snapshot will bring into being, decided and named before any of it exists, so that the journal can
@@ -174,6 +193,7 @@ export interface FileFingerprint {
   readonly device: string;
   readonly inode: string;
   readonly sizeBytes: string;
+  /** Of a block device: how much was written to it since it is there. */
   readonly mtimeNs: string;
 }
 

@@ -1,11 +1,11 @@
-import type { DiskFormat, ExportAddress } from "../model/snapshot-plan.js";
+import type { ImageFormat, ExportAddress } from "../model/snapshot-plan.js";
 import type { BlockWriter } from "./block-io.js";
 
 export interface NewImage {
   readonly target: string;
   /** Absolute; must not exist. */
   readonly path: string;
-  readonly format: DiskFormat;
+  readonly format: ImageFormat;
   readonly sizeBytes: number;
   /** As it is written into a qcow2 header, relative to the image; always qcow2. */
   readonly backing?: string;

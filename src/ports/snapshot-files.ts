@@ -1,5 +1,6 @@
-import type { BaseFormat, SnapshotMemory } from "../model/domain-snapshot.js";
+import type { SnapshotMemory } from "../model/domain-snapshot.js";
 import type { LayerBitmap, NewFile, Place } from "../model/domain-snapshot-plan.js";
+import type { DiskFormat } from "../model/snapshot-plan.js";
 
 /** Files of domain snapshots, beside what QEMU does with them. What is made or removed is durable when the promise resolves. */
 export interface SnapshotFiles {
@@ -40,7 +41,7 @@ export type ExternalMemory = SnapshotMemory & { readonly kind: "external" };
 
 export interface KnownImage {
   readonly file: string;
-  readonly format: BaseFormat;
+  readonly format: DiskFormat;
   readonly sizeBytes: number;
 }
 

@@ -1,4 +1,5 @@
 import type { ManifestDisk } from "../model/backup.js";
+import type { ImageFormat } from "../model/snapshot-plan.js";
 import type { BlockWriter } from "../ports/block-io.js";
 import type { TargetKind } from "../ports/disk-targets.js";
 import type { OpenImages } from "../ports/image-writer.js";
@@ -19,7 +20,7 @@ export interface RestoredDisk {
   /** The path of a file or device, or an NBD URI. */
   readonly file: string;
   /** Of a device or NBD export: raw. */
-  readonly format: "qcow2" | "raw";
+  readonly format: ImageFormat;
   readonly sizeBytes: number;
 }
 
@@ -27,8 +28,8 @@ export interface PlaceOptions {
   /** To be created for disks that have no place of their own. */
   readonly directory?: string | undefined;
   readonly places?: readonly DiskPlace[];
-  /** Of new files; left out: as the disk was in the domain. */
-  readonly format?: "qcow2" | "raw" | undefined;
+  /** Of new files; left out: qcow2 if the disk was that in the domain, else raw. */
+  readonly format?: ImageFormat | undefined;
 }
 
 /** Decides what is written where, and looks at places. Changes nothing. Fails with INVALID_ARGUMENT or PATH_NOT_FOUND. */
@@ -40,7 +41,7 @@ export async function planOutputs(
   const plan: RestoredDisk[] = [];
   for (const { target, sizeBytes, sourceFormat } of disks) {
     const place = places.find((candidate) => candidate.target === target);
-    const format = wanted ?? sourceFormat;
+    const format = wanted ?? (sourceFormat === "qcow2" ? "qcow2" : "raw");
     if (place !== undefined) {
       const kind = await diskTargets.kindOf(place.to);
       plan.push({ target, kind, file: place.to, format: kind === "file" ? format : "raw", sizeBytes });

@@ -1,6 +1,6 @@
 import type { Json } from "./monitor.js";
 
-export type DiskFormat = "qcow2" | "raw";
+export type DiskFormat = "qcow2" | "raw" | "vpc" | "vhdx" | "vmdk" | "vdi";
 export type DiskBus = "virtio-blk" | "scsi" | "ide";
 
 export interface TestDisk {
@@ -15,6 +15,8 @@ export interface TestDisk {
   readonly readOnly?: boolean;
   /** An object of `extraArguments` that limits what goes to the file. */
   readonly throttleGroup?: string;
+  /** `path` is one. */
+  readonly blockDevice?: boolean;
   /** Default: `<target>-format`, over a file node `<target>-file`. */
   readonly nodeName?: string;
 }
@@ -115,7 +117,8 @@ function idePlace(index: number, machine: "q35" | "pc"): string {
 /** `discard: unmap` on both nodes, so that what the guest discards is really unmapped. */
 function blockdev(disk: TestDisk): Json {
   const common = { discard: "unmap", "read-only": disk.readOnly === true };
-  const file = { ...common, driver: "file", filename: disk.path, "node-name": `${disk.target}-file` };
+  const driver = disk.blockDevice === true ? "host_device" : "file";
+  const file = { ...common, driver, filename: disk.path, "node-name": `${disk.target}-file` };
   return {
     ...common,
     driver: disk.format,

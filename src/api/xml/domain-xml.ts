@@ -1,5 +1,5 @@
 import { checkName } from "../../model/names.js";
-import type { DiskFormat } from "../../model/snapshot-plan.js";
+import { DISK_FORMATS, type DiskFormat } from "../../model/snapshot-plan.js";
 import { FleeceError } from "../../shared/errors.js";
 import type { BlockExportDocument } from "./block-export-xml.js";
 import { blockExportNode, readBlockExport } from "./block-export-xml.js";
@@ -50,7 +50,7 @@ function readDisk(fields: ElementFields): DomainDiskDocument {
   fields.attribute("device", oneOf("disk"));
   const format = fields.child("driver", (driver) => {
     driver.attribute("name", oneOf("qemu"));
-    return driver.attribute("type", oneOf("qcow2", "raw"));
+    return driver.attribute("type", oneOf(...DISK_FORMATS));
   });
   const file = fields.child("source", (source) => source.attribute("file", asItIs));
   const activeFile = fields.optionalChild("active", (active) => active.attribute("file", asItIs));

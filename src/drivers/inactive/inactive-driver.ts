@@ -1,4 +1,4 @@
-import { rm, stat } from "node:fs/promises";
+import { readFile, rm, stat } from "node:fs/promises";
 import path from "node:path";
 import type { BitmapStep } from "../../model/checkpoint.js";
 import { bitmapName, CHECKPOINT_GRANULARITY } from "../../model/checkpoint.js";
@@ -232,10 +232,10 @@ export class InactiveDriver implements BlockDriver {
     let backing: string | undefined;
     for (const [index, layer] of [...frozen.entries()].toReversed()) {
       const node = layerNode(nodes.access, index);
-      await daemon.execute("blockdev-add", readOnlyNode({ ...layer, node, backing }));
+      await daemon.execute("blockdev-add", await readOnlyNode({ ...layer, node, backing }));
       backing = node;
     }
-    await daemon.execute("blockdev-add", readOnlyNode({ file, format, node: nodes.access, backing }));
+    await daemon.execute("blockdev-add", await readOnlyNode({ file, format, node: nodes.access, backing }));
   }
 }
 
@@ -244,30 +244,44 @@ function layerNode(accessNode: string, index: number): string {
   return accessNode.replace(/-access$/, `-layer-${index + 1}`);
 }
 
-function readOnlyNode(layer: {
+async function readOnlyNode(layer: {
   readonly file: string;
   readonly format: DiskFormat;
   readonly node: string;
   readonly backing: string | undefined;
-}): BlockdevOptions {
-  const file = { driver: "file", filename: layer.file, "read-only": true, locking: "off" } as const;
+}): Promise<BlockdevOptions> {
+  // Volumes of LVM, for example.
+  const driver = (await stat(layer.file)).isBlockDevice() ? "host_device" : "file";
+  const file = { driver, filename: layer.file, "read-only": true, locking: "off" } as const;
   const common = { "node-name": layer.node, "read-only": true, file } as const;
-  if (layer.format === "raw") return { ...common, driver: "raw" };
+  if (layer.format !== "qcow2") return { ...common, driver: layer.format };
   return { ...common, driver: "qcow2", ...(layer.backing === undefined ? {} : { backing: layer.backing }) };
 }
 
 export async function fingerprint(disk: Pick<InactiveDisk, "target" | "file">): Promise<FileFingerprint> {
   try {
-    const { dev, ino, size, mtimeNs } = await stat(disk.file, { bigint: true });
-    return {
-      target: disk.target,
-      path: disk.file,
-      device: dev.toString(),
-      inode: ino.toString(),
-      sizeBytes: size.toString(),
-      mtimeNs: mtimeNs.toString(),
-    };
+    const found = await stat(disk.file, { bigint: true });
+    const { dev, ino, size, mtimeNs } = found;
+    const place = { target: disk.target, path: disk.file, device: dev.toString(), inode: ino.toString() };
+    return found.isBlockDevice()
+      ? { ...place, ...(await deviceState(found.rdev)) }
+      : { ...place, sizeBytes: size.toString(), mtimeNs: mtimeNs.toString() };
   } catch (error) {
     throw fileError(error, "look at", disk.file);
   }
 }
+
+/** A device has no time of its last change, but the kernel counts: Documentation/block/stat.rst, in sectors of 512 bytes. */
+async function deviceState(rdev: bigint): Promise<Pick<FileFingerprint, "sizeBytes" | "mtimeNs">> {
+  // makedev(3).
+  const major = ((rdev >> 8n) & 0xfffn) | ((rdev >> 32n) & ~0xfffn);
+  const minor = (rdev & 0xffn) | ((rdev >> 12n) & ~0xffn);
+  const directory = `/sys/dev/block/${major.toString()}:${minor.toString()}`;
+  const sectors = BigInt((await readFile(`${directory}/size`, "utf8")).trim());
+  const counters = (await readFile(`${directory}/stat`, "utf8")).trim().split(/\s+/);
+  const [written = "", discarded = ""] = [counters[WRITTEN_SECTORS], counters[DISCARDED_SECTORS]];
+  return { sizeBytes: (sectors * 512n).toString(), mtimeNs: `${written} written, ${discarded} discarded` };
+}
+
+const WRITTEN_SECTORS = 6;
+const DISCARDED_SECTORS = 13;

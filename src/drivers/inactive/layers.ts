@@ -3,7 +3,7 @@ import type { DiskConfig } from "../../model/config.js";
 import type { DomainSnapshots } from "../../model/domain-snapshot.js";
 import { bitmapsOverLayers, type ReportedLayer } from "../../model/layered-bitmaps.js";
 import { presentDisk, rememberedBitmaps } from "../../model/present-disk.js";
-import type { DiskFormat, DiskState } from "../../model/snapshot-plan.js";
+import { type DiskFormat, type DiskState, formatOfDriver } from "../../model/snapshot-plan.js";
 import { type ImageInfo, imageInfo } from "../qemu-tools.js";
 
 /** A disk of an inactive domain, with the image files that it is in. */
@@ -47,7 +47,15 @@ export async function describeDisk(
     sizeBytes: top.info.sizeBytes,
     ...(top.info.allocatedBytes === undefined ? {} : { allocatedBytes: top.info.allocatedBytes }),
     ...bitmapsOverLayers([reported(top), ...below]),
+    ...obstacleOf(top.info),
   };
+}
+
+/** Whether an image that is read has changed meanwhile is told by its file alone. */
+export function obstacleOf({ extentFile }: ImageInfo): Pick<DiskState, "obstacle"> {
+  if (extentFile === undefined) return {};
+  const reason = `its image keeps data in ${extentFile} too, and only one file can be watched while the domain is off`;
+  return { obstacle: { code: "UNSUPPORTED", reason } };
 }
 
 interface Image {
@@ -72,8 +80,9 @@ async function lookAtLayers(
   const below: Image[] = [];
   let last: Image = top;
   while (last.file !== home) {
-    const { backingFile, backingFormat } = last.info;
-    if (backingFile === undefined || (backingFormat !== "qcow2" && backingFormat !== "raw")) break;
+    const { backingFile } = last.info;
+    const backingFormat = formatOfDriver(last.info.backingFormat ?? "");
+    if (backingFile === undefined || backingFormat === undefined) break;
     const next = resolve(dirname(last.file), backingFile);
     if (next === top.file || below.some((image) => image.file === next)) break;
     last = { file: next, format: backingFormat, info: await imageInfo(next, backingFormat, { signal }) };

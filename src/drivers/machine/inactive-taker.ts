@@ -8,6 +8,7 @@ import type { Clock } from "../../ports/clock.js";
 import type { SnapshotTaker, TakenMoment, TakeOptions } from "../../ports/snapshot-taker.js";
 import { FleeceError } from "../../shared/errors.js";
 import { fingerprint } from "../inactive/inactive-driver.js";
+import { obstacleOf } from "../inactive/layers.js";
 import { imageInfo } from "../qemu-tools.js";
 import { layerBitmap } from "./machine-look.js";
 import { createPlannedOverlay } from "./overlays.js";
@@ -55,7 +56,7 @@ export class InactiveTaker implements SnapshotTaker {
     for (const { target, file, format } of plan.disks) {
       const before = this.#fingerprints.find((each) => each.target === target);
       // A guest that runs has the image open for writing.
-      if (format === "qcow2" || format === "raw") await imageInfo(file, format, { signal });
+      await imageInfo(file, format, { signal });
       const now = await fingerprint({ target, file });
       if (before?.mtimeNs === now.mtimeNs && before.inode === now.inode) continue;
       throw new FleeceError(
@@ -78,6 +79,12 @@ export class InactiveTaker implements SnapshotTaker {
 
 async function describe({ target, file, format }: DiskConfig, signal?: AbortSignal): Promise<DiskFacts> {
   const info = await imageInfo(file, format, { signal });
+  const { obstacle } = obstacleOf(info);
+  if (obstacle !== undefined) {
+    throw new FleeceError(obstacle.code, `No snapshot of disk ${target} can be taken: ${obstacle.reason}`, {
+      facts: { target },
+    });
+  }
   const reported = info.bitmaps.map(({ name, recording, inUse, granularityBytes }) => {
     const state = { recording, inconsistent: inUse, busy: false, persistent: true };
     return { bitmap: name, ...state, granularityBytes };

@@ -2,8 +2,8 @@ import { stat } from "node:fs/promises";
 import path from "node:path";
 import * as z from "zod";
 import type { DomainConfig } from "../../model/config.js";
-import type { BaseFormat } from "../../model/domain-snapshot.js";
 import type { KnownFile, LayerFile, LayerMerge } from "../../model/layer-plan.js";
+import { DISK_FORMATS, type DiskFormat } from "../../model/snapshot-plan.js";
 import type { UndoEntry } from "../../model/undo.js";
 import type { LayerMerger, LayerMergers, MergeOptions } from "../../ports/layer-merger.js";
 import { isQmpError, type QmpSession } from "../../qmp/index.js";
@@ -130,8 +130,8 @@ class QemuLayerMerger implements LayerMerger {
         file: { driver: "file", filename: upper },
       });
       const nodes = await daemon.attempt((qmp) => findDaemonNodes(qmp, lower));
-      // Bitmaps on a raw image would end with the daemon.
-      const keepBitmaps = merge.lowerFormat !== "raw" || how === "stream";
+      // Bitmaps on other images would end with the daemon.
+      const keepBitmaps = merge.lowerFormat === "qcow2" || how === "stream";
       const request = { merge, nodes, job: jobId(options.id), keepBitmaps };
       await daemon.attempt((qmp) => withJobErrors(() => mergeInGraph(qmp, request, options)));
       await daemon.execute("blockdev-del", { "node-name": TOP });
@@ -236,18 +236,22 @@ async function rebase(
 }
 
 interface LookedAt extends LayerFile {
-  readonly backingFormat?: BaseFormat;
+  readonly backingFormat?: DiskFormat;
 }
-
-const BASE_FORMATS = ["qcow2", "raw", "vpc", "vhdx", "vmdk", "vdi"] as const satisfies readonly BaseFormat[];
 
 const layerSchema = z.object({
   "virtual-size": z.int().nonnegative(),
   "actual-size": z.int().nonnegative().default(0),
   "full-backing-filename": z.string().optional(),
   "backing-filename": z.string().optional(),
-  "backing-filename-format": z.enum(BASE_FORMATS).optional().catch(undefined),
+  "backing-filename-format": z.enum(DISK_FORMATS).optional().catch(undefined),
+  "format-specific": z
+    .object({ data: z.object({ "create-type": z.string().optional() }).optional() })
+    .optional(),
 });
+
+/** A VMDK of compressed grains, as appliances bring it along: each of them can be written once. */
+const WRITTEN_ONCE = "streamOptimized";
 
 /** Undefined if there is no such file. It may be open in a running QEMU, which does not change what is asked for here. */
 async function lookAtLayer(
@@ -269,6 +273,7 @@ async function lookAtLayer(
     format,
     sizeBytes: info["virtual-size"],
     allocatedBytes: info["actual-size"],
+    ...(info["format-specific"]?.data?.["create-type"] === WRITTEN_ONCE ? { isReadOnly: true } : {}),
     ...(backing === undefined
       ? {}
       : { backing: path.isAbsolute(backing) ? path.normalize(backing) : backing }),

@@ -2,6 +2,7 @@ import * as z from "zod";
 import type { Manifest, ManifestDisk } from "../../model/backup.js";
 import { BLOCK_SIZE } from "../../model/extents.js";
 import { isName, type NameKind } from "../../model/names.js";
+import { DISK_FORMATS } from "../../model/snapshot-plan.js";
 import { digestsFile, imageFile, isMergedDigestsFile } from "./layout.js";
 
 /** Of a new backup. */
@@ -22,7 +23,7 @@ const time = z.iso.datetime();
 
 const diskFields = {
   target: name("disk"),
-  sourceFormat: z.enum(["qcow2", "raw"]),
+  sourceFormat: z.enum(DISK_FORMATS),
   sizeBytes: bytes,
   image: z.string(),
   digests: z.string(),

@@ -1,5 +1,5 @@
 import type { DiskFormat, Obstacle } from "../../model/snapshot-plan.js";
-import { isOurNode } from "../../model/snapshot-plan.js";
+import { DISK_FORMATS, formatOfDriver, isOurNode } from "../../model/snapshot-plan.js";
 import type { QmpCommands } from "../../qmp/index.js";
 
 type BlockDevice = QmpCommands["query-block"]["returns"][number];
@@ -63,7 +63,7 @@ export function locateDisks(facts: BlockFacts): readonly LocatedDisk[] {
         qomPath: devicePath(device.qdev),
         rootNode,
         diskNode,
-        format: disk.drv === "qcow2" ? "qcow2" : "raw",
+        format: formatOfDriver(disk.drv) ?? "raw",
         file: present.file,
         sizeBytes: root.image["virtual-size"],
         allocatedBytes: disk.image["actual-size"],
@@ -148,11 +148,12 @@ function filterObstacle(facts: BlockFacts, rootNode: string, diskNode: string): 
   return { code: "FOREIGN_FILTER", reason, filter: rootNode };
 }
 
-const FORMATS: ReadonlySet<string> = new Set(["qcow2", "raw", "file", "host_device"]);
-
 function formatObstacle(disk: NamedNode): Obstacle | undefined {
-  if (FORMATS.has(disk.drv)) return undefined;
-  return { code: "UNSUPPORTED", reason: `its format is ${disk.drv}; expected qcow2 or raw` };
+  if (formatOfDriver(disk.drv) !== undefined) return undefined;
+  return {
+    code: "UNSUPPORTED",
+    reason: `its format is ${disk.drv}; expected one of ${DISK_FORMATS.join(", ")}`,
+  };
 }
 
 /** `query-block` reports virtio-blk by the inner device; the `drive` property that can be set is the outer one's. */

@@ -51,6 +51,12 @@ export interface BlockdevRaw extends BlockdevCommon {
   size?: number;
 }
 
+/** Image formats of other programs. */
+export interface BlockdevForeign extends BlockdevCommon {
+  driver: "vpc" | "vhdx" | "vmdk" | "vdi";
+  file: BlockdevRef;
+}
+
 export interface BlockdevCopyBeforeWrite extends BlockdevCommon {
   driver: "copy-before-write";
   file: BlockdevRef;
@@ -104,6 +110,7 @@ export type BlockdevOptions =
   | BlockdevFile
   | BlockdevQcow2
   | BlockdevRaw
+  | BlockdevForeign
   | BlockdevCopyBeforeWrite
   | BlockdevSnapshotAccess
   | BlockdevCompress

@@ -146,7 +146,7 @@ export class Scene implements AsyncDisposable {
     const written = new Map<Target, Set<number>>();
     for (const target of TARGETS) {
       const { file, format } = await this.layer(target);
-      if (format === "raw") continue;
+      if (format !== "qcow2") continue;
       written.set(target, new Set());
       const old = (await bitmapsOf(file)).filter(({ recording }) => recording);
       if (this.vm === undefined) {
@@ -352,7 +352,7 @@ async function bitmapsOf(
   file: string,
   format: DiskFormat = "qcow2",
 ): Promise<{ name: string; recording: boolean }[]> {
-  if (format === "raw") return [];
+  if (format !== "qcow2") return [];
   const { bitmaps } = await imageInfo(file, format);
   return bitmaps.map(({ name, flags }) => ({ name, recording: flags.includes("auto") }));
 }

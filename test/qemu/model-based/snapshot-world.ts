@@ -23,7 +23,7 @@ import { createImage, qemuImg } from "../../support/image-tool.js";
 import { endMachines, machinesOf } from "../../support/machines-of.js";
 import { type JsonObject, Monitor } from "../../support/monitor.js";
 import { TemporaryDirectory } from "../../support/temporary-directory.js";
-import { qemuIoPath, type TestDisk } from "../../support/vm-arguments.js";
+import { type DiskFormat, qemuIoPath, type TestDisk } from "../../support/vm-arguments.js";
 import { TestVm } from "../../support/vm.js";
 
 const KIB = 1024;
@@ -474,7 +474,7 @@ export class SnapshotWorld implements AsyncDisposable {
     }
   }
 
-  async #layers(): Promise<{ target: string; file: string; format: "qcow2" | "raw" }[]> {
+  async #layers(): Promise<{ target: string; file: string; format: DiskFormat }[]> {
     const { layers } = await this.#document();
     return this.#disks.map(({ target, path, format }) => {
       const layer = layers.find((each) => each.target === target);

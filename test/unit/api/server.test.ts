@@ -157,6 +157,13 @@ describe("ApiServer", () => {
       "pageToken",
     ],
     ["a relative path", "Backups/Restore", "RestoreBackupRequest", { id: "b1", directory: "x" }, "directory"],
+    [
+      "a format that no restore writes",
+      "Backups/Restore",
+      "RestoreBackupRequest",
+      { id: "b1", directory: "/x", format: 3 },
+      "format",
+    ],
   ])("refuses %s and names the field", async (_, method, type, request, field) => {
     const { raw } = await served();
     const error = await sendRaw(raw, method, encode(type, request));

@@ -224,7 +224,7 @@ describe("parseConfig", () => {
     ["scratchDir: scratch", "scratchDirectory: scratch", "2:1: scratchDirectory: Unknown key"],
     ["  - name: web01", "  - name: a/b", "4:5: domains.0.name: Expected a domain name"],
     ["target: vda,", "target: -x,", "7:11: domains.0.disks.0.target: Expected a disk name"],
-    ["format: qcow2", "format: vmdk", "7:53: domains.0.disks.0.format: "],
+    ["format: qcow2", "format: qed", "7:53: domains.0.disks.0.format: "],
     [", format: qcow2", "", "7:9: domains.0.disks.0.format: "],
     ["format: qcow2", "format: qcow2, size: 1", "7:68: domains.0.disks.0.size: Unknown key"],
     ["{ name: default,", "{ name: '',", "9:7: repositories.0.name: Expected a repository name"],
@@ -354,7 +354,7 @@ describe("parseConfig", () => {
   });
 
   it("reports all problems at once", () => {
-    const text = LEAST.replace("stateDir: ./state", "stateDir: 7").replace("format: qcow2", "format: vmdk");
+    const text = LEAST.replace("stateDir: ./state", "stateDir: 7").replace("format: qcow2", "format: qed");
     expect(problemsOf(text).length).toBe(2);
   });
 

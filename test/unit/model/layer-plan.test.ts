@@ -77,12 +77,20 @@ describe("planLayerDeletion", () => {
     expect(plan("branch", stranger)).toMatchObject({ merges: [{ how: "stream", upper: "/foreign" }] });
   });
 
-  it("only reads home files of other formats, and those that are larger", () => {
-    for (const home of [{ format: "vhdx" as const }, { sizeBytes: 2 * MIB }]) {
+  it("only reads home files that QEMU does not write over, and those that are larger", () => {
+    for (const home of [{ format: "vmdk", isReadOnly: true } as const, { sizeBytes: 2 * MIB }]) {
       const given = files.map((each) => (each.path === "/home" ? { ...each, ...home } : each));
       expect(plan("one", given)).toMatchObject({ merges: [{ how: "stream" }] });
       expect(plan("one", given)).not.toHaveProperty("removed");
     }
+  });
+
+  it("commits into a home file of another program's format, and the disk has that format then", () => {
+    const given = files.map((each) => (each.path === "/home" ? { ...each, format: "vhdx" as const } : each));
+    expect(plan("one", given)).toMatchObject({ merges: [{ how: "commit", lowerFormat: "vhdx" }] });
+    const merge = { target: "vda", upper: "/b", lower: "/home", lowerFormat: "vhdx", active: true } as const;
+    const merged = afterMerge(all, { ...merge, how: "commit", children: [], bitmaps: [] });
+    expect(merged.layers[0]).toMatchObject({ active: "/home", format: "vhdx" });
   });
 });
 

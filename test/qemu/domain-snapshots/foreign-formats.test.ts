@@ -1,0 +1,215 @@
+import { mkdir } from "node:fs/promises";
+import { describe, expect, it } from "vitest";
+import type { DomainSnapshot } from "../../../src/model/domain-snapshot.js";
+import { restoreBackup } from "../../../src/services/backup-read.js";
+import { runBackup } from "../../../src/services/backup-run.js";
+import type { ServiceContext } from "../../../src/services/context.js";
+import { createDomainSnapshot } from "../../../src/services/domain-snapshots/create.js";
+import { deleteDomainSnapshot } from "../../../src/services/domain-snapshots/delete.js";
+import { revertDomainSnapshot } from "../../../src/services/domain-snapshots/revert.js";
+import { inspectDomain } from "../../../src/services/domains.js";
+import { domainConfig } from "../../support/config-file.js";
+import { compareImages, imageInfo, qemuImg, writeImage } from "../../support/image-tool.js";
+import { temporaryDirectory, untilTestEnds } from "../../support/lifetime.js";
+import { endMachines, machinesOf } from "../../support/machines-of.js";
+import { Monitor } from "../../support/monitor.js";
+import type { TemporaryDirectory } from "../../support/temporary-directory.js";
+import type { DiskFormat, TestDisk } from "../../support/vm-arguments.js";
+import { TestVm } from "../../support/vm.js";
+import { leftoversOf, startQuietAgent } from "./support/quiet-agent.js";
+
+const MIB = 1024 * 1024;
+const BLOCK = 65_536;
+const DOMAIN = "vm";
+
+/** A domain with one disk of another program's format, whose size QEMU may have rounded. */
+class Scene {
+  readonly directory: TemporaryDirectory;
+  readonly context: ServiceContext;
+  readonly home: TestDisk;
+  readonly sizeBytes: number;
+  vm: TestVm;
+
+  private constructor(parts: {
+    directory: TemporaryDirectory;
+    context: ServiceContext;
+    home: TestDisk;
+    sizeBytes: number;
+    vm: TestVm;
+  }) {
+    ({
+      directory: this.directory,
+      context: this.context,
+      home: this.home,
+      sizeBytes: this.sizeBytes,
+      vm: this.vm,
+    } = parts);
+  }
+
+  static async start(format: DiskFormat, ...options: string[]): Promise<Scene> {
+    const directory = await temporaryDirectory();
+    const home: TestDisk = { target: "vda", path: directory.file(`vda.${format}`), format };
+    await qemuImg("create", "-q", "-f", format, ...options, home.path, String(9 * MIB));
+    const { size: sizeBytes } = await imageInfo(home.path, format);
+    const content = directory.file("content.raw");
+    await qemuImg("create", "-q", "-f", "raw", content, String(sizeBytes));
+    await writeImage(content, "raw", `write -P 1 0 ${MIB}`, `write -P 1 ${sizeBytes - 512} 512`);
+    await qemuImg("convert", "-q", "-f", "raw", "-O", format, ...options, content, home.path);
+    for (const name of ["backups", "scratch"]) await mkdir(directory.file(name));
+    untilTestEnds({ [Symbol.asyncDispose]: () => endMachines(directory.path) });
+    const vm = untilTestEnds(await TestVm.start({ directory: directory.path, disks: [home] }));
+    const context = await startQuietAgent(directory, domainConfig(DOMAIN, vm));
+    return new Scene({ directory, context, home, sizeBytes, vm });
+  }
+
+  /** At the beginning, and at the very end, which is no multiple of a cluster in rounded images. */
+  async write(pattern: number): Promise<void> {
+    const ranges = [`0 ${BLOCK}`, `${this.sizeBytes - 512} 512`];
+    if (this.vm.running) {
+      for (const range of ranges) {
+        expect(await this.vm.guestIo("vda", `write -P ${pattern} ${range}`)).toMatchObject({ ok: true });
+      }
+      return;
+    }
+    const { file, format } = await this.present();
+    await writeImage(file, format, ...ranges.map((range) => `write -P ${pattern} ${range}`));
+  }
+
+  async present(): Promise<{ readonly file: string; readonly format: DiskFormat }> {
+    const { layers } = await this.context.domainSnapshots.read(DOMAIN);
+    const [{ active, format } = { active: this.home.path, format: this.home.format }] = layers;
+    return { file: active, format };
+  }
+
+  async expectContent(pattern: number): Promise<void> {
+    const { file, format } = await this.present();
+    await expectContent(file, format, pattern, this.sizeBytes);
+  }
+
+  create(name: string, options: { readonly diskOnly?: boolean } = {}): Promise<DomainSnapshot> {
+    return createDomainSnapshot(this.context, { domain: DOMAIN, name, ...options });
+  }
+
+  async remove(name: string): Promise<void> {
+    await deleteDomainSnapshot(this.context, { domain: DOMAIN, name });
+  }
+}
+
+async function expectContent(
+  file: string,
+  format: DiskFormat,
+  pattern: number,
+  sizeBytes: number,
+): Promise<void> {
+  expect((await imageInfo(file, format)).size).toBe(sizeBytes);
+  const read = [`read -P ${pattern} 0 ${BLOCK}`, `read -P 1 ${BLOCK} ${MIB - BLOCK}`];
+  const end = `read -P ${pattern} ${sizeBytes - 512} 512`;
+  await writeImage(file, format, ...[...read, end]);
+}
+
+/** `npm run test:faults` has all of them; the default test run the one that rounds sizes. */
+const FORMATS =
+  process.env["FLEECE_FAULTS"] === "all" ? (["vpc", "vhdx", "vmdk", "vdi"] as const) : (["vpc"] as const);
+
+describe.each(FORMATS)("A disk whose image is %s", (format) => {
+  it("is snapshotted by overlays, reverted, and merged back into its image", async () => {
+    const scene = await Scene.start(format);
+    const { context, directory, home, sizeBytes } = scene;
+    // By its geometry; the overlay must have the same size, or the disk would change under the guest.
+    if (format === "vpc") expect(sizeBytes).toBe(9_469_952);
+    await expect(scene.create("m")).rejects.toMatchObject({
+      code: "UNSUPPORTED",
+      message: expect.stringContaining(`vda is, or is based on, ${format}`) as string,
+    });
+    expect(await leftoversOf(directory, context)).toEqual([]);
+
+    const one = await scene.create("one", { diskOnly: true });
+    expect(one.disks).toMatchObject([{ file: home.path, format, sizeBytes }]);
+    await scene.write(2);
+    await scene.create("two", { diskOnly: true });
+    await scene.write(3);
+    const { state, pid } = await revertDomainSnapshot(context, { domain: DOMAIN, name: "one", force: true });
+    expect([state, await machinesOf(directory.path)]).toEqual(["running", [pid]]);
+    for (const name of ["two", "one"]) await scene.remove(name);
+    expect(await scene.present()).toEqual({ file: home.path, format });
+    expect((await inspectDomain(context, DOMAIN)).disks).toMatchObject([
+      { format, file: home.path, sizeBytes, checkpoints: [] },
+    ]);
+    expect(await leftoversOf(directory, context)).toEqual(["snapshots.json"]);
+    await endMachine(scene);
+    await scene.expectContent(1);
+  });
+
+  it("is snapshotted while the domain is off, and the storage daemon merges it back", async () => {
+    const scene = await Scene.start(format);
+    const { context, home, sizeBytes } = scene;
+    await scene.vm.quit();
+    const off = await scene.create("off");
+    expect(off).toMatchObject({ state: "inactive", disks: [{ file: home.path, format, sizeBytes }] });
+    await scene.write(2);
+    expect((await revertDomainSnapshot(context, { domain: DOMAIN, name: "off", force: true })).state).toBe(
+      "inactive",
+    );
+    await scene.expectContent(1);
+    await scene.write(3);
+    await scene.remove("off");
+    expect(await scene.present()).toEqual({ file: home.path, format });
+    await scene.expectContent(3);
+  });
+
+  it("is backed up by its changes while its QEMU runs, and compared afterwards", async () => {
+    const scene = await Scene.start(format);
+    const { context, directory, home } = scene;
+    const modes: string[] = [];
+    const backUp = async (): Promise<void> => {
+      const { id, manifest } = await runBackup(context, { domain: DOMAIN });
+      modes.push(...manifest.disks.map(({ mode, sourceFormat }) => `${mode} ${sourceFormat}`));
+      const [restored] = await restoreBackup(context, { id, directory: directory.file(id) });
+      expect(restored).toMatchObject({ format: "raw", sizeBytes: scene.sizeBytes });
+      const { file = "" } = restored ?? {};
+      if (scene.vm.running) await scene.vm.guestFlush("vda");
+      const same = await compareImages(home.path, format, file, "raw");
+      expect(same).toMatchObject({ identical: true });
+    };
+    await backUp();
+    await scene.write(2);
+    await backUp();
+    await scene.vm.quit();
+    await scene.write(3);
+    await backUp();
+    expect(modes).toEqual([`whole ${format}`, `changes ${format}`, `compare ${format}`]);
+    expect(await context.store.operations(DOMAIN)).toEqual([]);
+  });
+});
+
+describe("A VMDK that an appliance brought along", () => {
+  it("cannot be written over, so that a deletion leaves it and gives its content to the overlay", async () => {
+    const scene = await Scene.start("vmdk", "-o", "subformat=streamOptimized");
+    await scene.vm.quit();
+    await scene.create("off");
+    await scene.write(2);
+    await scene.remove("off");
+    const { file, format } = await scene.present();
+    expect([format, (await imageInfo(file, format)).backing]).toEqual(["qcow2", undefined]);
+    await scene.expectContent(2);
+  });
+
+  it("is neither backed up nor snapshotted while the domain is off, if its data is in other files", async () => {
+    const scene = await Scene.start("vmdk", "-o", "subformat=monolithicFlat");
+    const flat = scene.directory.file("vda-flat.vmdk");
+    await scene.create("running", { diskOnly: true });
+    await scene.remove("running");
+    await scene.vm.quit();
+    const refusal = { code: "UNSUPPORTED", message: expect.stringContaining(flat) as string };
+    await expect(scene.create("off")).rejects.toMatchObject(refusal);
+    await expect(runBackup(scene.context, { domain: DOMAIN })).rejects.toMatchObject(refusal);
+    await scene.expectContent(1);
+  });
+});
+
+async function endMachine({ vm, directory }: Scene): Promise<void> {
+  const monitor = await Monitor.connect(vm.qmpPath, AbortSignal.timeout(60_000));
+  await monitor.execute("quit").catch(() => undefined);
+  monitor.close();
+  await expect.poll(() => machinesOf(directory.path), { timeout: 60_000 }).toEqual([]);
+}
