@@ -1,5 +1,5 @@
 import type { BackupEntry, IntactEntry, Manifest, ManifestDisk } from "../model/backup.js";
-import { isIntact, momentMs } from "../model/backup.js";
+import { isIntact, keyIdOf, momentMs } from "../model/backup.js";
 import { type DeletedBackup, deleteBackup, findBackup, listBackups } from "../services/backup-catalog.js";
 import type { BackupProgress } from "../services/backup-run.js";
 import { runBackup } from "../services/backup-run.js";
@@ -122,6 +122,7 @@ function soundBackupMessage(entry: IntactEntry): Backup {
     protected: entry.protected === true,
     machineFiles: machineFileMessages(manifest),
     verifiedTime: null,
+    keyId: keyIdOf(manifest),
   };
 }
 
@@ -149,6 +150,7 @@ function backupDiskMessage(disk: ManifestDisk): BackupDisk {
     durationMs,
     mode: MODES[mode],
     reason,
+    encrypted: disk.keyId !== undefined,
   };
 }
 

@@ -24,6 +24,7 @@ export function backupList({ backups }: ListBackupsResponse, terminal: boolean):
       { head: "TIME", cell: sound(({ time }) => formatTime(time)) },
       { head: "DISKS", cell: sound(({ disks }) => disks.map(({ target }) => target).join(",")) },
       { head: "STORED", cell: sound((backup) => formatBytes(storedBytes(backup))), align: "right" },
+      { head: "ENCRYPTED", cell: (backup) => encryptedOf(backup) ?? "-" },
       { head: "VERIFIED", cell: verifiedOf },
       { head: "REPOSITORY", cell: ({ repository }) => repository },
     ],
@@ -62,10 +63,19 @@ export function backupDetails(backup: Backup, terminal: boolean): string {
     ],
     ["Took", tookOf(backup)],
     ["Machine files", machineFiles(backup)],
+    ["Encrypted", encryptedOf(backup)],
+    ["Key", backup.keyId],
     ["Verified", backup.verifiedTime === null ? undefined : verifiedOf(backup)],
     ["Damage", backup.verifiedDamage],
   ]);
   return `${head}\n${diskTable(backup, terminal)}`;
+}
+
+/** Which disks, if not all. */
+function encryptedOf({ keyId, disks }: Backup): string | undefined {
+  if (keyId === undefined) return undefined;
+  const encrypted = disks.filter((disk) => disk.encrypted);
+  return encrypted.length === disks.length ? "yes" : encrypted.map(({ target }) => target).join(",");
 }
 
 function verifiedOf({ verifiedTime, verifiedDamage }: Backup): string {

@@ -26,12 +26,17 @@ export interface ToolOptions {
 export async function runTool(
   tool: string,
   args: readonly string[],
-  options: ToolOptions & { readonly path?: string } = {},
+  options: ToolOptions & {
+    readonly path?: string;
+    /** A descriptor that the tool has as its standard input; default: none. */
+    readonly input?: number;
+  } = {},
 ): Promise<string> {
   options.signal?.throwIfAborted();
   const timeoutMs = options.timeoutMs ?? DEFAULT_TIMEOUT_MS;
   const result = await execa(tool, args, {
-    stdin: "ignore",
+    // Any descriptor will do; the types list a few.
+    stdin: (options.input as 3 | undefined) ?? "ignore",
     env: { LC_ALL: "C" },
     reject: false,
     timeout: timeoutMs,
@@ -63,6 +68,7 @@ export interface ImageInfo {
   readonly backingFormat: string | undefined;
   /** An external file with the data of a qcow2 image. */
   readonly dataFile: string | undefined;
+  readonly encrypted: boolean;
   /** Persistent bitmaps of a qcow2 image. */
   readonly bitmaps: readonly ImageBitmap[];
   /** Inside the image; without memory these have 0 bytes of it. */
@@ -83,6 +89,7 @@ const infoSchema = z.object({
   "actual-size": z.int().nonnegative().optional(),
   "backing-filename": z.string().optional(),
   "backing-filename-format": z.string().optional(),
+  encrypted: z.boolean().optional(),
   snapshots: z.array(z.object({ name: z.string(), "vm-state-size": z.int().nonnegative() })).optional(),
   "format-specific": z
     .object({
@@ -120,6 +127,7 @@ export async function imageInfo(
     backingFile: info["backing-filename"],
     backingFormat: info["backing-filename-format"],
     dataFile: data?.["data-file"],
+    encrypted: info.encrypted === true,
     bitmaps: (data?.bitmaps ?? []).map(({ name, granularity, flags }) => ({
       name,
       granularityBytes: granularity,
@@ -160,6 +168,8 @@ export interface CreateImageOptions {
   readonly backingFormat?: string;
   /** What will be written compressed into a qcow2 image is so by zstd. */
   readonly compressed?: boolean;
+  /** Of an encrypted qcow2 image: its LUKS header. */
+  readonly luksHeader?: Uint8Array | undefined;
 }
 
 /**
@@ -167,11 +177,11 @@ export interface CreateImageOptions {
  * PERMISSION_DENIED, PATH_NOT_FOUND, or UNSUPPORTED for a size; after any error no file of ours is left.
  */
 export async function createImage(options: CreateImageOptions): Promise<void> {
-  const { path, format, sizeBytes, backing, backingFormat, compressed } = options;
+  const { path, format, sizeBytes, backing, backingFormat, compressed, luksHeader: luks } = options;
   const empty =
     format === "raw"
       ? { pieces: [], fileBytes: sizeBytes }
-      : emptyQcow2(sizeBytes, { backing, backingFormat, compressed });
+      : emptyQcow2(sizeBytes, { backing, backingFormat, compressed, luks });
   options.signal?.throwIfAborted();
   const file = await createPrivate(checkAbsolute(path));
   try {

@@ -10,6 +10,12 @@ export interface BackupRepository {
   /** Fails with PATH_NOT_FOUND or PERMISSION_DENIED when backups cannot be written here; creates nothing. */
   checkWritable(): Promise<void>;
 
+  /**
+   * Fails with KEY_UNAVAILABLE, or KEY_WRONG if a new backup on `parent` would need another key. False if new backups are not
+   * encrypted.
+   */
+  checkKey(parent?: IntactEntry, signal?: AbortSignal): Promise<boolean>;
+
   /** This much of its file system must stay free, in bytes. */
   readonly reserveBytes: number;
 
@@ -29,7 +35,7 @@ export interface BackupRepository {
   lock(domain: string): Promise<RepositoryLock>;
 
   /**
-   * Starts a backup under a temporary name. The caller holds the lock. Fails with DAMAGED if the parent's images, or the
+   * Starts a backup under a temporary name. The caller holds the lock. Fails as `checkKey` does, and with DAMAGED if the parent's images, or the
    * digests to compare with, are not what was stored.
    */
   begin(request: DraftRequest, undo: UndoLog, signal?: AbortSignal): Promise<BackupDraft>;

@@ -44,6 +44,10 @@ export class FakeRepository implements BackupRepository {
     return Promise.resolve();
   }
 
+  checkKey(): Promise<boolean> {
+    return Promise.resolve(false);
+  }
+
   freeBytes(): Promise<number> {
     return Promise.resolve(this.#domain.host.freeBytes);
   }
