@@ -4,7 +4,7 @@ import { join } from "node:path";
 import { describe, expect, it } from "vitest";
 import { parse, stringify } from "yaml";
 import { runFleece } from "../support/fleece.js";
-import { compareImages, writeImage } from "../support/image-tool.js";
+import { compareImages } from "../support/image-tool.js";
 import { untilTestEnds } from "../support/lifetime.js";
 import { type Site, startSite } from "../support/site.js";
 
@@ -70,92 +70,90 @@ async function expectContent(at: Site, id: string, to: string, ...args: string[]
   expect(await readFile(`${out}/machine/tpm/empty`, "utf8")).toBe("");
 }
 
+/** Runs a backup while it looks at all processes again and again. Resolves with the programs that were seen. */
+async function runWatched(at: Site): Promise<{ readonly taken: Taken; readonly seen: ReadonlySet<string> }> {
+  const seen = new Set<string>();
+  const running = await at.start("backup", "run", "vm", "--json");
+  while (running.running) {
+    for (const bytes of await processes()) {
+      expect(bytes.includes(KEY) || bytes.includes(Buffer.from(KEY).toString("base64"))).toBe(false);
+      for (const program of PROGRAMS) if (bytes.includes(program)) seen.add(program);
+    }
+  }
+  return { taken: (await running.result()).json() as Taken, seen };
+}
+
+/** Each has the key. */
+const PROGRAMS = ["qemu-img\0create", "qemu-storage-daemon\0--chardev"];
+
 describe("encryption", () => {
-  it("keeps content secret in chains that began without, through comparing, merging and restoring", async () => {
+  it("keeps content and key secret in a chain that began without, from backup through merge to restore", async () => {
     const at = await machineSite();
-    await at.vm.guestWrite("vda", MIB, MIB, 0x21);
     const plain = await at.json<Taken>("backup", "run", "vm");
     const directory = (id: string): string => at.directory.file(`backups/vm/${id}`);
-    expect(await showsContent(directory(plain.id), written(0x21))).toBe(true);
+    expect(await showsContent(directory(plain.id), written(0x5a))).toBe(true);
     expect(await showsContent(directory(plain.id), TPM)).toBe(true);
-
     await setEncryption(at, { keyFile: "key" });
     await at.vm.guestWrite("vda", 2 * MIB, MIB, 0x22);
+    const { taken, seen } = await runWatched(at);
+    expect(taken).toMatchObject({ disks: [{ mode: "CHANGES", encrypted: true }] });
+    expect([...seen].toSorted()).toEqual(PROGRAMS);
+    await at.vm.quit();
+    expect(await showsContent(directory(taken.id), written(0x22), TPM)).toBe(false);
+    expect((await at.run("backup", "show", taken.id)).stdout).toMatch(/^Encrypted +yes$/m);
+    await at.json("backup", "delete", plain.id);
+    expect(await showsContent(at.directory.file("backups"), written(0x5a), written(0x22), TPM)).toBe(false);
+    for (const name of ["state", "run", "backups"]) {
+      expect(await showsContent(at.directory.file(name), KEY)).toBe(false);
+    }
+    const bare = ["--repository-path", at.directory.file("backups")];
+    await expectContent(at, taken.id, "out", ...bare, "--key-file", at.directory.file("key"));
+    const none = await runFleece(["backup", "verify", taken.id, ...bare]);
+    expect(none).toMatchObject({ exitCode: 1, stderr: expect.stringContaining("KEY_UNAVAILABLE") as string });
+    const other = ["--key-file", at.directory.file("other-key")];
+    const wrong = await runFleece(["backup", "verify", taken.id, ...bare, ...other]);
+    expect(wrong).toMatchObject({ exitCode: 1, stderr: expect.stringContaining("KEY_WRONG") as string });
+    const alone = await runFleece(["backup", "verify", taken.id, ...other]);
+    expect(alone).toMatchObject({
+      exitCode: 2,
+      stderr: expect.stringContaining("--repository-path") as string,
+    });
+  });
+});
+
+/** Each takes a quarter of a minute. */
+const all = process.env["FLEECE_FAULTS"] === "all";
+
+describe.runIf(all)("encryption, at length", () => {
+  it("goes through comparing, pushing, serving and several merges", async () => {
+    const at = await machineSite({ exports: "staged" });
+    await setEncryption(at, { keyCommand: ["/bin/cat", at.directory.file("key")] });
+    const full = await at.json<Taken>("backup", "run", "vm");
+    await at.vm.guestWrite("vda", 2 * MIB, MIB, 0x22);
     const first = await at.json<Taken>("backup", "run", "vm");
-    expect(first).toMatchObject({ disks: [{ mode: "CHANGES", encrypted: true }] });
     await at.vm.guestWrite("vda", 2 * MIB + 512, 70_000, 0x23);
     await at.vm.guestWriteZeroes("vda", 0, 512 * 1024);
     await at.vm.restart();
     await at.vm.kill();
     await at.vm.restart();
     const second = await at.json<Taken>("backup", "run", "vm");
-    expect(second).toMatchObject({ keyId: first.keyId, disks: [{ mode: "COMPARE", encrypted: true }] });
+    expect(second).toMatchObject({ keyId: full.keyId, disks: [{ mode: "COMPARE", encrypted: true }] });
     await at.vm.quit();
-    for (const { id } of [first, second]) {
-      expect(await showsContent(directory(id), written(0x22), written(0x23), TPM)).toBe(false);
+    for (const [round, { id }] of [full, first].entries()) {
+      expect(await showsContent(at.directory.file("backups"), written(0x22), written(0x23), TPM)).toBe(false);
+      await at.json("backup", "verify", second.id);
+      await expectContent(at, second.id, `out-${round}`);
+      await at.json("backup", "delete", id);
     }
-    expect((await at.run("backup", "show", second.id)).stdout).toMatch(/^Encrypted +yes$/m);
-    await at.json("backup", "verify", second.id);
-    await expectContent(at, second.id, "before");
-
-    await at.json("backup", "delete", plain.id);
-    expect(await showsContent(at.directory.file("backups"), written(0x21), written(0x22), TPM)).toBe(false);
-    await at.json("backup", "verify", first.id);
-    await expectContent(at, second.id, "between");
-    await at.json("backup", "delete", first.id);
     expect(await at.json("backup", "list")).toMatchObject({
-      backups: [{ id: second.id, level: "FULL", keyId: first.keyId }],
+      backups: [{ id: second.id, level: "FULL", keyId: full.keyId }],
     });
     await at.json("backup", "verify", second.id);
-
-    const bare = ["--repository-path", at.directory.file("backups")];
-    await expectContent(at, second.id, "after", ...bare, "--key-file", at.directory.file("key"));
-    const none = await runFleece(["backup", "verify", second.id, ...bare]);
-    expect(none).toMatchObject({ exitCode: 1, stderr: expect.stringContaining("KEY_UNAVAILABLE") as string });
-    const key = ["--key-file", at.directory.file("other-key")];
-    const wrong = await runFleece(["backup", "verify", second.id, ...bare, ...key]);
-    expect(wrong).toMatchObject({ exitCode: 1, stderr: expect.stringContaining("KEY_WRONG") as string });
-    const alone = await runFleece(["backup", "verify", second.id, ...key]);
-    expect(alone).toMatchObject({
-      exitCode: 2,
-      stderr: expect.stringContaining("--repository-path") as string,
-    });
+    await expectContent(at, second.id, "after");
     const served = untilTestEnds(await at.start("backup", "serve", second.id));
     const [uri] = await served.waitForOutput(/nbd\+unix:\S+/, { timeoutMs: 60_000 });
-    await writeImage(uri, "raw", "read -P 0x22 3080192 4096");
-    // Nothing of ours is needed: the key is the images' passphrase.
-    await writeFile(at.directory.file("passphrase"), KEY);
-    const image = `${directory(second.id)}/vda.qcow2`;
-    expect((await readFile(image)).includes(written(0x23))).toBe(false);
-  });
-
-  it("takes what QEMU pushes, and the key is in no command line and no environment", async () => {
-    const at = await machineSite({ exports: "staged" });
-    await setEncryption(at, { keyCommand: ["/bin/cat", at.directory.file("key")] });
-    const seen = new Set<string>();
-    const running = await at.start("backup", "run", "vm", "--json");
-    let looks = 0;
-    while (running.running) {
-      for (const bytes of await processes()) {
-        expect(bytes.includes(KEY) || bytes.includes(Buffer.from(KEY).toString("base64"))).toBe(false);
-        for (const tool of ["qemu-img\0create", "qemu-storage-daemon"])
-          if (bytes.includes(tool)) seen.add(tool);
-      }
-      looks += 1;
-    }
-    const result = await running.result();
-    expect(looks).toBeGreaterThan(0);
-    expect([...seen].toSorted()).toEqual(["qemu-img\0create", "qemu-storage-daemon"]);
-    const full = result.json() as Taken;
-    await at.vm.guestWrite("vda", 2 * MIB, MIB, 0x22);
-    const { id } = await at.json<Taken>("backup", "run", "vm");
-    expect(await showsContent(at.directory.file("backups"), written(0x5a), written(0x22), TPM)).toBe(false);
-    for (const name of ["state", "run", "backups"]) {
-      expect(await showsContent(at.directory.file(name), KEY)).toBe(false);
-    }
-    await at.vm.quit();
-    await at.json("backup", "delete", full.id);
-    await expectContent(at, id, "out");
+    const source = at.directory.file("vda.qcow2");
+    expect((await compareImages(source, "qcow2", uri, "raw")).identical).toBe(true);
   });
 
   it("that lacks its key, or has another, changes nothing and says so", async () => {
