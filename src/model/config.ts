@@ -265,14 +265,18 @@ const nbd = z
 
 const parallel = z.int().min(1).max(1000);
 
-/** One of them: see KeyPlace in drivers/repository/key-source.ts. */
-const encryption = z.union(
-  [
-    z.strictObject({ keyFile: filePath }),
-    z.strictObject({ keyCommand: z.array(z.string()).min(1).refine(hasProgram) }),
-  ],
-  { error: "Expected either `keyFile: PATH` or `keyCommand: [PROGRAM, ARGUMENT…]`" },
-);
+/** Programs are run in the directory /. */
+const keyCommand = z
+  .array(z.string())
+  .refine(([program = ""]) => path.isAbsolute(program) || /^[^/]+$/.test(program), {
+    message: "Expected a program, by its absolute path or a name to be looked for in PATH, and its arguments",
+  });
+
+const encryption = z
+  .strictObject({ keyFile: filePath.optional(), keyCommand: keyCommand.optional() })
+  .refine((value) => (value.keyFile === undefined) !== (value.keyCommand === undefined), {
+    message: "Expected either `keyFile` or `keyCommand`",
+  });
 
 const repository = z
   .strictObject({
@@ -288,11 +292,6 @@ const repository = z
     message: "Expected `compression: none` beside `encryption`: QEMU cannot do both in one image",
     path: ["compression"],
   });
-
-/** A relative path would be one of the directory / in which programs are run. */
-function hasProgram([program = ""]: readonly string[]): boolean {
-  return path.isAbsolute(program) || (program !== "" && !program.includes("/"));
-}
 
 /** In milliseconds once it is parsed. */
 const jitter = z.string().transform((value, context) => {
@@ -632,7 +631,7 @@ function absolute(config: Config, base: string): Config {
 }
 
 function absoluteKey(keys: Encryption, from: (value: string) => string): Encryption {
-  return "keyFile" in keys ? { keyFile: from(keys.keyFile) } : keys;
+  return keys.keyFile === undefined ? keys : { keyFile: from(keys.keyFile) };
 }
 
 function absoluteNbd(keys: NbdConfig, from: (value: string) => string): NbdConfig {

@@ -3,8 +3,12 @@ import { errorMessage, fileError, FleeceError, isFleeceError } from "../../share
 import { programs } from "../programs.js";
 import { RepositoryKey } from "./repository-key.js";
 
-/** Where the key of a repository comes from. */
-export type KeyPlace = { readonly keyFile: string } | { readonly keyCommand: readonly string[] };
+/** Where the key of a repository comes from: exactly one of them. */
+export interface KeyPlace {
+  readonly keyFile?: string | undefined;
+  /** A program and its arguments. */
+  readonly keyCommand?: readonly string[] | undefined;
+}
 
 const OTHERS = 0o077;
 const MAX_FILE_BYTES = 64 * 1024;
@@ -15,12 +19,13 @@ const COMMAND_TIMEOUT_MS = 30_000;
 const KEY = /^[\x21-\x7e]([\x20-\x7e]{30,1022})[\x21-\x7e]$/;
 
 /** Fails with KEY_UNAVAILABLE. No message has anything that was read or printed. */
-export async function readKey(place: KeyPlace, signal?: AbortSignal): Promise<RepositoryKey> {
+export async function readKey(
+  { keyFile, keyCommand = [] }: KeyPlace,
+  signal?: AbortSignal,
+): Promise<RepositoryKey> {
   signal?.throwIfAborted();
-  const [text, source] =
-    "keyFile" in place
-      ? [await readKeyFile(place.keyFile), place.keyFile]
-      : [await runCommand(place.keyCommand, signal), `what ${place.keyCommand[0] ?? ""} printed`];
+  const text = keyFile === undefined ? await runCommand(keyCommand, signal) : await readKeyFile(keyFile);
+  const source = keyFile ?? `what ${keyCommand[0] ?? ""} printed`;
   const key = text.trim();
   if (KEY.test(key)) return new RepositoryKey(key);
   throw unavailable(
@@ -31,11 +36,13 @@ export async function readKey(place: KeyPlace, signal?: AbortSignal): Promise<Re
 async function readKeyFile(path: string): Promise<string> {
   try {
     await using file = await open(path, constants.O_RDONLY | constants.O_NONBLOCK);
-    const { mode, size } = await file.stat();
+    const found = await file.stat();
+    if (!found.isFile()) throw unavailable(`Expected a key file, got something else at ${path}`);
+    const { mode, size } = found;
     if ((mode & OTHERS) !== 0) {
-      const found = (mode & 0o777).toString(8).padStart(4, "0");
+      const octal = (mode & 0o777).toString(8).padStart(4, "0");
       throw unavailable(
-        `Expected the key file ${path} to be its owner's alone (mode 0600), got mode ${found}`,
+        `Expected the key file ${path} to be its owner's alone (mode 0600), got mode ${octal}`,
       );
     }
     if (size > MAX_FILE_BYTES) throw unavailable(`Expected a key file, got ${size} bytes in ${path}`);
