@@ -1,6 +1,7 @@
 import { chmod, mkdir, readdir, readFile, writeFile } from "node:fs/promises";
 import { randomBytes } from "node:crypto";
 import { join } from "node:path";
+import { setTimeout as delay } from "node:timers/promises";
 import { describe, expect, it } from "vitest";
 import { parse, stringify } from "yaml";
 import { runFleece } from "../support/fleece.js";
@@ -61,7 +62,8 @@ async function processes(): Promise<readonly Buffer[]> {
 
 async function expectContent(at: Site, id: string, to: string, ...args: string[]): Promise<void> {
   const out = at.directory.file(to);
-  const run = args.length === 0 ? at.run : (...all: string[]) => runFleece([...all, ...args]);
+  const run = (...verb: string[]): ReturnType<Site["run"]> =>
+    args.length === 0 ? at.run(...verb) : runFleece([...verb, ...args]);
   const restored = await run("backup", "restore", id, "--to", out);
   expect(restored.stderr).toBe("");
   const disk = `${out}/vda.qcow2`;
@@ -79,6 +81,8 @@ async function runWatched(at: Site): Promise<{ readonly taken: Taken; readonly s
       expect(bytes.includes(KEY) || bytes.includes(Buffer.from(KEY).toString("base64"))).toBe(false);
       for (const program of PROGRAMS) if (bytes.includes(program)) seen.add(program);
     }
+    // Leaves the processor to what is watched.
+    await delay(20);
   }
   return { taken: (await running.result()).json() as Taken, seen };
 }
