@@ -89,11 +89,12 @@ export async function loadConfig(file: string): Promise<Config> {
  */
 export async function bareConfig(
   repositoryPath: string,
+  keyFile?: string,
 ): Promise<{ readonly config: Config } & AsyncDisposable> {
   const stateDir = processDirectoryPath();
   await makeRuntimeDirectory(stateDir);
   return {
-    config: configOfRepository(repositoryPath, stateDir),
+    config: configOfRepository(repositoryPath, stateDir, keyFile),
     [Symbol.asyncDispose]: () => rm(stateDir, { recursive: true, force: true }),
   };
 }
@@ -243,9 +244,11 @@ export async function startAgent(
     outputs: outputDirectories,
     diskTargets: new QemuDiskTargets({ runtimeRoot }),
     repositories: new Map(
-      config.repositories.map(({ name, path, reserve, compression }) => [
+      config.repositories.map(({ name, path, reserve, compression, encryption }) => [
         name,
-        new DirectoryRepository({ name, path, images, reserveBytes: reserve, compression, runtimeRoot }),
+        new DirectoryRepository({
+          ...{ name, path, images, reserveBytes: reserve, compression, encryption, runtimeRoot },
+        }),
       ]),
     ),
     domains: config.domains.map(({ name }) => name),

@@ -1,5 +1,5 @@
 import type { BackupEntry, IntactEntry, Manifest, ManifestDisk } from "../model/backup.js";
-import { isIntact, momentMs } from "../model/backup.js";
+import { isIntact, keyIdOf, momentMs } from "../model/backup.js";
 import type { BackupWaits } from "../model/backup-limits.js";
 import { type DeletedBackup, deleteBackup, findBackup, listBackups } from "../services/backup-catalog.js";
 import type { BackupProgress } from "../services/backup-run.js";
@@ -138,6 +138,7 @@ function soundBackupMessage(entry: IntactEntry): Backup {
     verifiedTime: null,
     lastBoot: null,
     copiedFrom: entry.copiedFrom,
+    keyId: keyIdOf(manifest),
   };
 }
 
@@ -172,6 +173,7 @@ function backupDiskMessage(disk: ManifestDisk): BackupDisk {
     durationMs,
     mode: MODES[mode],
     reason,
+    encrypted: disk.keyId !== undefined,
   };
 }
 

@@ -1,7 +1,7 @@
 import { type Command, InvalidArgumentError, Option } from "@commander-js/extra-typings";
 import { restorationDone, servedBackup, verificationDone } from "./backup-view.js";
 import { diskOption } from "./disk-option.js";
-import { REPOSITORY_OPTION, REPOSITORY_PATH_OPTION } from "./repository-path-option.js";
+import { KEY_FILE_OPTION, REPOSITORY_OPTION, REPOSITORY_PATH_OPTION } from "./repository-path-option.js";
 import { isNbdUri, restoreDiskOption } from "./restore-disk-option.js";
 import type { RunAction } from "./session.js";
 
@@ -27,7 +27,8 @@ function addVerify(group: Command, run: RunAction): void {
     .addOption(diskOption("verify this disk"))
     .addOption(REPOSITORY_OPTION)
     .addOption(REPOSITORY_PATH_OPTION)
-    .action((id, { disk: disks, repository, repositoryPath }) =>
+    .addOption(KEY_FILE_OPTION)
+    .action((id, { disk: disks, repository, repositoryPath, keyFile }) =>
       run(
         async ({ answer, api, progress, signal }) => {
           const message = await api.call(
@@ -37,7 +38,7 @@ function addVerify(group: Command, run: RunAction): void {
           );
           answer("Verification", message, verificationDone);
         },
-        { repositoryPath },
+        { repositoryPath, keyFile },
       ),
     );
 }
@@ -67,7 +68,8 @@ function addRestore(group: Command, run: RunAction): void {
       ).choices(["qcow2", "raw"] as const),
     )
     .addOption(REPOSITORY_PATH_OPTION)
-    .action((id = "", { to, disk: chosen, format, repositoryPath, ...newest }) => {
+    .addOption(KEY_FILE_OPTION)
+    .action((id = "", { to, disk: chosen, format, repositoryPath, keyFile, ...newest }) => {
       const hasPlaces = chosen.length > 0 && chosen.every(({ place }) => place !== undefined);
       if (to === undefined && !hasPlaces) throw directoryMissing();
       return run(
@@ -85,7 +87,7 @@ function addRestore(group: Command, run: RunAction): void {
           const message = await api.call("Backups.Restore", request, { signal, onProgress: progress.show });
           answer("Restoration", message, (restoration) => restorationDone(restoration, terminal));
         },
-        { repositoryPath },
+        { repositoryPath, keyFile },
       );
     });
 }
@@ -107,7 +109,8 @@ function addServe(group: Command, run: RunAction): void {
     .addOption(diskOption("offer this disk"))
     .addOption(REPOSITORY_OPTION)
     .addOption(REPOSITORY_PATH_OPTION)
-    .action((id, { socket, disk: disks, repository, repositoryPath }) =>
+    .addOption(KEY_FILE_OPTION)
+    .action((id, { socket, disk: disks, repository, repositoryPath, keyFile }) =>
       run(
         async ({ absolutePath, answer, api, signal, terminal }) => {
           const socketPath = socket === undefined ? undefined : absolutePath(socket);
@@ -121,7 +124,7 @@ function addServe(group: Command, run: RunAction): void {
             },
           );
         },
-        { repositoryPath },
+        { repositoryPath, keyFile },
       ),
     );
 }

@@ -26,6 +26,7 @@ export function backupList({ backups }: ListBackupsResponse, terminal: boolean):
       { head: "TIME", cell: sound(({ time }) => formatTime(time)) },
       { head: "DISKS", cell: sound(({ disks }) => disks.map(({ target }) => target).join(",")) },
       { head: "STORED", cell: sound((backup) => formatBytes(storedBytes(backup))), align: "right" },
+      { head: "ENCRYPTED", cell: (backup) => encryptedOf(backup) ?? "-" },
       { head: "VERIFIED", cell: verifiedOf },
       ...(backups.some(({ lastBoot }) => lastBoot !== null) ? [{ head: "BOOTED", cell: bootedOf }] : []),
       { head: "REPOSITORY", cell: ({ repository }) => repository },
@@ -67,12 +68,21 @@ export function backupDetails(backup: Backup, terminal: boolean): string {
     ["Took", tookOf(backup)],
     ["Waited", waitsInWords(backup.waits)],
     ["Machine files", machineFiles(backup)],
+    ["Encrypted", encryptedOf(backup)],
+    ["Key", backup.keyId],
     ["Verified", backup.verifiedTime === null ? undefined : verifiedOf(backup)],
     ["Damage", backup.verifiedDamage],
     ["Booted", backup.lastBoot === null ? undefined : bootedOf(backup)],
     ["Boot failure", backup.lastBoot?.failure],
   ]);
   return `${head}\n${diskTable(backup, terminal)}`;
+}
+
+/** Which disks, if not all. */
+function encryptedOf({ keyId, disks }: Backup): string | undefined {
+  if (keyId === undefined) return undefined;
+  const encrypted = disks.filter((disk) => disk.encrypted);
+  return encrypted.length === disks.length ? "yes" : encrypted.map(({ target }) => target).join(",");
 }
 
 function verifiedOf({ verifiedTime, verifiedDamage }: Backup): string {

@@ -1,5 +1,11 @@
 import { Option } from "@commander-js/extra-typings";
 
+/** Beside it, for commands that read content. */
+export const KEY_FILE_OPTION = new Option(
+  "--key-file <file>",
+  "with --repository-path: the key of an encrypted repository",
+);
+
 /** Of commands that need nothing but the backups themselves. */
 export const REPOSITORY_PATH_OPTION = new Option(
   "--repository-path <directory>",

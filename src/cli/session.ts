@@ -65,6 +65,8 @@ export interface RunOptions {
   readonly changeNothing?: boolean;
   /** The directory of a repository that the command works on alone, embedded and without a configuration. */
   readonly repositoryPath?: string | undefined;
+  /** The file with its key. */
+  readonly keyFile?: string | undefined;
 }
 
 /** With what one command has of its own. */
@@ -105,10 +107,15 @@ export async function runSession(
 async function openBare(
   { cwd }: SessionSurroundings,
   { config, agent }: GlobalOptions,
-  { repositoryPath }: RunOptions,
+  { repositoryPath, keyFile }: RunOptions,
 ): Promise<Awaited<ReturnType<typeof bareConfig>> | undefined> {
-  if (repositoryPath === undefined) return undefined;
-  if (config === undefined && agent === undefined) return bareConfig(resolve(cwd, repositoryPath));
+  if (repositoryPath === undefined) {
+    if (keyFile === undefined) return undefined;
+    throw new FleeceError("INVALID_ARGUMENT", "Expected --repository-path beside --key-file, got none");
+  }
+  if (config === undefined && agent === undefined) {
+    return bareConfig(resolve(cwd, repositoryPath), keyFile && resolve(cwd, keyFile));
+  }
   const other = config === undefined ? "--agent" : "--config";
   throw new FleeceError("INVALID_ARGUMENT", `Expected either --repository-path or ${other}, got both`);
 }

@@ -4,6 +4,7 @@ import type { ExportAddress } from "../model/snapshot-plan.js";
 import type { ImageFactory, NewImage, OpenImages } from "../ports/image-writer.js";
 import { FleeceError } from "../shared/errors.js";
 import { syncFile } from "./durable-files.js";
+import { ENCRYPTED, giveKey, newLuksHeader, readLuksHeader } from "./luks.js";
 import { openNbdWriter } from "./nbd-io.js";
 import { removeExport } from "./node-exports.js";
 import { createImage } from "./qemu-tools.js";
@@ -28,8 +29,9 @@ export class StorageDaemonImages implements ImageFactory {
   async create(images: readonly NewImage[], signal?: AbortSignal): Promise<OpenImages> {
     const created: string[] = [];
     try {
-      for (const image of images) {
-        await createImage({ ...image, signal });
+      const headers = await Promise.all(images.map((image) => this.#luksHeader(image, signal)));
+      for (const [index, image] of images.entries()) {
+        await createImage({ ...image, luksHeader: headers[index], signal });
         created.push(image.path);
       }
       return await this.#serve(images, signal);
@@ -39,11 +41,19 @@ export class StorageDaemonImages implements ImageFactory {
     }
   }
 
+  async #luksHeader({ luks }: NewImage, signal: AbortSignal | undefined): Promise<Buffer | undefined> {
+    if (luks === undefined) return undefined;
+    if (luks.headerOf !== undefined) return await readLuksHeader(luks.headerOf);
+    return await newLuksHeader(luks.passphrase, { runtimeRoot: this.#runtimeRoot, signal });
+  }
+
   async #serve(images: readonly NewImage[], signal: AbortSignal | undefined): Promise<OpenImages> {
     const directory = processDirectoryPath(this.#runtimeRoot);
     const daemon = await StorageDaemon.start({ directory, lifetime: "process", signal });
     try {
       const served: ServedImage[] = [];
+      const passphrase = images.find(({ luks }) => luks !== undefined)?.luks?.passphrase;
+      if (passphrase !== undefined) await giveKey(daemon, passphrase, signal);
       for (const [index, image] of images.entries()) {
         served.push(await serve(daemon, image, `image-${index}`, signal));
       }
@@ -93,11 +103,12 @@ function plainNode(id: string): string {
  * clusters all the same, which hide the parent's data. `no-flush`: QEMU hands its metadata to the kernel but leaves the
  * waiting for the disk to one fsync at the end.
  */
-function imageNode({ path, format, pushed }: NewImage, id: string): BlockdevOptions {
+function imageNode({ path, format, pushed, luks }: NewImage, id: string): BlockdevOptions {
   const common = { discard: "unmap", cache: { "no-flush": true } } as const;
   const file = { ...common, driver: "file", filename: path } as const;
   const node = { ...common, "node-name": id, file, ...(pushed === true ? DETECT_ZEROES : {}) };
-  return format === "raw" ? { ...node, driver: "raw" } : { ...node, driver: "qcow2", backing: null };
+  if (format === "raw") return { ...node, driver: "raw" };
+  return { ...node, driver: "qcow2", backing: null, ...(luks === undefined ? {} : { encrypt: ENCRYPTED }) };
 }
 
 const DETECT_ZEROES = { "detect-zeroes": "on" } as const;

@@ -1,4 +1,5 @@
-import { type ChildProcessWithoutNullStreams, spawn } from "node:child_process";
+import { spawn } from "node:child_process";
+import type { Readable } from "node:stream";
 import type { Program, ProgramEnd, ProgramRunner } from "../ports/program-runner.js";
 import { errnoOf, errorMessage } from "../shared/errors.js";
 
@@ -17,7 +18,7 @@ export const programs: ProgramRunner = {
   },
 };
 
-function run({ command, env = {}, input = "" }: Program, signal: AbortSignal): Promise<ProgramEnd> {
+function run({ command, env = {}, input = "", keeps }: Program, signal: AbortSignal): Promise<ProgramEnd> {
   const own = Object.fromEntries(PASSED_ON.map((name) => [name, process.env[name]]));
   const child = spawn("setpriv", ["--pdeathsig", "KILL", "--", ...command], {
     cwd: "/",
@@ -25,7 +26,8 @@ function run({ command, env = {}, input = "" }: Program, signal: AbortSignal): P
     stdio: "pipe",
     env: { ...own, ...env },
   });
-  const output = keepLast(child);
+  const output = keepLast(keeps === "stdout" ? [child.stdout] : [child.stdout, child.stderr]);
+  if (keeps === "stdout") child.stderr.resume();
   // A program that does not read its input is none of our business.
   child.stdin.on("error", () => undefined);
   child.stdin.end(input);
@@ -52,9 +54,9 @@ function run({ command, env = {}, input = "" }: Program, signal: AbortSignal): P
   });
 }
 
-function keepLast(child: ChildProcessWithoutNullStreams): () => string {
+function keepLast(streams: readonly Readable[]): () => string {
   let kept = "";
-  for (const stream of [child.stdout, child.stderr]) {
+  for (const stream of streams) {
     stream.setEncoding("utf8");
     stream.on("data", (text: string) => {
       kept = (kept + text).slice(-KEPT_OUTPUT);

@@ -9,9 +9,10 @@ import { FleeceError } from "../shared/errors.js";
  *     cluster 1    refcount table: one entry
  *     cluster 2    refcount block: one reference to each cluster here
  *     cluster 3…   level 1 table: all zeroes, nothing is allocated
+ *     after that   LUKS header, if the image is encrypted
  */
 export interface EmptyImage {
-  readonly pieces: readonly { readonly offset: number; readonly bytes: Buffer }[];
+  readonly pieces: readonly { readonly offset: number; readonly bytes: Uint8Array }[];
   /** All else in it is zero. */
   readonly fileBytes: number;
 }
@@ -26,6 +27,9 @@ const SECTOR_BYTES = 512;
 
 const HEADER_BYTES = 112;
 const BACKING_FORMAT = 0xe2792aca;
+/** Where the LUKS header is: its offset and length. */
+const ENCRYPTION_HEADER = 0x0537be77;
+const LUKS_METHOD = 2;
 /** Entries of 2 to the power of 4 bits. */
 const REFCOUNT_ORDER = 4;
 /** Bit 3 of the incompatible features: another type of compression than zlib. */
@@ -42,12 +46,14 @@ export interface EmptyImageOptions {
   readonly backingFormat?: string | undefined;
   /** Clusters that will be written compressed are so by zstd. */
   readonly compressed?: boolean | undefined;
+  /** The LUKS header of an image that is encrypted. */
+  readonly luks?: Uint8Array | undefined;
 }
 
 /** Fails with UNSUPPORTED if the size is more than the format holds. */
 export function emptyQcow2(
   sizeBytes: number,
-  { backing = "", backingFormat = "qcow2", compressed = false }: EmptyImageOptions = {},
+  { backing = "", backingFormat = "qcow2", compressed = false, luks }: EmptyImageOptions = {},
 ): EmptyImage {
   const entries = Math.ceil(sizeBytes / BYTES_PER_ENTRY);
   const name = Buffer.from(backing);
@@ -71,10 +77,13 @@ export function emptyQcow2(
     header.writeBigUInt64BE(INCOMPATIBLE_COMPRESSION, 72);
     header.writeUInt8(ZSTD, 104);
   }
+  const luksOffset = TABLE + tableClusters * BLOCK_SIZE;
+  if (luks !== undefined) header.writeUInt32BE(LUKS_METHOD, 32);
   header.writeUInt32BE(REFCOUNT_ORDER, 96);
   header.writeUInt32BE(HEADER_BYTES, 100);
   const extensions = Buffer.concat([
     ...(name.length === 0 ? [] : [extension(BACKING_FORMAT, Buffer.from(backingFormat))]),
+    ...(luks === undefined ? [] : [extension(ENCRYPTION_HEADER, place(luksOffset, luks.length))]),
     extension(0, Buffer.alloc(0)),
   ]);
   if (name.length > 0) {
@@ -83,7 +92,7 @@ export function emptyQcow2(
   }
   const refcountTable = Buffer.alloc(8);
   refcountTable.writeBigUInt64BE(BigInt(REFCOUNT_BLOCK));
-  const clusters = TABLE / BLOCK_SIZE + tableClusters;
+  const clusters = TABLE / BLOCK_SIZE + tableClusters + Math.ceil((luks?.length ?? 0) / BLOCK_SIZE);
   const refcounts = Buffer.alloc(clusters * 2);
   for (let cluster = 0; cluster < clusters; cluster++) refcounts.writeUInt16BE(1, cluster * 2);
   return {
@@ -91,6 +100,7 @@ export function emptyQcow2(
       { offset: 0, bytes: Buffer.concat([header, extensions, name]) },
       { offset: REFCOUNT_TABLE, bytes: refcountTable },
       { offset: REFCOUNT_BLOCK, bytes: refcounts },
+      ...(luks === undefined ? [] : [{ offset: luksOffset, bytes: luks }]),
     ],
     fileBytes: clusters * BLOCK_SIZE,
   };
@@ -103,4 +113,33 @@ function extension(type: number, data: Buffer): Buffer {
   bytes.writeUInt32BE(data.length, 4);
   data.copy(bytes, 8);
   return bytes;
+}
+
+/** Offset and length of a piece of the image. */
+function place(offset: number, length: number): Buffer {
+  const bytes = Buffer.alloc(16);
+  bytes.writeBigUInt64BE(BigInt(offset), 0);
+  bytes.writeBigUInt64BE(BigInt(length), 8);
+  return bytes;
+}
+
+/** Where the LUKS header of an image is, by the image's first cluster; undefined if that does not say it. */
+export function luksPlace(
+  firstCluster: Buffer,
+): { readonly offset: number; readonly length: number } | undefined {
+  if (firstCluster.length < HEADER_BYTES || firstCluster.toString("latin1", 0, 4) !== "QFI\xfb")
+    return undefined;
+  for (let at = firstCluster.readUInt32BE(100); at + 24 <= firstCluster.length;) {
+    const type = firstCluster.readUInt32BE(at);
+    const length = firstCluster.readUInt32BE(at + 4);
+    if (type === ENCRYPTION_HEADER && length === 16) {
+      return {
+        offset: Number(firstCluster.readBigUInt64BE(at + 8)),
+        length: Number(firstCluster.readBigUInt64BE(at + 16)),
+      };
+    }
+    if (type === 0) return undefined;
+    at += 8 + Math.ceil(length / 8) * 8;
+  }
+  return undefined;
 }

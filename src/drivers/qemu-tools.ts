@@ -26,12 +26,17 @@ export interface ToolOptions {
 export async function runTool(
   tool: string,
   args: readonly string[],
-  options: ToolOptions & { readonly path?: string } = {},
+  options: ToolOptions & {
+    readonly path?: string;
+    /** A descriptor that the tool has as its standard input; default: none. */
+    readonly input?: number;
+  } = {},
 ): Promise<string> {
   options.signal?.throwIfAborted();
   const timeoutMs = options.timeoutMs ?? DEFAULT_TIMEOUT_MS;
   const result = await execa(tool, args, {
-    stdin: "ignore",
+    // Any descriptor will do; the types list a few.
+    stdin: (options.input as 3 | undefined) ?? "ignore",
     env: { LC_ALL: "C" },
     reject: false,
     timeout: timeoutMs,
@@ -65,6 +70,7 @@ export interface ImageInfo {
   readonly dataFile: string | undefined;
   /** A file that a VMDK keeps data in beside, or instead of, its own. */
   readonly extentFile: string | undefined;
+  readonly encrypted: boolean;
   /** Persistent bitmaps of a qcow2 image. */
   readonly bitmaps: readonly ImageBitmap[];
   /** Inside the image; without memory these have 0 bytes of it. */
@@ -85,6 +91,7 @@ const infoSchema = z.object({
   "actual-size": z.int().nonnegative().optional(),
   "backing-filename": z.string().optional(),
   "backing-filename-format": z.string().optional(),
+  encrypted: z.boolean().optional(),
   snapshots: z.array(z.object({ name: z.string(), "vm-state-size": z.int().nonnegative() })).optional(),
   "format-specific": z
     .object({
@@ -124,6 +131,7 @@ export async function imageInfo(
     backingFormat: info["backing-filename-format"],
     dataFile: data?.["data-file"],
     extentFile: data?.extents?.map(({ filename }) => filename).find((file) => file !== path),
+    encrypted: info.encrypted === true,
     bitmaps: (data?.bitmaps ?? []).map(({ name, granularity, flags }) => ({
       name,
       granularityBytes: granularity,
@@ -164,6 +172,8 @@ export interface CreateImageOptions {
   readonly backingFormat?: string;
   /** What will be written compressed into a qcow2 image is so by zstd. */
   readonly compressed?: boolean;
+  /** Of an encrypted qcow2 image: its LUKS header. */
+  readonly luksHeader?: Uint8Array | undefined;
 }
 
 /**
@@ -171,11 +181,11 @@ export interface CreateImageOptions {
  * PERMISSION_DENIED, PATH_NOT_FOUND, or UNSUPPORTED for a size; after any error no file of ours is left.
  */
 export async function createImage(options: CreateImageOptions): Promise<void> {
-  const { path, format, sizeBytes, backing, backingFormat, compressed } = options;
+  const { path, format, sizeBytes, backing, backingFormat, compressed, luksHeader: luks } = options;
   const empty =
     format === "raw"
       ? { pieces: [], fileBytes: sizeBytes }
-      : emptyQcow2(sizeBytes, { backing, backingFormat, compressed });
+      : emptyQcow2(sizeBytes, { backing, backingFormat, compressed, luks });
   options.signal?.throwIfAborted();
   const file = await createPrivate(checkAbsolute(path));
   try {

@@ -12,8 +12,8 @@ export type Consistency = "clean" | "filesystem" | "crash";
 
 /** What a repository knows of a finished backup: the content of its manifest.json. Times are RFC 3339 in UTC. */
 export interface Manifest {
-  /** 1: before a disk had a mode of its own; read as if it had. 3: an earlier backup has been merged into it. 4: has machine files. */
-  readonly schemaVersion: 1 | 2 | 3 | 4;
+  /** 1: before a disk had a mode of its own; read as if it had. 3: an earlier backup has been merged into it. 4: has machine files. 5: is encrypted, in part or all. */
+  readonly schemaVersion: 1 | 2 | 3 | 4 | 5;
   readonly id: string;
   readonly domain: string;
   readonly level: BackupLevel;
@@ -49,8 +49,10 @@ export interface ManifestFile {
   /** The name of the configuration, and for a file of a directory its path below that. */
   readonly path: string;
   readonly sizeBytes: number;
-  /** In hex. */
+  /** Of what is stored, in hex. */
   readonly sha256: string;
+  /** As of a disk. */
+  readonly keyId?: string | undefined;
 }
 
 export interface ManifestDisk {
@@ -68,6 +70,8 @@ export interface ManifestDisk {
   readonly digests: string;
   /** SHA-256 of the digest file, in hex. */
   readonly digestsSha256: string;
+  /** The key that image and digests are encrypted with, by its id; left out: they are not. */
+  readonly keyId?: string | undefined;
   readonly digestBlockBytes: number;
   /** Read from the domain. */
   readonly readBytes: number;
@@ -101,6 +105,11 @@ export interface DamagedEntry {
   readonly damage: string;
   readonly protected?: boolean;
   readonly copiedFrom?: string;
+}
+
+/** Of the key that it needs by itself: all that is encrypted is so with one. Undefined if nothing is. */
+export function keyIdOf({ disks, machineFiles = [] }: Manifest): string | undefined {
+  return [...disks, ...machineFiles].find(({ keyId }) => keyId !== undefined)?.keyId;
 }
 
 export function isIntact(entry: BackupEntry): entry is IntactEntry {

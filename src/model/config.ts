@@ -306,14 +306,33 @@ const nbd = z
 
 const parallel = z.int().min(1).max(1000);
 
-const repository = z.strictObject({
-  name: name("repository"),
-  path: filePath,
-  concurrency: parallel.optional(),
-  reserve: size.default(0),
-  compression: z.enum(["none", "zstd"]).default("none"),
-  retention: retention.optional(),
-});
+/** Programs are run in the directory /. */
+const keyCommand = z
+  .array(z.string())
+  .refine(([program = ""]) => path.isAbsolute(program) || /^[^/]+$/.test(program), {
+    message: "Expected a program, by its absolute path or a name to be looked for in PATH, and its arguments",
+  });
+
+const encryption = z
+  .strictObject({ keyFile: filePath.optional(), keyCommand: keyCommand.optional() })
+  .refine((value) => (value.keyFile === undefined) !== (value.keyCommand === undefined), {
+    message: "Expected either `keyFile` or `keyCommand`",
+  });
+
+const repository = z
+  .strictObject({
+    name: name("repository"),
+    path: filePath,
+    concurrency: parallel.optional(),
+    reserve: size.default(0),
+    compression: z.enum(["none", "zstd"]).default("none"),
+    encryption: encryption.optional(),
+    retention: retention.optional(),
+  })
+  .refine((value) => value.encryption === undefined || value.compression === "none", {
+    message: "Expected `compression: none` beside `encryption`: QEMU cannot do both in one image",
+    path: ["compression"],
+  });
 
 /** In milliseconds once it is parsed. */
 const jitter = z.string().transform((value, context) => {
@@ -523,16 +542,19 @@ export const configSchema = z
   });
 
 export type Config = z.infer<typeof configSchema>;
+type Encryption = z.infer<typeof encryption>;
 export type NbdConfig = NonNullable<Config["nbd"]>;
 export type DomainConfig = Config["domains"][number];
 export type DiskConfig = NonNullable<DomainConfig["disks"]>[number];
 
-/** Without domains, which no file may be; all other settings have their defaults. Both paths are absolute. */
-export function configOfRepository(path: string, stateDir: string): Config {
+/** Without domains, which no file may be; all other settings have their defaults. All paths are absolute. */
+export function configOfRepository(path: string, stateDir: string, keyFile?: string): Config {
   const settings = {
     ...{ stateDir, scratchDir: stateDir },
     domains: [{ name: "none", qmp: stateDir }],
-    repositories: [{ name: "directory", path }],
+    repositories: [
+      { name: "directory", path, ...(keyFile === undefined ? {} : { encryption: { keyFile } }) },
+    ],
   };
   return { ...configSchema.parse(settings), domains: [] };
 }
@@ -750,8 +772,16 @@ function absolute(config: Config, base: string): Config {
         ? {}
         : { machineFiles: entry.machineFiles.map((listed) => ({ ...listed, path: from(listed.path) })) }),
     })),
-    repositories: config.repositories.map((entry) => ({ ...entry, path: from(entry.path) })),
+    repositories: config.repositories.map((entry) => ({
+      ...entry,
+      path: from(entry.path),
+      ...(entry.encryption === undefined ? {} : { encryption: absoluteKey(entry.encryption, from) }),
+    })),
   };
+}
+
+function absoluteKey(keys: Encryption, from: (value: string) => string): Encryption {
+  return keys.keyFile === undefined ? keys : { keyFile: from(keys.keyFile) };
 }
 
 function absoluteNbd(keys: NbdConfig, from: (value: string) => string): NbdConfig {

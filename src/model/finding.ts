@@ -14,6 +14,7 @@ export const FINDING_CODES = {
   STATE_READY: ["ok", "The state directory can be used"],
   SCRATCH_READY: ["ok", "The scratch directory has room for all that the guest can overwrite"],
   REPOSITORY_READY: ["ok", "The repository has room for the next backup"],
+  KEY_READY: ["ok", "The key of the encrypted repository can be had, and fits the backups"],
   NEXT_INCREMENTAL: ["ok", "The next backup is incremental"],
   DOMAIN_PAUSED: ["note", "The guest is stopped"],
   DOMAIN_INACTIVE: ["note", "The domain does not run; its image files are read"],
@@ -54,6 +55,10 @@ export const FINDING_CODES = {
   SCRATCH_UNUSABLE: ["blocker", "No scratch image can be made"],
   SCRATCH_FULL: ["blocker", "Not even an empty scratch image fits"],
   REPOSITORY_UNUSABLE: ["blocker", "The repository cannot be read or written"],
+  KEY_UNUSABLE: [
+    "blocker",
+    "The key of the encrypted repository cannot be had, or is not that of its backups",
+  ],
   REPOSITORY_FULL: ["blocker", "Not even an empty backup fits into the repository"],
   STATE_UNUSABLE: ["blocker", "The state directory or the journal in it cannot be used"],
 } as const satisfies Record<string, readonly [Severity, string]>;

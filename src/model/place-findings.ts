@@ -113,6 +113,22 @@ export function repositoryFinding(
   return { code: "REPOSITORY_READY", subject, found, advice: "Nothing to do" };
 }
 
+/** `trouble` is undefined if there is none. */
+export function keyFinding(domain: string, repository: string, trouble: Trouble | undefined): Finding {
+  const subject = { domain };
+  if (trouble === undefined) {
+    const found = `Backups in repository ${repository} are encrypted, and their key can be had`;
+    return { code: "KEY_READY", subject, found, advice: "Keep a copy of the key: without it they are lost" };
+  }
+  return {
+    code: "KEY_UNUSABLE",
+    errorCode: trouble.code,
+    subject,
+    found: trouble.message,
+    advice: "Correct `encryption` of the repository, or what gives the key",
+  };
+}
+
 /** Undefined where it cannot be known: the header of an inactive domain's image does not say what changed. */
 function neededBytes(disks: readonly DiskState[], decision: LevelDecision): number | undefined {
   let needed = 0;

@@ -1,4 +1,5 @@
 import type { ImageFormat, ExportAddress } from "../model/snapshot-plan.js";
+import type { Secret } from "../shared/secret.js";
 import type { BlockWriter } from "./block-io.js";
 
 export interface NewImage {
@@ -13,6 +14,14 @@ export interface NewImage {
   readonly pushed?: boolean;
   /** What is written is compressed; only in qcow2, and no block may be written twice. */
   readonly compressed?: boolean;
+  /** What is written is encrypted; only in qcow2, and not compressed. */
+  readonly luks?: Luks | undefined;
+}
+
+export interface Luks {
+  readonly passphrase: Secret;
+  /** An image whose LUKS header, and with it the key of the content, is taken; left out: a new one is made. */
+  readonly headerOf?: string | undefined;
 }
 
 export interface OpenImages extends AsyncDisposable {

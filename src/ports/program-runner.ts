@@ -6,6 +6,8 @@ export interface Program {
   readonly env?: Readonly<Record<string, string>>;
   /** On its standard input. */
   readonly input?: string;
+  /** What of its output is kept; default: all of it. */
+  readonly keeps?: "stdout";
 }
 
 export interface ProgramEnd {

@@ -1,4 +1,11 @@
-import type { BackupEntry, BackupLevel, Consistency, DiskMode, IntactEntry } from "../model/backup.js";
+import type {
+  BackupEntry,
+  BackupLevel,
+  Consistency,
+  DiskMode,
+  IntactEntry,
+  ManifestFile,
+} from "../model/backup.js";
 import type { BackupWaits } from "../model/backup-limits.js";
 import type { BlockRun } from "../model/extents.js";
 import type { DiskFormat, ExportAddress } from "../model/snapshot-plan.js";
@@ -10,6 +17,12 @@ export interface BackupRepository {
 
   /** Fails with PATH_NOT_FOUND or PERMISSION_DENIED when backups cannot be written here; creates nothing. */
   checkWritable(): Promise<void>;
+
+  /**
+   * Fails with KEY_UNAVAILABLE, or KEY_WRONG if a new backup on `parent` would need another key. False if new backups are not
+   * encrypted.
+   */
+  checkKey(parent?: IntactEntry, signal?: AbortSignal): Promise<boolean>;
 
   /** This much of its file system must stay free, in bytes. */
   readonly reserveBytes: number;
@@ -30,7 +43,7 @@ export interface BackupRepository {
   lock(domain: string): Promise<RepositoryLock>;
 
   /**
-   * Starts a backup under a temporary name. The caller holds the lock. Fails with DAMAGED if the parent's images, or the
+   * Starts a backup under a temporary name. The caller holds the lock. Fails as `checkKey` does, and with DAMAGED if the parent's images, or the
    * digests to compare with, are not what was stored.
    */
   begin(request: DraftRequest, undo: UndoLog, signal?: AbortSignal): Promise<BackupDraft>;
@@ -195,6 +208,14 @@ export interface SinkResult {
   readonly zeroBytes: number;
 }
 
+/** Makes one file of another, piece by piece. */
+export interface FileCipher {
+  /** The result is good until `bytes` change. */
+  update(bytes: Uint8Array): Uint8Array;
+  /** What comes last; undefined if all of it is not what was encrypted with this key. */
+  end(): Uint8Array | undefined;
+}
+
 export interface OpenBackup extends AsyncDisposable {
   /** The backup with all that it is based on, as their files are until it is closed; the full first. */
   readonly chain: readonly IntactEntry[];
@@ -203,12 +224,14 @@ export interface OpenBackup extends AsyncDisposable {
   expectations(target: string): Promise<BlockExpectations>;
   /**
    * Compares the machine files with their digests, and copies them to a directory on the way, if told where to; that is made.
-   * Fails with DAMAGED.
+   * Resolves with the copies as a manifest names them. Fails with DAMAGED.
    */
   checkMachineFiles(options?: {
     readonly copyTo?: string | undefined;
+    /** What makes the copy of each file; undefined: it is the content itself. */
+    readonly encrypt?: ((path: string) => FileCipher) | undefined;
     readonly signal?: AbortSignal | undefined;
-  }): Promise<void>;
+  }): Promise<readonly ManifestFile[]>;
   /** Resolves when the serving process ends by itself, with the reason. */
   readonly ended: Promise<string>;
   close(): Promise<void>;

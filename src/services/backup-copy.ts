@@ -164,10 +164,20 @@ class CopyRun {
         await forEachLimited(plan.disks, this.#context.parallelDisks, pullDisk, stopped);
         await this.#ofOriginal(manifest.id, () => draft.takeMachineFiles(backup, stopped));
       });
-      const { consistency, heldMs, scratchPeakBytes, frozenMs, quiesceFailure, checkpoint } = manifest;
+      const { consistency, heldMs, scratchPeakBytes, frozenMs, quiesceFailure, checkpoint, waits } = manifest;
       // Not its request: a repeat of that is none of this repository's.
       const copy = await draft.publish({
-        ...{ level, reason, consistency, heldMs, scratchPeakBytes, frozenMs, quiesceFailure, checkpoint },
+        ...{
+          level,
+          reason,
+          consistency,
+          heldMs,
+          scratchPeakBytes,
+          frozenMs,
+          quiesceFailure,
+          checkpoint,
+          waits,
+        },
         timeMs: Date.parse(manifest.time),
         startedAtMs: Date.parse(manifest.startedAt),
         finishedAtMs: Date.parse(manifest.finishedAt),

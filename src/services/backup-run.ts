@@ -85,6 +85,7 @@ export async function runBackup(context: ServiceContext, request: BackupRequest)
   const repository = requireRepository(context, request.repository);
   planQuiesce(context, domain, request.quiesce);
   await repository.checkWritable();
+  await repository.checkKey(undefined, request.signal);
   await checkReserve(repository);
   return withDomain(context, domain, `backup run ${domain}`, async (session) => {
     const lock = await repository.lock(domain);

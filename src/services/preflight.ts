@@ -7,7 +7,7 @@ import { decideLevel } from "../model/level.js";
 import type { FoundOperation } from "../model/operation-findings.js";
 import { domainTrouble, explains, foreignAgent, operationFindings } from "../model/operation-findings.js";
 import type { Place, Trouble } from "../model/place-findings.js";
-import { repositoryFinding, scratchFinding, stateFinding } from "../model/place-findings.js";
+import { keyFinding, repositoryFinding, scratchFinding, stateFinding } from "../model/place-findings.js";
 import type { DomainState } from "../model/snapshot-plan.js";
 import type { BlockDriver } from "../ports/block-driver.js";
 import type { BackupRepository } from "../ports/repository.js";
@@ -57,6 +57,7 @@ export async function preflight(
       ? []
       : [scratchFinding(domain, state.disks, await scratchPlace(context))]),
     repositoryFinding(domain, state?.disks ?? [], { name: repository.name, place: stored.place }, decision),
+    ...(await lookAtKey(domain, repository, decision, request.signal)),
     stateFinding(domain, stateTrouble ?? look.journalTrouble),
     ...(state === undefined || entries === undefined || decision === undefined
       ? []
@@ -212,6 +213,25 @@ async function lookAtRepository(
     return { place: { usable: true, freeBytes: await repository.freeBytes() }, entries };
   } catch (error) {
     return { place: { usable: false, trouble: toTrouble(error) } };
+  }
+}
+
+/** Nothing of a repository that needs no key. */
+async function lookAtKey(
+  domain: string,
+  repository: BackupRepository,
+  decision: LevelDecision | undefined,
+  signal: AbortSignal | undefined,
+): Promise<readonly Finding[]> {
+  const parent = decision?.level === "incremental" ? decision.parent : undefined;
+  try {
+    const isEncrypted = await repository.checkKey(parent, signal);
+    return isEncrypted ? [keyFinding(domain, repository.name, undefined)] : [];
+  } catch (error) {
+    const trouble = toTrouble(error, signal);
+    // What else is wrong with the repository or the chain has findings of its own.
+    const isOfKey = trouble.code === "KEY_UNAVAILABLE" || trouble.code === "KEY_WRONG";
+    return isOfKey ? [keyFinding(domain, repository.name, trouble)] : [];
   }
 }
 

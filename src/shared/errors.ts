@@ -72,6 +72,8 @@ export const ERROR_CODES = {
   AUDIT_FAILED: ["failed", "The audit log cannot be written, so the agent changes nothing"],
   PERMISSION_DENIED: ["failed", "A file or directory may not be read or written by this user"],
   PATH_NOT_FOUND: ["failed", "A file or directory that must exist does not"],
+  KEY_UNAVAILABLE: ["failed", "The key of an encrypted repository cannot be had, or is none"],
+  KEY_WRONG: ["failed", "A backup is encrypted with another key than that of its repository"],
   QEMU_FAILED: ["failed", "QEMU refused a command or a QEMU tool failed; the message has its words"],
   TOOL_MISSING: ["failed", "A program of the QEMU package is not installed"],
   NBD_FAILED: ["failed", "Reading or writing over NBD failed"],

@@ -46,6 +46,10 @@ export class FakeRepository implements BackupRepository {
     return Promise.resolve();
   }
 
+  checkKey(): Promise<boolean> {
+    return Promise.resolve(false);
+  }
+
   freeBytes(): Promise<number> {
     return Promise.resolve(this.#domain.host.freeBytes);
   }
@@ -165,7 +169,7 @@ export class FakeRepository implements BackupRepository {
         sizeBytes: content.length,
       })),
       expectations: (target) => Promise.resolve(this.#expectations(entry.id, target)),
-      checkMachineFiles: () => Promise.resolve(),
+      checkMachineFiles: () => Promise.resolve([]),
       ended: new Promise<never>(() => undefined),
       close,
       [Symbol.asyncDispose]: close,

@@ -107,6 +107,7 @@ export class JobWorld {
       name,
       reserveBytes: 0,
       checkWritable: () => Promise.resolve(),
+      checkKey: () => Promise.resolve(false),
       freeBytes: () => Promise.resolve(2 ** 40),
       list: async (domain) =>
         domain === undefined

@@ -44,8 +44,8 @@ export class ChainExpectations implements BlockExpectations {
   static async open(links: readonly ChainLink[]): Promise<ChainExpectations> {
     const files: DigestFile[] = [];
     try {
-      for (const { digestsPath, disk } of links.toReversed()) {
-        const facts = { path: digestsPath, diskBytes: disk.sizeBytes, sha256: disk.digestsSha256 };
+      for (const { digestsPath, disk, key } of links.toReversed()) {
+        const facts = { path: digestsPath, diskBytes: disk.sizeBytes, sha256: disk.digestsSha256, key };
         files.push(await DigestFile.open(facts));
       }
     } catch (error) {

@@ -4,7 +4,9 @@ import type { BlockdevOptions } from "../../qmp/index.js";
 import { errnoOf, fileError, FleeceError, isFleeceError } from "../../shared/errors.js";
 import { exists } from "../durable-files.js";
 import { imageInfo, type ImageInfo } from "../qemu-tools.js";
+import { ENCRYPTED } from "../luks.js";
 import { backingFile, imageFile, type Layout } from "./layout.js";
+import type { Keys, RepositoryKey } from "./repository-key.js";
 import { join } from "node:path";
 
 /** The files of one disk in one backup, with what the manifests say of them. */
@@ -17,16 +19,23 @@ export interface ChainLink {
   readonly backing: string | undefined;
   /** Its image has taken the place of the next one's, whose content is in it: see merge.ts. Its digests count. */
   readonly moved: boolean;
+  /** Of the digests, and unless a merge was interrupted of the image, too; undefined: they are not encrypted. */
+  readonly key: RepositoryKey | undefined;
+  /** The image is. */
+  readonly imageKey: RepositoryKey | undefined;
+  /** Amid a merge that encrypts: its image may already hold what is below it, too, and then names this. */
+  readonly merged?: { readonly backing: string | undefined };
 }
 
 /**
  * The links of a disk, from the backup that stored it whole. Fails with DAMAGED if a backup between lacks it or has it in
- * another size.
+ * another size, with KEY_WRONG if it needs another key.
  */
 export function chainLinks(
   layout: Layout,
   chain: readonly IntactEntry[],
   target: string,
+  keys: Keys,
 ): readonly ChainLink[] {
   const links = chainOfDisk(chain, target);
   return links.map(({ domain, id, manifest }, index) => {
@@ -39,6 +48,7 @@ export function chainLinks(
       });
     }
     const parent = index === 0 ? undefined : links[index - 1]?.id;
+    const key = keys(disk.keyId);
     return {
       id,
       disk,
@@ -46,6 +56,7 @@ export function chainLinks(
       digestsPath: join(layout.backup(domain, id), disk.digests),
       backing: parent === undefined ? undefined : backingFile(parent, target),
       moved: false,
+      ...{ key, imageKey: key },
     };
   });
 }
@@ -59,9 +70,20 @@ export async function findMoved(
   for (const link of links) {
     const before = found.at(-1);
     const moved = merging.has(link.id) && !(await exists(link.imagePath));
-    found.push({ ...link, moved, ...(before?.moved === true ? { backing: before.backing } : {}) });
+    found.push({ ...link, moved, ...(before === undefined ? {} : afterMerging(before, link, merging)) });
   }
   return found;
+}
+
+/** What an interrupted merge of the link `before` may have changed in the image of the next one. */
+function afterMerging(
+  before: ChainLink,
+  { key }: ChainLink,
+  merging: ReadonlySet<string>,
+): Partial<ChainLink> {
+  if (before.moved) return { backing: before.backing, imageKey: key ?? before.imageKey };
+  const encrypts = merging.has(before.id) && key !== undefined && before.key === undefined;
+  return encrypts ? { merged: { backing: before.backing } } : {};
 }
 
 /**
@@ -69,7 +91,7 @@ export async function findMoved(
  * never followed; but other tools would follow it, and one that names something else is not what was written.
  */
 export async function checkImage(
-  { imagePath, disk, backing, moved }: ChainLink,
+  { imagePath, disk, backing, moved, imageKey, merged }: ChainLink,
   signal?: AbortSignal,
 ): Promise<void> {
   if (moved) return;
@@ -77,13 +99,15 @@ export async function checkImage(
   const fault =
     info.dataFile !== undefined
       ? `names the data file ${info.dataFile}, expected none`
-      : info.backingFile !== backing
+      : info.backingFile !== backing && (merged === undefined || info.backingFile !== merged.backing)
         ? `names the backing file ${info.backingFile ?? "none"}, expected ${backing ?? "none"}`
-        : backing !== undefined && info.backingFormat !== "qcow2"
+        : info.backingFile !== undefined && info.backingFormat !== "qcow2"
           ? `names the backing format ${info.backingFormat ?? "none"}, expected qcow2`
           : info.sizeBytes !== disk.sizeBytes
             ? `has ${info.sizeBytes} bytes, expected ${disk.sizeBytes}`
-            : undefined;
+            : info.encrypted !== (imageKey !== undefined)
+              ? `is ${info.encrypted ? "encrypted" : "not encrypted"}, unlike what its manifest says`
+              : undefined;
   if (fault !== undefined) throw damagedImage(imagePath, fault);
 }
 
@@ -108,12 +132,13 @@ function damagedImage(path: string, fault: string, cause?: unknown): FleeceError
 /** The chain as one node for `blockdev-add`, read-only, with every format and file spelled out: nothing is probed. */
 export function chainNode(links: readonly ChainLink[], nodeName: string): BlockdevOptions {
   let node: BlockdevOptions | undefined;
-  for (const [index, { imagePath, moved }] of links.entries()) {
+  for (const [index, { imagePath, moved, imageKey }] of links.entries()) {
     if (moved) continue;
     node = {
       driver: "qcow2",
       "read-only": true,
       file: { driver: "file", "read-only": true, filename: imagePath },
+      ...(imageKey === undefined ? {} : { encrypt: ENCRYPTED }),
       backing: node ?? null,
       ...(index === links.length - 1 ? { "node-name": nodeName } : {}),
     };

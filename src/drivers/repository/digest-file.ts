@@ -14,6 +14,7 @@ import {
 } from "./digest-format.js";
 import { hashFile } from "./digest-writer.js";
 import { openExisting } from "../durable-files.js";
+import { atPlace, type RepositoryKey } from "./repository-key.js";
 import type { RunTable } from "./run-table.js";
 
 export interface DigestFileFacts {
@@ -21,6 +22,8 @@ export interface DigestFileFacts {
   readonly diskBytes: number;
   /** Of the whole file, in hex, as the manifest has it. */
   readonly sha256: string;
+  /** Of a file that is encrypted. */
+  readonly key?: RepositoryKey | undefined;
 }
 
 /** A digest file that was found to be what the manifest says. Its runs are in memory, its digests on disk. */
@@ -28,10 +31,12 @@ export class DigestFile {
   readonly runs: RunTable;
   readonly #path: string;
   readonly #file: FileHandle;
+  readonly #fileKey: Uint8Array | undefined;
 
-  private constructor(path: string, file: FileHandle, runs: RunTable) {
+  private constructor(path: string, file: FileHandle, { runs, fileKey }: Content) {
     this.#path = path;
     this.#file = file;
+    this.#fileKey = fileKey;
     this.runs = runs;
   }
 
@@ -42,7 +47,7 @@ export class DigestFile {
       if ((await hashFile(file, facts.path)) !== facts.sha256) {
         throw new DigestFormatError("is not the file that the manifest names: its SHA-256 differs");
       }
-      return new DigestFile(facts.path, file, await readRuns(file, facts));
+      return new DigestFile(facts.path, file, await readContent(file, facts));
     } catch (error) {
       await file.close();
       throw error instanceof DigestFormatError ? damaged(facts.path, error) : error;
@@ -51,7 +56,9 @@ export class DigestFile {
 
   /** The digests of `blockCount` blocks, from slot `firstSlot` on. */
   async digests(firstSlot: number, blockCount: number): Promise<Uint8Array> {
-    return await readExactly(this.#file, this.#path, runsOffset(firstSlot), blockCount * DIGEST_BYTES);
+    const offset = runsOffset(firstSlot);
+    const stored = await readExactly(this.#file, this.#path, offset, blockCount * DIGEST_BYTES);
+    return this.#fileKey === undefined ? stored : atPlace(this.#fileKey, offset, stored);
   }
 
   async close(): Promise<void> {
@@ -68,16 +75,24 @@ async function openForReading(path: string): Promise<FileHandle> {
   }
 }
 
+interface Content {
+  readonly runs: RunTable;
+  /** Undefined: the digests are not encrypted. */
+  readonly fileKey: Uint8Array | undefined;
+}
+
 /** Checks every length and offset before it is used. */
-async function readRuns(file: FileHandle, { path, diskBytes }: DigestFileFacts): Promise<RunTable> {
+async function readContent(file: FileHandle, { path, diskBytes, key }: DigestFileFacts): Promise<Content> {
   const { size } = await file.stat();
   if (size < HEADER_BYTES + FOOTER_BYTES)
     throw new DigestFormatError(`has ${size} bytes, too few for a digest file`);
   const header = await readExactly(file, path, 0, HEADER_BYTES);
   const footer = await readExactly(file, path, size - FOOTER_BYTES, FOOTER_BYTES);
-  const found = decodeHeader(header);
+  const { diskBytes: found, salt } = decodeHeader(header);
   if (found !== diskBytes)
     throw new DigestFormatError(`is of a disk of ${found} bytes, expected ${diskBytes}`);
+  if ((salt === undefined) !== (key === undefined))
+    throw new DigestFormatError(salt === undefined ? "is not encrypted" : "is encrypted");
   const counts = decodeFooter(footer);
   const runsBytes = counts.runCount * RUN_BYTES;
   const expected = runsOffset(counts.slotCount) + runsBytes + FOOTER_BYTES;
@@ -92,7 +107,7 @@ async function readRuns(file: FileHandle, { path, diskBytes }: DigestFileFacts):
   if (table.slotCount !== counts.slotCount) {
     throw new DigestFormatError(`has ${counts.slotCount} digests for ${table.slotCount} blocks`);
   }
-  return table;
+  return { runs: table, fileKey: salt && key?.fileKey(salt, "digests") };
 }
 
 async function readExactly(

@@ -1,12 +1,13 @@
 import { createHash } from "node:crypto";
 import { BLOCK_SIZE } from "../../model/extents.js";
 import { DIGEST_BYTES } from "./block-digest.js";
+import { SALT_BYTES } from "./repository-key.js";
 import { RunTable } from "./run-table.js";
 
 /**
  * A digest file says what the blocks of one disk hold that one backup stores. All numbers are little-endian.
  *
- *     header   64 bytes   magic "FLEECEDG", u32 version, u32 block size, u64 disk size in bytes, zeroes
+ *     header   64 bytes   magic "FLEECEDG", u32 version, u32 block size, u64 disk size in bytes, 32 bytes salt, zeroes
  *     slots    32 bytes each: SHA-256 of a block; all zero for a block of zeroes
  *     runs     24 bytes each: u64 first block, u64 number of blocks, u32 kind (0 data, 1 zero), u32 zero
  *     footer   64 bytes   magic "FLEECEDE", u64 number of slots, u64 number of runs, u64 where the runs begin,
@@ -16,10 +17,16 @@ import { RunTable } from "./run-table.js";
  * zero run has none. A block in no run is not stored by this backup: its parent knows it, and where there is no parent it
  * is zero. So size and time follow the stored data and never the size of the disk.
  *
+ * In version 2 the slots are encrypted, since the digest of a block would tell whoever knows the block that it is there: with
+ * AES-256 in counter mode, by a key of the file's own that is derived from the repository's and the salt (repository-key.ts).
+ * Their digests are the same, so that a chain may have files of both versions. In version 1 the salt is zero.
+ *
  * A disk of which the last block is cut by its end has the digest of the shorter block. The file as a whole is covered by
  * a SHA-256 in the manifest; the one in the footer tells a torn file by itself.
  */
-export const DIGEST_VERSION = 1;
+const PLAIN_VERSION = 1;
+const ENCRYPTED_VERSION = 2;
+const SALT_OFFSET = 24;
 export const HEADER_BYTES = 64;
 export const FOOTER_BYTES = 64;
 export const RUN_BYTES = 24;
@@ -34,25 +41,33 @@ export class DigestFormatError extends Error {
   override readonly name = "DigestFormatError";
 }
 
-export function encodeHeader(diskBytes: number): Buffer {
+/** Without a salt the digests are not encrypted. */
+export function encodeHeader(diskBytes: number, salt?: Uint8Array): Buffer {
   const header = Buffer.alloc(HEADER_BYTES);
   header.write(HEADER_MAGIC, 0, "latin1");
-  header.writeUInt32LE(DIGEST_VERSION, 8);
+  header.writeUInt32LE(salt === undefined ? PLAIN_VERSION : ENCRYPTED_VERSION, 8);
+  header.set(salt ?? [], SALT_OFFSET);
   header.writeUInt32LE(BLOCK_SIZE, 12);
   header.writeBigUInt64LE(BigInt(diskBytes), 16);
   return header;
 }
 
-/** Returns the disk's size in bytes. */
-export function decodeHeader(header: Buffer): number {
+export interface DigestHeader {
+  readonly diskBytes: number;
+  /** Undefined: the digests are not encrypted. */
+  readonly salt: Uint8Array | undefined;
+}
+
+export function decodeHeader(header: Buffer): DigestHeader {
   if (header.toString("latin1", 0, 8) !== HEADER_MAGIC) throw new DigestFormatError("is not a digest file");
   const version = header.readUInt32LE(8);
-  if (version !== DIGEST_VERSION)
-    throw new DigestFormatError(`has version ${version}, expected ${DIGEST_VERSION}`);
+  if (version !== PLAIN_VERSION && version !== ENCRYPTED_VERSION)
+    throw new DigestFormatError(`has version ${version}, expected ${PLAIN_VERSION} or ${ENCRYPTED_VERSION}`);
   const blockSize = header.readUInt32LE(12);
   if (blockSize !== BLOCK_SIZE)
     throw new DigestFormatError(`has blocks of ${blockSize} bytes, expected ${BLOCK_SIZE}`);
-  return readSafe(header, 16);
+  const salt = header.subarray(SALT_OFFSET, SALT_OFFSET + SALT_BYTES);
+  return { diskBytes: readSafe(header, 16), salt: version === PLAIN_VERSION ? undefined : salt };
 }
 
 export interface Footer {

@@ -3,8 +3,9 @@ import type { FileHandle } from "node:fs/promises";
 import { BLOCK_SIZE, type BlockRun } from "../../model/extents.js";
 import { FleeceError, fileError } from "../../shared/errors.js";
 import { blocksOf, DIGEST_BYTES } from "./block-digest.js";
-import { encodeFooter, encodeHeader, encodeRuns, HEADER_BYTES, runsOffset } from "./digest-format.js";
+import { encodeFooter, encodeHeader, encodeRuns, runsOffset } from "./digest-format.js";
 import { createPrivate, writeAt } from "../durable-files.js";
+import { newSalt, type RepositoryKey, atPlace } from "./repository-key.js";
 import { RunTable } from "./run-table.js";
 
 const HASH_CHUNK_BYTES = 1024 * 1024;
@@ -22,6 +23,8 @@ export class DigestWriter {
   readonly #path: string;
   readonly #file: FileHandle;
   readonly #diskBytes: number;
+  readonly #salt: Uint8Array | undefined;
+  readonly #fileKey: Uint8Array | undefined;
   readonly #table = new RunTable();
   readonly #arrived = new SlotSet();
   /** Of which something has come, and something is missing; by number. */
@@ -29,15 +32,17 @@ export class DigestWriter {
   #zeroBlocks = 0;
   #open = true;
 
-  private constructor(path: string, file: FileHandle, diskBytes: number) {
+  private constructor(path: string, file: FileHandle, diskBytes: number, key: RepositoryKey | undefined) {
     this.#path = path;
     this.#file = file;
     this.#diskBytes = diskBytes;
+    this.#salt = key && newSalt();
+    this.#fileKey = this.#salt && key?.fileKey(this.#salt, "digests");
   }
 
-  /** The file must not exist. */
-  static async create(path: string, diskBytes: number): Promise<DigestWriter> {
-    return new DigestWriter(path, await createPrivate(path), diskBytes);
+  /** The file must not exist. With a key it is encrypted. */
+  static async create(path: string, diskBytes: number, key?: RepositoryKey): Promise<DigestWriter> {
+    return new DigestWriter(path, await createPrivate(path), diskBytes, key);
   }
 
   /** Announces a run. Runs ascend, begin at a block boundary, and end at one or at the disk's end. */
@@ -80,13 +85,13 @@ export class DigestWriter {
   /** Fails with INTERNAL unless content came for each block that was announced. Returns the file's SHA-256 in hex. */
   async finish(): Promise<string> {
     this.#checkComplete();
-    const header = encodeHeader(this.#diskBytes);
+    const header = encodeHeader(this.#diskBytes, this.#salt);
     const runs = encodeRuns(this.#table);
     const footer = encodeFooter(header, runs, this.#table.slotCount);
     await this.#writeAll(header, 0);
     for (const [number, { digests }] of this.#pages) {
       const count = Math.min(this.#table.slotCount - number * PAGE_SLOTS, PAGE_SLOTS);
-      await this.#writeAll(digests.subarray(0, count * DIGEST_BYTES), slotOffset(number * PAGE_SLOTS));
+      await this.#writeDigests(digests.subarray(0, count * DIGEST_BYTES), number * PAGE_SLOTS);
     }
     await this.#writeAll(Buffer.concat([runs, footer]), runsOffset(this.#table.slotCount));
     await this.#sync();
@@ -106,14 +111,14 @@ export class DigestWriter {
   async #place(slot: number, digests: Uint8Array): Promise<void> {
     const number = Math.floor(slot / PAGE_SLOTS);
     let page = this.#pages.get(number);
-    if (page === undefined && this.#arrived.has(slot)) return this.#writeAll(digests, slotOffset(slot));
+    if (page === undefined && this.#arrived.has(slot)) return this.#writeDigests(digests, slot);
     page ??= { digests: Buffer.alloc(PAGE_SLOTS * DIGEST_BYTES), filled: 0 };
     this.#pages.set(number, page);
     page.digests.set(digests, (slot % PAGE_SLOTS) * DIGEST_BYTES);
     page.filled += this.#arrived.add(slot, digests.length / DIGEST_BYTES);
     if (page.filled < PAGE_SLOTS) return;
     this.#pages.delete(number);
-    await this.#writeAll(page.digests, slotOffset(number * PAGE_SLOTS));
+    await this.#writeDigests(page.digests, number * PAGE_SLOTS);
   }
 
   /** A slot that nobody wrote would say that the block is zero. */
@@ -141,6 +146,13 @@ export class DigestWriter {
     return run.firstSlot === undefined ? 0 : run.firstSlot + firstBlock - run.firstBlock;
   }
 
+  /** What comes again for a slot is of the same moment, and so the same. */
+  async #writeDigests(digests: Uint8Array, firstSlot: number): Promise<void> {
+    const offset = runsOffset(firstSlot);
+    const stored = this.#fileKey === undefined ? digests : atPlace(this.#fileKey, offset, digests);
+    await this.#writeAll(stored, offset);
+  }
+
   async #writeAll(bytes: Uint8Array, position: number): Promise<void> {
     try {
       await writeAt(this.#file, bytes, position);
@@ -156,10 +168,6 @@ export class DigestWriter {
       throw fileError(error, "make durable", this.#path);
     }
   }
-}
-
-function slotOffset(slot: number): number {
-  return HEADER_BYTES + slot * DIGEST_BYTES;
 }
 
 /** Which digests have come, in one bit each: a byte for half a mebibyte of stored data. */

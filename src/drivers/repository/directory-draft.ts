@@ -25,14 +25,23 @@ import {
   MACHINE_DIRECTORY,
   MANIFEST_FILE,
 } from "./layout.js";
+import { FileEncryption } from "./file-cipher.js";
 import { checkSources, copyMachineFiles } from "./machine-files.js";
-import { FILES_SCHEMA_VERSION, formatManifest, SCHEMA_VERSION } from "./manifest-schema.js";
+import {
+  ENCRYPTED_SCHEMA_VERSION,
+  FILES_SCHEMA_VERSION,
+  formatManifest,
+  SCHEMA_VERSION,
+} from "./manifest-schema.js";
+import type { RepositoryKey } from "./repository-key.js";
 
 export interface DraftPlace {
   readonly repository: string;
   readonly layout: Layout;
   readonly images: ImageFactory;
   readonly compressed: boolean;
+  /** The backup is encrypted with it. */
+  readonly key: RepositoryKey | undefined;
   /** The parent's files of each disk that is based on it, by target; the oldest first. Checks them, beside other work. */
   readonly bases: () => Promise<ReadonlyMap<string, readonly ChainLink[]>>;
 }
@@ -95,7 +104,7 @@ export class DirectoryDraft implements BackupDraft {
     try {
       const { images, bases } = await createImages(place, request, directory, signal);
       const parts = { images, hasher: new BlockHasher(), sinks: new Map<string, DraftSink>() };
-      await openSinks(parts, bases, request, directory);
+      await openSinks(parts, bases, request, { directory, key: place.key });
       return new DirectoryDraft(place, request, directory, parts, bases);
     } catch (error) {
       await rm(directory, { recursive: true, force: true });
@@ -117,16 +126,20 @@ export class DirectoryDraft implements BackupDraft {
 
   async keepMachineFiles(signal?: AbortSignal): Promise<void> {
     const { machineFiles = [] } = this.#request;
-    this.#machineFiles = await copyMachineFiles(
-      machineFiles,
-      join(this.#directory, MACHINE_DIRECTORY),
+    this.#machineFiles = await copyMachineFiles(machineFiles, join(this.#directory, MACHINE_DIRECTORY), {
+      key: this.#place.key,
       signal,
-    );
+    });
   }
 
   async takeMachineFiles(from: OpenBackup, signal?: AbortSignal): Promise<void> {
-    await from.checkMachineFiles({ copyTo: join(this.#directory, MACHINE_DIRECTORY), signal });
-    this.#machineFiles = from.chain.at(-1)?.manifest.machineFiles ?? [];
+    const { key } = this.#place;
+    const files = await from.checkMachineFiles({
+      copyTo: join(this.#directory, MACHINE_DIRECTORY),
+      ...(key === undefined ? {} : { encrypt: (path) => new FileEncryption(key, path) }),
+      signal,
+    });
+    this.#machineFiles = key === undefined ? files : files.map((file) => ({ ...file, keyId: key.id }));
   }
 
   parentExpectations(target: string): Promise<ChainExpectations> {
@@ -204,7 +217,12 @@ export class DirectoryDraft implements BackupDraft {
     } = summary;
     const machineFiles = this.#machineFiles;
     return {
-      schemaVersion: machineFiles.length === 0 ? SCHEMA_VERSION : FILES_SCHEMA_VERSION,
+      schemaVersion:
+        this.#place.key !== undefined
+          ? ENCRYPTED_SCHEMA_VERSION
+          : machineFiles.length === 0
+            ? SCHEMA_VERSION
+            : FILES_SCHEMA_VERSION,
       ...{ id, domain, level },
       ...(parent === undefined ? {} : { parent: parent.id }),
       reason,
@@ -220,7 +238,8 @@ export class DirectoryDraft implements BackupDraft {
 
   #finishedDisk(target: string): ManifestDisk {
     const { result } = this.disk(target);
-    if (result !== undefined) return result;
+    const { key } = this.#place;
+    if (result !== undefined) return key === undefined ? result : { ...result, keyId: key.id };
     throw new FleeceError(
       "INTERNAL",
       `Expected disk ${target} to be finished before the backup is published`,
@@ -254,6 +273,10 @@ async function createImages(
   directory: string,
   signal: AbortSignal | undefined,
 ): Promise<{ readonly images: OpenImages; readonly bases: Bases }> {
+  const { key } = place;
+  // A parent's LUKS header is used again.
+  const finding = place.bases();
+  const known = key === undefined ? undefined : await finding;
   const creating = place.images.create(
     disks.map(({ target, sizeBytes, mode, pushed }) => ({
       target,
@@ -264,27 +287,33 @@ async function createImages(
       // QEMU compresses whole clusters alone, and offers no image for it that ends within one.
       compressed: place.compressed && sizeBytes % BLOCK_SIZE === 0,
       ...(parent === undefined || mode === "whole" ? {} : { backing: backingFile(parent.id, target) }),
+      luks: key && { passphrase: key.passphrase, headerOf: encryptedImage(known?.get(target)) },
     })),
     signal,
   );
-  const [bases, opened] = await Promise.allSettled([place.bases(), creating]);
+  const [bases, opened] = await Promise.allSettled([finding, creating]);
   if (opened.status === "rejected") throw bases.status === "rejected" ? bases.reason : opened.reason;
   if (bases.status === "fulfilled") return { images: opened.value, bases: bases.value };
   await opened.value.close();
   throw bases.reason;
 }
 
+/** The newest that is encrypted. */
+function encryptedImage(links: readonly ChainLink[] = []): string | undefined {
+  return links.findLast(({ imageKey, moved }) => imageKey !== undefined && !moved)?.imagePath;
+}
+
 async function openSinks(
   { images, hasher, sinks }: DraftParts,
   bases: Bases,
   { disks }: DraftRequest,
-  directory: string,
+  { directory, key }: { readonly directory: string; readonly key: RepositoryKey | undefined },
 ): Promise<void> {
   try {
     for (const disk of disks) {
       const { target, mode } = disk;
       const storesData = disk.pushed !== true;
-      const digests = await DigestWriter.create(join(directory, digestsFile(target)), disk.sizeBytes);
+      const digests = await DigestWriter.create(join(directory, digestsFile(target)), disk.sizeBytes, key);
       const parts = { disk, image: images.writer(target), digests, hasher };
       const sink =
         mode === "compare" && disk.isKnown !== true

@@ -1,6 +1,13 @@
 import { access, constants, mkdir, readdir, rm, stat } from "node:fs/promises";
 import { join, resolve } from "node:path";
-import { byTime, chainOf, isIntact, type BackupEntry, type IntactEntry } from "../../model/backup.js";
+import {
+  byTime,
+  chainOf,
+  isIntact,
+  keyIdOf,
+  type BackupEntry,
+  type IntactEntry,
+} from "../../model/backup.js";
 import type { UndoLog } from "../../ports/block-driver.js";
 import type { ImageFactory } from "../../ports/image-writer.js";
 import type {
@@ -20,9 +27,11 @@ import { isDirectory, namedDirectories, readStored, type StoredBackup } from "./
 import { type ChainLink, chainLinks, checkImage, findMoved } from "./chain-images.js";
 import { DirectoryDraft } from "./directory-draft.js";
 import { createPrivate, exists, syncDirectory } from "../durable-files.js";
+import { type KeyPlace, readKey } from "./key-source.js";
 import { isLeftover, Layout, LOCK_FILE, MACHINE_DIRECTORY, MANIFEST_FILE, PROTECTED_FILE } from "./layout.js";
 import { dropMerged, merge, removeBackup } from "./merge.js";
 import { type HeldBackup, holdAlone, holdToRead } from "./reading.js";
+import { type Keys, keysOf, type RepositoryKey } from "./repository-key.js";
 import { chosenTargets, ServedBackup } from "./served-backup.js";
 import { asListed, mergingIds } from "./stored-backups.js";
 
@@ -35,6 +44,8 @@ export interface DirectoryRepositoryOptions {
   readonly reserveBytes?: number;
   /** Of the content of new backups; default: none. Those that are there are read as they are. */
   readonly compression?: "none" | "zstd";
+  /** New backups are encrypted with this key; it also opens those that are there. */
+  readonly encryption?: KeyPlace | undefined;
   /** For the sockets of what is served; default: the runtime root of this user. */
   readonly runtimeRoot?: string | undefined;
 }
@@ -45,6 +56,7 @@ export class DirectoryRepository implements BackupRepository {
   readonly reserveBytes: number;
   readonly #layout: Layout;
   readonly #compressed: boolean;
+  readonly #encryption: KeyPlace | undefined;
   readonly #images: ImageFactory;
   readonly #runtimeRoot: string | undefined;
 
@@ -52,6 +64,7 @@ export class DirectoryRepository implements BackupRepository {
     this.name = options.name;
     this.reserveBytes = options.reserveBytes ?? 0;
     this.#compressed = options.compression === "zstd";
+    this.#encryption = options.encryption;
     this.#layout = new Layout(resolve(options.path));
     this.#images = options.images;
     this.#runtimeRoot = options.runtimeRoot;
@@ -64,6 +77,12 @@ export class DirectoryRepository implements BackupRepository {
     } catch (error) {
       throw fileError(error, "write to the repository", this.#layout.root);
     }
+  }
+
+  async checkKey(parent?: IntactEntry, signal?: AbortSignal): Promise<boolean> {
+    if (this.#encryption !== undefined) await readKey(this.#encryption, signal);
+    if (parent !== undefined) await this.#keys((await this.#chain(parent)).chain, signal);
+    return this.#encryption !== undefined;
   }
 
   async freeBytes(): Promise<number> {
@@ -105,10 +124,15 @@ export class DirectoryRepository implements BackupRepository {
   }
 
   async begin(request: DraftRequest, undo: UndoLog, signal?: AbortSignal): Promise<BackupDraft> {
-    const bases = () => this.#bases(request, signal);
+    const { parent } = request;
+    const key = this.#encryption === undefined ? undefined : await readKey(this.#encryption, signal);
+    const chain = parent === undefined ? [] : (await this.#chain(parent)).chain;
+    const keys = await this.#keys(chain, signal, key);
+    const bases = () => this.#bases(request, keys, signal);
     const place = {
       ...{ repository: this.name, layout: this.#layout, images: this.#images, bases },
       compressed: this.#compressed,
+      key,
     };
     return await DirectoryDraft.begin(place, request, undo, signal);
   }
@@ -116,13 +140,15 @@ export class DirectoryRepository implements BackupRepository {
   async open(entry: IntactEntry, options: OpenOptions = {}): Promise<OpenBackup> {
     const { chain, merging, hold } = await this.#hold(entry, options.signal);
     try {
+      const keys = await this.#keys(chain, options.signal);
       const links = new Map<string, readonly ChainLink[]>();
       for (const target of chosenTargets(chain, options.targets)) {
-        links.set(target, await findMoved(chainLinks(this.#layout, chain, target), merging));
+        links.set(target, await findMoved(chainLinks(this.#layout, chain, target, keys), merging));
       }
       const machine = {
         directory: join(this.#layout.backup(entry.domain, entry.id), MACHINE_DIRECTORY),
         files: chain.at(-1)?.manifest.machineFiles ?? [],
+        keys,
       };
       return await ServedBackup.open(links, hold, {
         ...options,
@@ -229,6 +255,29 @@ export class DirectoryRepository implements BackupRepository {
     return { chain: wholeChain(domain, stored, id), merging: mergingIds(stored) };
   }
 
+  /** For all of a chain; `key` is that of the repository, if it is known already. Fails with KEY_WRONG or KEY_UNAVAILABLE. */
+  async #keys(
+    chain: readonly IntactEntry[],
+    signal: AbortSignal | undefined,
+    key?: RepositoryKey,
+  ): Promise<Keys> {
+    const encrypted = chain.find(({ manifest }) => keyIdOf(manifest) !== undefined);
+    if (encrypted === undefined) return keysOf(this.name, undefined);
+    const { domain, id } = encrypted;
+    if (this.#encryption === undefined) {
+      throw new FleeceError(
+        "KEY_UNAVAILABLE",
+        `Backup ${id} of ${domain} in repository ${this.name} is encrypted: expected the key of the repository (\`encryption\` in the configuration, or --key-file beside --repository-path), got none`,
+        { facts: { domain, backup: id, repository: this.name } },
+      );
+    }
+    const keys = keysOf(this.name, key ?? (await readKey(this.#encryption, signal)));
+    for (const { manifest } of chain) {
+      for (const { keyId } of [...manifest.disks, ...(manifest.machineFiles ?? [])]) keys(keyId);
+    }
+    return keys;
+  }
+
   /** Keeps the files of a chain as they are until that is disposed of. */
   async #hold(
     entry: IntactEntry,
@@ -263,8 +312,9 @@ export class DirectoryRepository implements BackupRepository {
     if (older?.id !== olderId || younger === undefined) {
       throw new FleeceError("INTERNAL", `Expected backup ${youngerId} to be based on ${olderId}`);
     }
+    const keys = await this.#keys(chain, options.signal);
     await using _ = await holdAlone(this.#held(older));
-    const place = { layout: this.#layout, runtimeRoot: this.#runtimeRoot };
+    const place = { layout: this.#layout, keys, runtimeRoot: this.#runtimeRoot };
     return await merge(place, { older, younger, chain, begun }, options);
   }
 
@@ -304,6 +354,7 @@ export class DirectoryRepository implements BackupRepository {
   /** The header of a new image names its parent unseen; one that is gone would make a gap that nobody notices. */
   async #bases(
     { disks, parent }: DraftRequest,
+    keys: Keys,
     signal: AbortSignal | undefined,
   ): Promise<ReadonlyMap<string, readonly ChainLink[]>> {
     const bases = new Map<string, readonly ChainLink[]>();
@@ -312,7 +363,7 @@ export class DirectoryRepository implements BackupRepository {
     const known = new Set(parent.manifest.disks.map(({ target }) => target));
     for (const { target, mode } of disks) {
       if (mode === "whole" || !known.has(target)) continue;
-      bases.set(target, await findMoved(chainLinks(this.#layout, chain, target), merging));
+      bases.set(target, await findMoved(chainLinks(this.#layout, chain, target, keys), merging));
     }
     const newest = [...bases.values()].flatMap((links) => links.slice(-1));
     await Promise.all(newest.map((link) => checkImage(link, signal)));

@@ -51,6 +51,11 @@ export function imageFile(target: string): string {
   return `${target}.qcow2`;
 }
 
+/** Amid a merge: what an image that is not encrypted becomes. */
+export function encryptedImagePath(imagePath: string): string {
+  return `${imagePath}.encrypted`;
+}
+
 export function digestsFile(target: string): string {
   return `${target}.digests`;
 }

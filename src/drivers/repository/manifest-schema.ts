@@ -12,7 +12,9 @@ export const MERGED_SCHEMA_VERSION = 3;
 
 /** Of one that has machine files; otherwise like the one before. */
 export const FILES_SCHEMA_VERSION = 4;
-const NEWEST_SCHEMA_VERSION = FILES_SCHEMA_VERSION;
+/** Of one that is encrypted, in part or all; otherwise like the one before. */
+export const ENCRYPTED_SCHEMA_VERSION = 5;
+const NEWEST_SCHEMA_VERSION = ENCRYPTED_SCHEMA_VERSION;
 
 const name = (kind: NameKind) =>
   z.string().refine((value) => isName(kind, value), { error: `Expected a ${kind} name` });
@@ -36,6 +38,11 @@ const diskFields = {
 };
 const reason = z.string().max(10_000);
 
+const keyId = z
+  .string()
+  .regex(/^[0-9a-f]{32}$/)
+  .optional();
+
 /** A disk had no mode of its own then. */
 const diskSchema1 = z.strictObject(diskFields);
 const diskSchema = z.strictObject({
@@ -43,6 +50,7 @@ const diskSchema = z.strictObject({
   sourceFile: z.string().max(10_000).optional(),
   mode: z.enum(["changes", "compare", "whole"]),
   reason,
+  keyId,
 });
 
 const manifestFields = {
@@ -71,6 +79,7 @@ const fileSchema = z.strictObject({
     }),
   sizeBytes: bytes,
   sha256,
+  keyId,
 });
 
 const manifestSchema1 = z
@@ -85,7 +94,12 @@ const manifestSchema1 = z
     return { ...manifest, disks };
   });
 const manifestSchema2 = z.strictObject({
-  schemaVersion: z.literal([SCHEMA_VERSION, MERGED_SCHEMA_VERSION, FILES_SCHEMA_VERSION]),
+  schemaVersion: z.literal([
+    SCHEMA_VERSION,
+    MERGED_SCHEMA_VERSION,
+    FILES_SCHEMA_VERSION,
+    ENCRYPTED_SCHEMA_VERSION,
+  ]),
   ...manifestFields,
   frozenMs: milliseconds.optional(),
   quiesceFailure: reason.optional(),

@@ -4,6 +4,7 @@ import { blocksOf, DIGEST_BYTES, rangeOf } from "./block-digest.js";
 import { segments } from "./chain-expectations.js";
 import type { DigestFile } from "./digest-file.js";
 import { DigestWriter } from "./digest-writer.js";
+import type { RepositoryKey } from "./repository-key.js";
 import { stretches } from "./disk-sink.js";
 
 /** 64 KiB of digests are in memory at once. */
@@ -17,19 +18,21 @@ export interface UnitedDigests {
 
 /**
  * Writes a digest file of all blocks that either file has, the first one's where both have one. It follows the size of
- * both: 32 bytes for a block, 1/2048 of what is stored. A file that is there already is written anew.
+ * both: 32 bytes for a block, 1/2048 of what is stored. A file that is there already is written anew. With a key it is
+ * encrypted.
  */
 export async function uniteDigests(
   path: string,
   files: readonly DigestFile[],
   diskBytes: number,
+  key: RepositoryKey | undefined,
 ): Promise<UnitedDigests> {
   try {
     await rm(path, { force: true });
   } catch (error) {
     throw fileError(error, "remove", path);
   }
-  const writer = await DigestWriter.create(path, diskBytes);
+  const writer = await DigestWriter.create(path, diskBytes, key);
   try {
     const known = [...segments(files, 0, blocksOf(diskBytes))].filter((segment) => segment.known);
     for (const { firstBlock, blockCount, stored } of known) {

@@ -3,6 +3,7 @@ import type { BlockReader, BlockWriter } from "../../ports/block-io.js";
 import { forEachLimited } from "../../shared/async.js";
 import { FleeceError } from "../../shared/errors.js";
 import { syncFile } from "../durable-files.js";
+import { ENCRYPTED, giveKey } from "../luks.js";
 import { NbdReaderFactory, openNbdWriter } from "../nbd-io.js";
 import { removeExport } from "../node-exports.js";
 import { processDirectoryPath } from "../runtime-directory.js";
@@ -12,6 +13,7 @@ import { BlockHasher } from "./block-hasher.js";
 import type { DigestFile } from "./digest-file.js";
 import { allSettled, stretches } from "./disk-sink.js";
 import { rangeOf } from "./block-digest.js";
+import type { RepositoryKey } from "./repository-key.js";
 
 /** One piece of data, and how many are under way: 8 MiB of memory. */
 const PIECE_BYTES = 1024 * 1024;
@@ -28,6 +30,7 @@ export interface MergedImage {
   /** The older backup's, which is written to. */
   readonly to: string;
   readonly sizeBytes: number;
+  readonly encrypted: { readonly from: boolean; readonly to: boolean };
   /** Says which blocks `from` has, and what they hold. */
   readonly digests: DigestFile;
 }
@@ -41,15 +44,28 @@ export class MergeImages implements AsyncDisposable {
     this.#daemon = daemon;
   }
 
-  static async open(runtimeRoot: string | undefined, signal: AbortSignal | undefined): Promise<MergeImages> {
+  /** With the key of images that are encrypted. */
+  static async open(
+    runtimeRoot: string | undefined,
+    key: RepositoryKey | undefined,
+    signal: AbortSignal | undefined,
+  ): Promise<MergeImages> {
     const directory = processDirectoryPath(runtimeRoot);
-    return new MergeImages(await StorageDaemon.start({ directory, lifetime: "process", signal }));
+    const daemon = await StorageDaemon.start({ directory, lifetime: "process", signal });
+    try {
+      if (key !== undefined) await giveKey(daemon, key.passphrase, signal);
+      return new MergeImages(daemon);
+    } catch (error) {
+      await daemon.stop();
+      throw error;
+    }
   }
 
   /** Opens both images, so that a program which uses one is met before anything is changed. */
-  async add({ index, from, to }: MergedImage, signal: AbortSignal | undefined): Promise<void> {
-    await this.#serve(sourceId(index), { filename: from, writable: false }, signal);
-    await this.#serve(targetId(index), { filename: to, writable: true }, signal);
+  async add({ index, from, to, encrypted }: MergedImage, signal: AbortSignal | undefined): Promise<void> {
+    const [source, target] = [encrypted.from, encrypted.to];
+    await this.#serve(sourceId(index), { filename: from, writable: false, encrypted: source }, signal);
+    await this.#serve(targetId(index), { filename: to, writable: true, encrypted: target }, signal);
   }
 
   /**
@@ -111,7 +127,11 @@ export class MergeImages implements AsyncDisposable {
    */
   async #serve(
     id: string,
-    { filename, writable }: { readonly filename: string; readonly writable: boolean },
+    {
+      filename,
+      writable,
+      encrypted,
+    }: { readonly filename: string; readonly writable: boolean; readonly encrypted: boolean },
     signal: AbortSignal | undefined,
   ): Promise<void> {
     const common = { "read-only": !writable, ...(writable ? ({ discard: "unmap" } as const) : {}) };
@@ -120,6 +140,7 @@ export class MergeImages implements AsyncDisposable {
       {
         ...{ driver: "qcow2", "node-name": id, backing: null },
         ...common,
+        ...(encrypted ? { encrypt: ENCRYPTED } : {}),
         file: { driver: "file", filename, ...common },
       },
       { signal },

@@ -1,5 +1,5 @@
-import type { Manifest, ManifestDisk } from "../../model/backup.js";
-import { FILES_SCHEMA_VERSION, MERGED_SCHEMA_VERSION } from "./manifest-schema.js";
+import { keyIdOf, type Manifest, type ManifestDisk } from "../../model/backup.js";
+import { ENCRYPTED_SCHEMA_VERSION, FILES_SCHEMA_VERSION, MERGED_SCHEMA_VERSION } from "./manifest-schema.js";
 
 /** What a merge changes in the manifest's account of a disk. */
 export type MergedFigures = Pick<ManifestDisk, "digests" | "digestsSha256" | "storedBytes" | "zeroBytes">;
@@ -24,11 +24,18 @@ export function mergedManifest(
     const base = older.disks.find(({ target }) => target === disk.target);
     if (!isBased(disk) || base === undefined) return disk;
     const mode = isBased(base) ? disk.mode : "whole";
-    return { ...disk, mode, reason, ...figures?.get(disk.target) };
+    // The older image is the one that stays; a younger one's content is never stored in clear.
+    const keyId = disk.keyId ?? base.keyId;
+    const encrypted = keyId === undefined ? {} : { keyId };
+    return { ...disk, mode, reason, ...encrypted, ...figures?.get(disk.target) };
   });
   const isFull = !disks.some(isBased);
   const schemaVersion =
-    younger.schemaVersion === FILES_SCHEMA_VERSION ? FILES_SCHEMA_VERSION : MERGED_SCHEMA_VERSION;
+    keyIdOf({ ...younger, disks }) !== undefined
+      ? ENCRYPTED_SCHEMA_VERSION
+      : younger.schemaVersion === FILES_SCHEMA_VERSION
+        ? FILES_SCHEMA_VERSION
+        : MERGED_SCHEMA_VERSION;
   const { parent: _, ...rest } = younger;
   return {
     ...rest,

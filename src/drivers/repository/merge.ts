@@ -5,14 +5,24 @@ import type { Merged, MergeOptions } from "../../ports/repository.js";
 import { BLOCK_SIZE } from "../../model/extents.js";
 import { fileError, FleeceError } from "../../shared/errors.js";
 import { replaceDurably, syncDirectory } from "../durable-files.js";
+import { readLuksHeader } from "../luks.js";
+import { createImage } from "../qemu-tools.js";
 import { type ChainLink, chainLinks, checkImage, findMoved } from "./chain-images.js";
 import { DigestFile } from "./digest-file.js";
-import { isMergedDigestsFile, digestsFile, type Layout, MANIFEST_FILE, mergedDigestsFile } from "./layout.js";
+import {
+  isMergedDigestsFile,
+  digestsFile,
+  encryptedImagePath,
+  type Layout,
+  MANIFEST_FILE,
+  mergedDigestsFile,
+} from "./layout.js";
 import { formatManifest } from "./manifest-schema.js";
 import { uniteDigests } from "./merge-digests.js";
 import { type MergedImage, MergeImages } from "./merge-images.js";
 import { isBased, type MergedFigures, mergedManifest } from "./merge-manifest.js";
 import { writeMergeRecord } from "./merge-record.js";
+import type { Keys } from "./repository-key.js";
 
 /*
  * A backup X is merged into Y, the only one based on it:
@@ -33,10 +43,18 @@ import { writeMergeRecord } from "./merge-record.js";
  *
  * After a kill between any two of them everything can be read: before 5 Y's digests with X's over those of P say what
  * the disk holds, whether its image has been moved or not. All of it may be done again from 2 on.
+ *
+ * If Y is encrypted and X is not, nothing of Y may get into X's image. Then steps 2 and 4 are:
+ *
+ *     2' the blocks of X, then of Y, into X/vda.qcow2.encrypted
+ *     4' that to Y/vda.qcow2, synced; then X/vda.qcow2 is removed
+ *
+ * Between the two parts of 4', Y's image holds what is below it, too. It lies over X's all the same, to no effect.
  */
 
 export interface MergePlace {
   readonly layout: Layout;
+  readonly keys: Keys;
   readonly runtimeRoot: string | undefined;
 }
 
@@ -66,11 +84,11 @@ export async function merge(place: MergePlace, pair: MergePair, options: MergeOp
   let writtenBytes: number;
   try {
     for (const disk of younger.manifest.disks.filter(isBased)) {
-      disks.push(await openDisk(place.layout, pair, disk, options.signal));
+      disks.push(await openDisk(place, pair, disk, options.signal));
     }
     writtenBytes = await copyBlocks(place, pair, disks, options);
     const figures = await uniteAll(directory, older.id, disks);
-    for (const disk of disks) await moveImage(disk);
+    for (const disk of disks) await moveImage(disk, directory);
     await syncDirectory(directory);
     await syncDirectory(place.layout.backup(older.domain, older.id));
     manifest = mergedManifest(older.manifest, younger.manifest, figures);
@@ -106,13 +124,13 @@ export async function removeBackup(layout: Layout, domain: string, id: string): 
 
 /** Fails with DAMAGED unless all files of the disk are what was stored, as far as the headers of images tell. */
 async function openDisk(
-  layout: Layout,
+  { layout, keys }: MergePlace,
   { older, chain, begun }: MergePair,
   { target }: ManifestDisk,
   signal: AbortSignal | undefined,
 ): Promise<MergedDisk> {
   const merging = new Set(begun ? [older.id] : []);
-  const links = await findMoved(chainLinks(layout, chain, target), merging);
+  const links = await findMoved(chainLinks(layout, chain, target, keys), merging);
   const [from, to] = [links.at(-2), links.at(-1)];
   if (from === undefined || to === undefined || from.id !== older.id) {
     throw new FleeceError(
@@ -134,8 +152,44 @@ async function openDisk(
   }
 }
 
-function openDigests({ digestsPath, disk }: ChainLink): Promise<DigestFile> {
-  return DigestFile.open({ path: digestsPath, diskBytes: disk.sizeBytes, sha256: disk.digestsSha256 });
+function openDigests({ digestsPath, disk, key }: ChainLink): Promise<DigestFile> {
+  return DigestFile.open({ path: digestsPath, diskBytes: disk.sizeBytes, sha256: disk.digestsSha256, key });
+}
+
+/** The older image is not encrypted, and must not get the younger one's blocks. */
+function isToEncrypt({ older, younger }: MergedDisk): boolean {
+  return !older.moved && younger.key !== undefined && older.key === undefined;
+}
+
+/** What is copied for a disk, in this order. */
+function copiesOf(disk: MergedDisk, firstIndex: number): readonly MergedImage[] {
+  const { target, older, younger, digests } = disk;
+  const { sizeBytes } = younger.disk;
+  const encrypts = isToEncrypt(disk);
+  const copy = (index: number, source: "older" | "younger"): MergedImage => ({
+    ...{ target, index, sizeBytes, digests: digests[source] },
+    from: disk[source].imagePath,
+    to: encrypts ? encryptedImagePath(older.imagePath) : older.imagePath,
+    encrypted: {
+      from: disk[source].imageKey !== undefined,
+      to: encrypts || older.imageKey !== undefined,
+    },
+  });
+  return encrypts
+    ? [copy(firstIndex, "older"), copy(firstIndex + 1, "younger")]
+    : [copy(firstIndex, "younger")];
+}
+
+/** Empty, with the younger image's LUKS header. What was left of one is removed. */
+async function createEncrypted(
+  { older, younger }: MergedDisk,
+  signal: AbortSignal | undefined,
+): Promise<void> {
+  const path = encryptedImagePath(older.imagePath);
+  await rm(path, { force: true });
+  const luksHeader = await readLuksHeader(younger.imagePath);
+  const { sizeBytes } = younger.disk;
+  await createImage({ path, format: "qcow2", sizeBytes, backing: older.backing, luksHeader, signal });
 }
 
 async function copyBlocks(
@@ -144,29 +198,33 @@ async function copyBlocks(
   disks: readonly MergedDisk[],
   { signal, onProgress }: MergeOptions,
 ): Promise<number> {
-  const images = disks
-    .filter((disk) => !disk.older.moved)
-    .map(({ target, older: to, younger: from, digests }, index): MergedImage => {
-      const { sizeBytes } = from.disk;
-      return { target, index, from: from.imagePath, to: to.imagePath, sizeBytes, digests: digests.younger };
-    });
+  const unmoved = disks.filter((disk) => !disk.older.moved);
   const directory = layout.backup(older.domain, older.id);
-  if (images.length === 0) {
+  if (unmoved.length === 0) {
     if (!begun) await writeMergeRecord(directory, younger.id);
     return 0;
   }
-  await using daemon = await MergeImages.open(runtimeRoot, signal);
-  for (const image of images) await daemon.add(image, signal);
+  const keys = unmoved.flatMap(({ older: { imageKey }, younger: { key } }) => [imageKey, key]);
+  const key = keys.find((candidate) => candidate !== undefined);
+  await using daemon = await MergeImages.open(runtimeRoot, key, signal);
+  const copies = unmoved.map((disk, index) => copiesOf(disk, 2 * index));
+  for (const disk of unmoved.filter(isToEncrypt)) await createEncrypted(disk, signal);
+  for (const [first] of copies) if (first !== undefined) await daemon.add(first, signal);
   if (!begun) await writeMergeRecord(directory, younger.id);
   let writtenBytes = 0;
-  for (const image of images) {
-    const { target, sizeBytes, digests } = image;
-    const totalBytes = Math.min(digests.runs.blockCount * BLOCK_SIZE, sizeBytes);
+  for (const images of copies) {
+    const totalBytes = images.reduce(
+      (sum, { digests, sizeBytes }) => sum + Math.min(digests.runs.blockCount * BLOCK_SIZE, sizeBytes),
+      0,
+    );
     let doneBytes = 0;
-    writtenBytes += await daemon.copy(image, signal, (bytes) => {
-      doneBytes += bytes;
-      onProgress?.({ id: younger.id, target, doneBytes, totalBytes });
-    });
+    for (const [index, image] of images.entries()) {
+      if (index > 0) await daemon.add(image, signal);
+      writtenBytes += await daemon.copy(image, signal, (bytes) => {
+        doneBytes += bytes;
+        onProgress?.({ id: younger.id, target: image.target, doneBytes, totalBytes });
+      });
+    }
   }
   return writtenBytes;
 }
@@ -177,19 +235,28 @@ async function uniteAll(
   disks: readonly MergedDisk[],
 ): Promise<ReadonlyMap<string, MergedFigures>> {
   const figures = new Map<string, MergedFigures>();
-  for (const { target, younger, digests } of disks) {
+  for (const { target, older, younger, digests } of disks) {
     const name = mergedDigestsFile(target, olderId);
     const files = [digests.younger, digests.older];
-    const united = await uniteDigests(join(directory, name), files, younger.disk.sizeBytes);
+    const key = younger.key ?? older.key;
+    const united = await uniteDigests(join(directory, name), files, younger.disk.sizeBytes, key);
     figures.set(target, { digests: name, ...united });
   }
   return figures;
 }
 
-async function moveImage({ older, younger }: MergedDisk): Promise<void> {
+async function moveImage(disk: MergedDisk, directory: string): Promise<void> {
+  const { older, younger } = disk;
   if (older.moved) return;
   try {
-    await rename(older.imagePath, younger.imagePath);
+    if (isToEncrypt(disk)) {
+      await rename(encryptedImagePath(older.imagePath), younger.imagePath);
+      // Only one that is known to be there makes the other one superfluous.
+      await syncDirectory(directory);
+      await rm(older.imagePath);
+    } else {
+      await rename(older.imagePath, younger.imagePath);
+    }
   } catch (error) {
     throw fileError(error, "move the image", older.imagePath);
   }

@@ -1,22 +1,17 @@
-import type { IntactEntry, ManifestFile } from "../../model/backup.js";
+import type { IntactEntry } from "../../model/backup.js";
 import type { ExportAddress } from "../../model/snapshot-plan.js";
 import type { BlockExpectations, OpenBackup, OpenOptions } from "../../ports/repository.js";
 import { forEachLimited } from "../../shared/async.js";
 import { FleeceError } from "../../shared/errors.js";
+import { giveKey } from "../luks.js";
 import { processDirectoryPath } from "../runtime-directory.js";
 import { StorageDaemon } from "../storage-daemon.js";
 import { ChainExpectations } from "./chain-expectations.js";
-import { checkMachineFiles } from "./machine-files.js";
+import { checkMachineFiles, type StoredMachine } from "./machine-files.js";
 import { chainNode, checkImage, type ChainLink } from "./chain-images.js";
 
 /** Each is a qemu-img of a few milliseconds. */
 const PARALLEL_CHECKS = 4;
-
-/** The machine files of a backup, and where they are. */
-export interface StoredMachine {
-  readonly directory: string;
-  readonly files: readonly ManifestFile[];
-}
 
 interface ServedParts {
   readonly chain: readonly IntactEntry[];
@@ -64,6 +59,8 @@ export class ServedBackup implements OpenBackup {
       signal,
     });
     try {
+      const key = [...links.values()].flat().find(({ imageKey }) => imageKey !== undefined)?.imageKey;
+      if (key !== undefined) await giveKey(daemon, key.passphrase, signal);
       const addresses: ExportAddress[] = [];
       for (const [target, disk] of links) {
         addresses.push(await serve(daemon, target, disk, `disk-${addresses.length}`, signal));
@@ -81,8 +78,10 @@ export class ServedBackup implements OpenBackup {
     return ChainExpectations.open(links);
   }
 
-  async checkMachineFiles(options: Parameters<OpenBackup["checkMachineFiles"]>[0] = {}): Promise<void> {
-    await checkMachineFiles(this.#machine.files, this.#machine.directory, options);
+  checkMachineFiles(
+    options: Parameters<OpenBackup["checkMachineFiles"]>[0] = {},
+  ): ReturnType<OpenBackup["checkMachineFiles"]> {
+    return checkMachineFiles(this.#machine, options);
   }
 
   async close(): Promise<void> {

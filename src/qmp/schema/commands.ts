@@ -83,6 +83,8 @@ export interface QmpCommands {
   "query-named-block-nodes": Command<{ flat?: boolean } | undefined, BlockNodeInfo[]>;
   "query-blockstats": Command<{ "query-nodes"?: boolean } | undefined, BlockStats[]>;
   "x-debug-query-block-graph": Command<undefined, BlockGraph>;
+  /** `data` is the secret, in base64. */
+  "object-add": Command<{ "qom-type": "secret"; id: string; format: "base64"; data: string }, Nothing>;
   "blockdev-add": Command<BlockdevOptions, Nothing>;
   "blockdev-del": Command<{ "node-name": string }, Nothing>;
   "blockdev-snapshot": Command<BlockdevSnapshot, Nothing>;

@@ -27,6 +27,8 @@ export interface BlockdevFile extends BlockdevCommon {
 export interface BlockdevQcow2 extends BlockdevCommon {
   driver: "qcow2";
   file: BlockdevRef;
+  /** The id of a `secret` object. */
+  encrypt?: { format: "luks"; "key-secret": string };
   /** `null` opens the image without the backing file that its header names. */
   backing?: BlockdevRef | null;
   "lazy-refcounts"?: boolean;

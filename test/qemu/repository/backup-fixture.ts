@@ -3,6 +3,7 @@ import { join } from "node:path";
 import { StorageDaemonImages } from "../../../src/drivers/images.js";
 import { NbdReaderFactory } from "../../../src/drivers/nbd-io.js";
 import { DirectoryRepository } from "../../../src/drivers/repository/index.js";
+import type { KeyPlace } from "../../../src/drivers/repository/key-source.js";
 import type { DiskMode, IntactEntry } from "../../../src/model/backup.js";
 import { BLOCK_SIZE, type BlockRun } from "../../../src/model/extents.js";
 import type { UndoEntry } from "../../../src/model/undo.js";
@@ -41,16 +42,16 @@ export class RepositoryFixture {
   readonly undo = new MemoryUndoLog();
   #count = 0;
 
-  private constructor(path: string, runtimeRoot: string) {
+  private constructor(path: string, runtimeRoot: string, encryption?: KeyPlace) {
     this.path = path;
     this.runtimeRoot = runtimeRoot;
-    this.repository = openRepository(path, runtimeRoot);
+    this.repository = openRepository(path, runtimeRoot, encryption);
   }
 
-  static async create(path?: string): Promise<RepositoryFixture> {
+  static async create(path?: string, encryption?: KeyPlace): Promise<RepositoryFixture> {
     const directory = await temporaryDirectory();
     await mkdir(directory.file("repo"));
-    return new RepositoryFixture(path ?? directory.file("repo"), directory.file("run"));
+    return new RepositoryFixture(path ?? directory.file("repo"), directory.file("run"), encryption);
   }
 
   file(id: string, name: string): string {
@@ -119,10 +120,15 @@ export function draftDisk(target: string, sizeBytes: number, mode: DiskMode = "w
   return { target, sourceFormat: "qcow2", sourceFile: `/vm/${target}`, sizeBytes, mode, reason: "a test" };
 }
 
-export function openRepository(path: string, runtimeRoot: string): DirectoryRepository {
+export function openRepository(
+  path: string,
+  runtimeRoot: string,
+  encryption?: KeyPlace,
+): DirectoryRepository {
   return new DirectoryRepository({
     name: "default",
     path,
+    encryption,
     images: new StorageDaemonImages({ runtimeRoot }),
     runtimeRoot,
   });

@@ -38,6 +38,7 @@ export const fullEntry: IntactEntry = {
         image: "vda.qcow2",
         digests: "vda.digests",
         digestsSha256: "00",
+        keyId: "0123456789abcdef0123456789abcdef",
         digestBlockBytes: 65536,
         readBytes: 3 * 2 ** 30,
         storedBytes: 2 ** 30,

@@ -1,3 +1,4 @@
+import { hash } from "node:crypto";
 import { writeFile, readFile } from "node:fs/promises";
 import { join } from "node:path";
 import * as fc from "fast-check";
@@ -6,10 +7,12 @@ import { ChainExpectations } from "../../../src/drivers/repository/chain-expecta
 import { DIGEST_BYTES, digestBlock } from "../../../src/drivers/repository/block-digest.js";
 import { DigestFile } from "../../../src/drivers/repository/digest-file.js";
 import { DigestWriter } from "../../../src/drivers/repository/digest-writer.js";
+import { RepositoryKey } from "../../../src/drivers/repository/repository-key.js";
 import { BLOCK_SIZE, type BlockRun } from "../../../src/model/extents.js";
 import { TemporaryDirectory } from "../../support/temporary-directory.js";
 import { temporaryDirectory } from "../../support/lifetime.js";
 
+const KEY = new RepositoryKey("x".repeat(32));
 const BLOCKS = 12;
 /** The last block is cut. */
 const DISK_BYTES = (BLOCKS - 1) * BLOCK_SIZE + 512;
@@ -21,8 +24,13 @@ function blockOf(index: number, fill: number): Buffer {
   return Buffer.alloc(Math.min(BLOCK_SIZE, DISK_BYTES - index * BLOCK_SIZE), fill);
 }
 
-async function writeDigests(path: string, blocks: readonly Stored[], zeroRuns: boolean): Promise<DigestFile> {
-  const writer = await DigestWriter.create(path, DISK_BYTES);
+async function writeDigests(
+  path: string,
+  blocks: readonly Stored[],
+  zeroRuns: boolean,
+  key?: RepositoryKey,
+): Promise<DigestFile> {
+  const writer = await DigestWriter.create(path, DISK_BYTES, key);
   const runs: BlockRun[] = blocks.flatMap((stored, index) => {
     if (stored === "nothing") return [];
     const kind = stored === 0 && zeroRuns ? "zero" : "data";
@@ -35,7 +43,7 @@ async function writeDigests(path: string, blocks: readonly Stored[], zeroRuns: b
     else await writer.write(offset, length, digestBlock(blockOf(index, Number(blocks[index]))));
   }
   const sha256 = await writer.finish();
-  return await DigestFile.open({ path, diskBytes: DISK_BYTES, sha256 });
+  return await DigestFile.open({ path, diskBytes: DISK_BYTES, sha256, key });
 }
 
 describe("ChainExpectations", () => {
@@ -54,11 +62,19 @@ describe("ChainExpectations", () => {
         range,
         fc.boolean(),
         fc.nat(BLOCKS - 1),
-        async (chain, [a, b], zeroRuns, wrong) => {
+        fc.boolean(),
+        async (chain, [a, b], zeroRuns, wrong, encrypted) => {
           await using directory = await TemporaryDirectory.create();
           const files: DigestFile[] = [];
           for (const [index, blocks] of chain.entries()) {
-            files.push(await writeDigests(directory.file(`${index}`), blocks, zeroRuns));
+            files.push(
+              await writeDigests(
+                directory.file(`${index}`),
+                blocks,
+                zeroRuns,
+                encrypted && index !== 1 ? KEY : undefined,
+              ),
+            );
           }
           await using expected = new ChainExpectations(files, DISK_BYTES);
           const content = Array.from({ length: BLOCKS }, (_, index) => {
@@ -96,6 +112,40 @@ describe("ChainExpectations", () => {
     await expect(expected.firstNonZero(0, BLOCKS * BLOCK_SIZE)).rejects.toMatchObject({ code: "INTERNAL" });
   });
 });
+
+describe("an encrypted digest file", () => {
+  it("has no digest of a block in it, and none that it has in common with another file", async () => {
+    const { path } = await temporaryDirectory();
+    const blocks = Array.from({ length: BLOCKS }, () => 1);
+    const slots = async (name: string, key?: RepositoryKey): Promise<string[]> => {
+      await (await writeDigests(join(path, name), blocks, false, key)).close();
+      const content = await readFile(join(path, name));
+      return blocks.map((_, slot) => content.toString("hex", 64 + slot * 32, 96 + slot * 32));
+    };
+    expect(new Set(await slots("plain"))).toContain(Buffer.from(digestBlock(blockOf(0, 1))).toString("hex"));
+    const [plain, one, two] = [await slots("a"), await slots("b", KEY), await slots("c", KEY)];
+    expect(new Set([...plain, ...one, ...two]).size).toBe(new Set(plain).size + 2 * BLOCKS);
+  });
+
+  it("is opened with its own key alone, and not as one that is in clear", async () => {
+    const { path } = await temporaryDirectory();
+    const digests = await readDigests(await writeDigests(join(path, "d"), [1], false, KEY));
+    expect(digests).toEqual(Buffer.from(digestBlock(blockOf(0, 1))));
+    const sha256 = hash("sha256", await readFile(join(path, "d")), "hex");
+    const facts = { path: join(path, "d"), diskBytes: DISK_BYTES, sha256 };
+    await expect(DigestFile.open(facts)).rejects.toMatchObject({ code: "DAMAGED" });
+    const other = await DigestFile.open({ ...facts, key: new RepositoryKey("y".repeat(32)) });
+    expect(await readDigests(other)).not.toEqual(digests);
+  });
+});
+
+async function readDigests(file: DigestFile): Promise<Uint8Array> {
+  try {
+    return await file.digests(0, 1);
+  } finally {
+    await file.close();
+  }
+}
 
 describe("DigestWriter", () => {
   it("joins adjacent runs, so that the file has a fixed cost and 32 bytes a block", async () => {

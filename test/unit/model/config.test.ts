@@ -179,6 +179,23 @@ describe("parseConfig", () => {
     });
   });
 
+  it("takes a key from a file, whose path it resolves, or from a command, and not both or none", () => {
+    const withKey = (keys: string): string =>
+      LEAST.replace("path: backups }", `path: backups, encryption: ${keys} }`);
+    const found = (keys: string): unknown => parseConfig(withKey(keys), "/etc/fleece/c.yaml").repositories[0];
+    expect(found("{ keyFile: k }")).toMatchObject({ encryption: { keyFile: "/etc/fleece/k" } });
+    expect(found("{ keyCommand: [vault, x] }")).toMatchObject({ encryption: { keyCommand: ["vault", "x"] } });
+    for (const keys of [
+      "{}",
+      "{ keyFile: k, keyCommand: [cat] }",
+      "{ keyCommand: [] }",
+      "{ keyCommand: [./x] }",
+    ]) {
+      expect(() => found(keys)).toThrow("encryption");
+    }
+    expect(() => found("{ keyFile: k }, compression: zstd")).toThrow("compression");
+  });
+
   it("resolves the runtime directory and a relative QMP socket too", () => {
     const text = `${LEAST.replace("/run/web01.qmp", "vm/web01.qmp")}runtimeDir: run\n`;
     expect(parseConfig(text, "/etc/fleece/c.yaml")).toMatchObject({
