@@ -26,7 +26,8 @@ export default defineConfig({
           include: ["test/qemu/**/*.test.ts"],
           testTimeout: 300_000,
           hookTimeout: 120_000,
-          maxWorkers: 2,
+          // One more than processors that are sure to be there: many tests wait for leases, deadlines and processes to end.
+          maxWorkers: 3,
           // Vitest wants projects with their own worker limits to run one after the other.
           sequence: { groupOrder: 1 },
         },
@@ -39,7 +40,7 @@ export default defineConfig({
           // Every fault, or a sample: test/faults/README.md.
           testTimeout: process.env["FLEECE_FAULTS"] === "all" ? 3_600_000 : 300_000,
           hookTimeout: 120_000,
-          maxWorkers: 2,
+          maxWorkers: 3,
           sequence: { groupOrder: 2 },
         },
       },
