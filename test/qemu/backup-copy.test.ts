@@ -123,6 +123,32 @@ describe("backup copy", () => {
     for (const { id } of [middle, last, next]) await verifyBackup(context, id, { repository: "second" });
   });
 
+  it("encrypts what goes to an encrypted repository, and decrypts what comes back", async () => {
+    const at = await start({}, { compression: "none", encryption: { keyFile: "key" } });
+    await writeFile(at.directory.file("key"), "6Vt0oG2N5yqJc1wXhUeB8rLzKdPfM3sA", { mode: 0o600 });
+    const context = await agent(at);
+    const full = await runBackup(context, { domain: "vm" });
+    await at.vm.guestWrite("vda", MIB, 3 * BLOCK, 0x21);
+    const next = await runBackup(context, { domain: "vm" });
+    const copies = await copy(context);
+    const keyId = expect.stringMatching(/^\w+/) as string;
+    for (const { manifest } of copies) {
+      expect(manifest).toMatchObject({ disks: [{ keyId }, { keyId }], machineFiles: [{ keyId }] });
+    }
+    const stored = at.directory.file(`second/vm/${next.id}`);
+    expect((await readFile(`${stored}/machine/conf`)).includes("4 CPUs")).toBe(false);
+    expect((await readFile(`${stored}/vda.qcow2`)).includes(Buffer.alloc(512, 0x21))).toBe(false);
+    await deleteBackup(context, next.id, { repository: "default" });
+    await deleteBackup(context, full.id, { repository: "default" });
+    const back = await copy(context, { kind: "newer" }, { from: "second", to: "default" });
+    expect(back.map(({ manifest }) => manifest.disks)).toEqual(
+      [full, next].map(({ manifest }) => manifest.disks),
+    );
+    expect(back[1]?.manifest.machineFiles).toEqual(next.manifest.machineFiles);
+    await at.vm.quit();
+    for (const repository of ["default", "second"]) await expectRestored(at, next.id, repository);
+  });
+
   it("bases the newest alone on the nearest backup that is there, or makes a full of it", async () => {
     const at = await start();
     const context = await agent(at);
