@@ -450,7 +450,9 @@ const job = z.strictObject({
 /** By key. */
 function problemsOfKind(entry: z.infer<typeof job>): readonly (readonly [string, string])[] {
   if (entry.kind === "backup") return [];
-  const ofBackups = (["quiesce", "limits", "bootTest"] as const).filter((key) => entry[key] !== undefined);
+  const ofBackups = (["quiesce", "limits", "copyTo", "bootTest"] as const).filter(
+    (key) => entry[key] !== undefined,
+  );
   const problems = [...(entry.level === "auto" ? [] : ["level"]), ...ofBackups].map(
     (key) => [key, "Expected none: a job that verifies takes no backups"] as const,
   );

@@ -319,6 +319,8 @@ describe("parseConfig", () => {
     ["kind: verify, verify: { after: true }", "jobs.0.verify: Expected a `budget`"],
     ["kind: verify, level: full, verify: { budget: 1h }", "jobs.0.level: Expected none"],
     ["kind: verify, quiesce: true, verify: { budget: 1h }", "jobs.0.quiesce: Expected none"],
+    ["kind: verify, limits: { read: 1M }, verify: { budget: 1h }", "jobs.0.limits: Expected none"],
+    ["kind: verify, bootTest: {}, verify: { budget: 1h }", "jobs.0.bootTest: Expected none"],
     ["hooks: [{ when: before, command: [] }]", "Expected a program and its arguments"],
     ["report: { webhook: 'ftp://host/' }", "Expected an address like https://host/path"],
     ["report: { webhook: 'https://a:b@host/' }", "without a user name"],
