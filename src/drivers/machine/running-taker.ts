@@ -148,6 +148,7 @@ export class RunningTaker implements SnapshotTaker {
     if (plan.state === "running" && !plan.live) await this.#qmp.execute("stop");
     const save = { qmp: this.#qmp, clock, domain: plan.domain, into, convergeWithinMs, signal };
     await saveMemory({ ...save, live: plan.live, onProgress: onMemory });
+    signal?.throwIfAborted();
     const moment = { timeMs: clock.now(), memoryBytes: into.sizeBytes };
     await beforeDisks(moment);
     await this.#switchDisks(plan);

@@ -5,11 +5,17 @@ import { untilTestEnds } from "../../support/lifetime.js";
 import { TestVm } from "../../support/vm.js";
 import { blocksOf, Scene, TARGETS } from "./scene.js";
 
-/** A snapshot `a` that this QEMU cannot load: it has more RAM than the one of which it was taken. QEMU finds that out after the disks. */
+/**
+ * A snapshot `a` that this QEMU cannot load: it has more RAM than the one of which it was taken. QEMU finds that out after the disks.
+ * The snapshot is as of a version that recorded no machine: else the revert would be refused.
+ */
 async function withUnfitSnapshot(): Promise<Scene> {
   const scene = untilTestEnds(await Scene.create({ running: true }));
   for (const target of TARGETS) await scene.write(target, 0, 4, 1);
   await createInternal(scene.context, { domain: "vm", name: "a" });
+  const { snapshots, ...document } = await scene.document();
+  const unrecorded = snapshots.map(({ machine: _, ...snapshot }) => snapshot);
+  await scene.context.domainSnapshots.write({ ...document, snapshots: unrecorded });
   for (const target of TARGETS) await scene.write(target, 0, 4, 2);
   await scene.stop();
   const disks = TARGETS.map((target) => {
