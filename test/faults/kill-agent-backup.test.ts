@@ -1,6 +1,7 @@
 import { describe, it } from "vitest";
 import { killAtEveryStep, type Scenario } from "./support/kill-matrix.js";
 import type { Scene } from "./support/scene.js";
+import { sampled } from "../support/sample.js";
 
 const BACKUP = ["backup", "run", "vm"];
 
@@ -43,7 +44,7 @@ const SCENARIOS: readonly Scenario[] = [
 ];
 
 describe("kill -9 of the agent", () => {
-  it.each(SCENARIOS)(
+  it.each(sampled(SCENARIOS))(
     "in $name: the guest goes on, and the next command puts all in order",
     async (scenario) => {
       await killAtEveryStep(scenario);

@@ -3,6 +3,7 @@ import { fileURLToPath } from "node:url";
 import { describe, it } from "vitest";
 import { CALLERS_DIRECTORY, killAtEveryStep, type Scenario } from "./support/kill-matrix.js";
 import type { Scene } from "./support/scene.js";
+import { sampled } from "../support/sample.js";
 
 let snapshots = 0;
 
@@ -156,7 +157,7 @@ function inactive(prepare: Scenario["prepare"]): Omit<Scenario, "name"> {
 }
 
 describe("kill -9 of the agent", () => {
-  it.each([...ON_RUNNING, ...ON_INACTIVE])(
+  it.each(sampled([...ON_RUNNING, ...ON_INACTIVE]))(
     "in $name: the guest goes on, and the next command puts all in order",
     async (scenario) => {
       await killAtEveryStep(scenario);

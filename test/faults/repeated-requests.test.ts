@@ -9,6 +9,7 @@ import { untilTestEnds } from "../support/lifetime.js";
 import type { JsonObject } from "../support/monitor.js";
 import { Scene } from "./support/scene.js";
 import { startFaulty } from "./support/steps.js";
+import { sampled } from "../support/sample.js";
 
 /** One method that changes something: what must be there before, and what is there after it was done once. */
 interface Case {
@@ -226,10 +227,6 @@ async function started(method?: CallName): Promise<Scene> {
   return scene;
 }
 
-/** `npm run test:faults` kills the agent in every method; `npm test` in every second one. */
-const all = process.env["FLEECE_FAULTS"] === "all";
-const KILLED = CASES.filter((_, index) => all || index % 2 === 0);
-
 const ID = "1c2ee1f4-8c0e-4a52-9a3a-0c8f1f6c9a11";
 
 describe("A request", () => {
@@ -261,7 +258,7 @@ describe("A request", () => {
     },
   );
 
-  it.each(KILLED)(
+  it.each(sampled(CASES, 3))(
     "sent again after the agent was killed between the effect and its record has the effect of one: $method",
     async ({ method, prepare, effect, answer, promises = 0 }) => {
       const scene = await started(method);

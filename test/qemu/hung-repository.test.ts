@@ -24,7 +24,9 @@ async function startScene(exports: "auto" | "staged") {
   const log = { debug: ignore, info: ignore, warn: ignore };
   const context = await startAgent(await loadConfig(at.configPath), log);
   const sleep = (_ms: number, signal: AbortSignal) => delay(20, undefined, { signal });
-  return { at, context: { ...context, clock: { ...systemClock, sleep } } };
+  // A copy by QEMU is still far from its end when the daemon hangs.
+  const limits = { ...context.limits, readBytesPerSecond: 16 * MIB };
+  return { at, context: { ...context, limits, clock: { ...systemClock, sleep } } };
 }
 
 /**
