@@ -218,7 +218,9 @@ class LayeredDisk {
     }
     for (const bitmap of lower.disk.bitmaps.keys())
       if (lost(bitmap)) lower.disk.apply({ action: "remove", bitmap }, false);
-    this.#layers.splice(at, 2, { ...upper, remembered: [...lower.disk.bitmaps.keys()], disk: lower.disk });
+    // What both had is remembered, not what is left of it: see `afterMerge` in layer-plan.ts.
+    const remembered = upper.remembered && [...new Set([...(lower.remembered ?? []), ...upper.remembered])];
+    this.#layers.splice(at, 2, { ...upper, remembered, disk: lower.disk });
   }
 
   crash(): void {
