@@ -79,10 +79,7 @@ export function createProgram(
   addExportCommands(group("export", "start, list and stop NBD exports of block snapshots"), run);
   addCheckpointCommands(group("checkpoint", "list, show and delete checkpoints"), run);
   describeDoctorCommand(program.command("doctor"), run);
-  const backup = group(
-    "backup",
-    "run, list, show, verify, restore, serve, delete, protect and prune backups",
-  );
+  const backup = group("backup", "run, list, prove, restore, serve, copy, protect and delete backups");
   addBackupCommands(backup, run);
   addBackupReadCommands(backup, run);
   addBootTestCommand(backup, run);
