@@ -288,6 +288,8 @@ describe("an export at the agent's TCP address", () => {
     const reader = await startReader(at, vda);
     await at.json("export", "stop", "vm", "--snapshot", "night");
     await expectCut(at, vda, reader);
+    // Their daemons would outlive the agent.
+    await at.json("block-snapshot", "delete", "vm", "night");
   });
 });
 
