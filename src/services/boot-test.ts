@@ -7,10 +7,10 @@ import type { StateStore } from "../ports/state-store.js";
 import { errorMessage, FleeceError, isFleeceError } from "../shared/errors.js";
 import { randomId } from "../shared/ids.js";
 import { formatBytes } from "../shared/units.js";
-import { findReadable, listBackups } from "./backup-catalog.js";
+import { type BackupNote, backupNoteName, readBackupNote, writeBackupNote } from "./backup-notes.js";
+import { findReadable } from "./backup-catalog.js";
 import { requireDomain, type ServiceContext } from "./context.js";
 import { Operation } from "./operation.js";
-import { backupNoteName } from "./verifications.js";
 
 export interface BootTestOptions {
   readonly signal?: AbortSignal | undefined;
@@ -24,9 +24,7 @@ export interface BootTestResult extends Booted {
 }
 
 /** What is remembered of the last boot test of a backup. */
-export interface BootTestNote {
-  readonly schemaVersion: 1;
-  readonly timeMs: number;
+export interface BootTestNote extends BackupNote {
   /** Why it did not come up; undefined: it did. */
   readonly failure?: string;
 }
@@ -36,8 +34,7 @@ export async function lastBootTest(
   store: StateStore,
   backup: Pick<BackupEntry, "repository" | "id">,
 ): Promise<BootTestNote | undefined> {
-  const note = await store.readNote("boot-tests", backupNoteName(backup));
-  return isBootTest(note) ? note : undefined;
+  return readBackupNote<BootTestNote>(store, "boot-tests", [backupNoteName(backup)]);
 }
 
 /**
@@ -217,26 +214,19 @@ async function checkScratch(
 /** The boot test counts also if it cannot be remembered. */
 async function remember(
   context: ServiceContext,
-  { id, repository, domain }: IntactEntry,
+  backup: IntactEntry,
   failure: string | undefined,
 ): Promise<void> {
-  const { store, clock, log, meter } = context;
+  const { clock, log, meter } = context;
+  const { domain, id } = backup;
   const note: BootTestNote = {
     ...{ schemaVersion: 1, timeMs: clock.now() },
     ...(failure === undefined ? {} : { failure }),
   };
   meter.backupBooted(domain, failure === undefined ? "booted" : "failed");
   try {
-    await store.writeNote("boot-tests", backupNoteName({ repository, id }), note);
-    const listed = new Set((await listBackups(context)).map(backupNoteName));
-    for (const other of await store.notes("boot-tests")) {
-      if (!listed.has(other)) await store.removeNote("boot-tests", other);
-    }
+    await writeBackupNote(context, "boot-tests", backup, note, (listed) => [backupNoteName(listed)]);
   } catch (error) {
     log.warn({ backup: id }, `Cannot remember that the backup was booted: ${errorMessage(error)}`);
   }
-}
-
-function isBootTest(note: unknown): note is BootTestNote {
-  return typeof note === "object" && note !== null && "schemaVersion" in note && note.schemaVersion === 1;
 }

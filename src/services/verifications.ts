@@ -1,24 +1,18 @@
 import type { StateStore } from "../ports/state-store.js";
 import { errorMessage, isFleeceError } from "../shared/errors.js";
 import type { BackupEntry } from "../model/backup.js";
-import { findBackup, listBackups } from "./backup-catalog.js";
+import { type BackupNote, backupNoteName, readBackupNote, writeBackupNote } from "./backup-notes.js";
+import { findBackup } from "./backup-catalog.js";
 import { type ReadOptions, type VerifiedDisk, verifyBackup } from "./backup-read.js";
 import type { ServiceContext } from "./context.js";
 
 /** What is remembered of the last verification of a backup. */
-export interface Verification {
-  readonly schemaVersion: 1;
-  readonly timeMs: number;
+export interface Verification extends BackupNote {
   /** What was wrong; undefined: it was sound. */
   readonly damage?: string;
 }
 
 export type Verified = Pick<BackupEntry, "repository" | "id" | "copiedFrom">;
-
-/** Copies of a backup in other repositories have notes of their own. Our ids have no dot. */
-export function backupNoteName({ repository, id }: Pick<BackupEntry, "repository" | "id">): string {
-  return `${repository}.${id}`;
-}
 
 /** Those that there may be of a backup; earlier versions, which knew no copies, named them by id alone. */
 export function verificationNotes(backup: Verified): readonly string[] {
@@ -30,11 +24,7 @@ export async function lastVerification(
   store: StateStore,
   backup: Verified,
 ): Promise<Verification | undefined> {
-  for (const name of verificationNotes(backup)) {
-    const note = await store.readNote("verifications", name);
-    if (isVerification(note)) return note;
-  }
-  return undefined;
+  return readBackupNote<Verification>(store, "verifications", verificationNotes(backup));
 }
 
 /**
@@ -64,7 +54,7 @@ export async function rememberVerification(
   backup: BackupEntry,
   damage: string | undefined,
 ): Promise<void> {
-  const { store, clock, log, meter } = context;
+  const { clock, log, meter } = context;
   const { domain, id } = backup;
   const note: Verification = {
     schemaVersion: 1,
@@ -74,21 +64,8 @@ export async function rememberVerification(
   try {
     meter.backupVerified(domain, damage === undefined ? "sound" : "damaged");
     if (damage !== undefined) log.warn({ domain, backup: id }, `The backup is damaged: ${damage}`);
-    await store.writeNote("verifications", backupNoteName(backup), note);
-    await forgetGone(context);
+    await writeBackupNote(context, "verifications", backup, note, verificationNotes);
   } catch (error) {
     log.warn({ backup: id }, `Cannot remember that the backup was verified: ${errorMessage(error)}`);
   }
-}
-
-async function forgetGone(context: ServiceContext): Promise<void> {
-  const { store } = context;
-  const listed = new Set((await listBackups(context)).flatMap(verificationNotes));
-  for (const name of await store.notes("verifications")) {
-    if (!listed.has(name)) await store.removeNote("verifications", name);
-  }
-}
-
-function isVerification(note: unknown): note is Verification {
-  return typeof note === "object" && note !== null && "schemaVersion" in note && note.schemaVersion === 1;
 }

@@ -1,6 +1,7 @@
 import { errorMessage, FleeceError, isFleeceError } from "../../shared/errors.js";
 import { formatDuration } from "../../shared/units.js";
 import { bootTest } from "../boot-test.js";
+import { withTimeLimit } from "../time-limit.js";
 import type { RunStep } from "./run-step.js";
 
 /** Boots a throw-away machine on the new backup. Fails with BOOT_FAILED; what its budget cuts off proves nothing, and is a note. */
@@ -11,30 +12,25 @@ export const bootStep: RunStep = {
     const { clock } = context;
     const { budgetMs } = job.bootTest;
     const startMs = clock.monotonicMs();
-    const over = new AbortController();
-    const spent = new AbortController();
-    const budget = clock.sleep(budgetMs, over.signal).then(
-      () => spent.abort(new FleeceError("WINDOW_ENDED", "The budget of the boot test is spent")),
-      () => undefined,
-    );
     const durationMs = (): number => Math.round(clock.monotonicMs() - startMs);
-    try {
-      await bootTest(context, entry, { signal: AbortSignal.any([signal, spent.signal]) });
-      onBooted({ durationMs: durationMs() });
-      return [];
-    } catch (error) {
-      signal.throwIfAborted();
-      if (spent.signal.aborted) {
-        return [
-          `the backup had not booted when the budget of ${formatDuration(budgetMs)} was spent, which proves nothing`,
-        ];
+    const boot = async (budget: AbortSignal): Promise<readonly string[]> => {
+      try {
+        await bootTest(context, entry, { signal: AbortSignal.any([signal, budget]) });
+        onBooted({ durationMs: durationMs() });
+        return [];
+      } catch (error) {
+        signal.throwIfAborted();
+        if (budget.aborted) {
+          return [
+            `the backup had not booted when the budget of ${formatDuration(budgetMs)} was spent, which proves nothing`,
+          ];
+        }
+        if (isFleeceError(error, "BOOT_FAILED"))
+          onBooted({ durationMs: durationMs(), failure: errorMessage(error) });
+        throw error;
       }
-      if (isFleeceError(error, "BOOT_FAILED"))
-        onBooted({ durationMs: durationMs(), failure: errorMessage(error) });
-      throw error;
-    } finally {
-      over.abort();
-      await budget;
-    }
+    };
+    const spent = new FleeceError("WINDOW_ENDED", "The budget of the boot test is spent");
+    return withTimeLimit(clock, budgetMs, boot, spent);
   },
 };

@@ -2,6 +2,7 @@ import type { Job, JobHook } from "../../model/job.js";
 import type { DomainRun, RunRecord } from "../../model/run-record.js";
 import type { Program, ProgramEnd } from "../../ports/program-runner.js";
 import type { ServiceContext } from "../context.js";
+import { withTimeLimit } from "../time-limit.js";
 
 /** Whose hooks they are. */
 export interface HookPlace {
@@ -46,27 +47,15 @@ export async function runHooks(
 }
 
 /** Kills it after `limitMs`. Never fails. */
-export async function runProgram(
+export function runProgram(
   { clock, programs }: ServiceContext,
   program: Program,
   limitMs: number,
   signal?: AbortSignal,
 ): Promise<ProgramEnd> {
-  const limit = new AbortController();
-  const done = new AbortController();
-  // Only the signal ends a sleep early.
-  void clock.sleep(limitMs, done.signal).then(
-    () => limit.abort(),
-    () => undefined,
+  return withTimeLimit(clock, limitMs, (limit) =>
+    programs.run(program, signal === undefined ? limit : AbortSignal.any([limit, signal])),
   );
-  try {
-    return await programs.run(
-      program,
-      signal === undefined ? limit.signal : AbortSignal.any([limit.signal, signal]),
-    );
-  } finally {
-    done.abort();
-  }
 }
 
 function factsOf(when: JobHook["when"], { record, part }: HookPlace): Readonly<Record<string, string>> {

@@ -3,6 +3,7 @@ import { runMail } from "../../model/run-mail.js";
 import { isAlarming, type RunRecord } from "../../model/run-record.js";
 import { errorMessage } from "../../shared/errors.js";
 import type { ServiceContext } from "../context.js";
+import { withTimeLimit } from "../time-limit.js";
 import { runProgram } from "./hooks.js";
 
 const ANSWER_MS = 10_000;
@@ -46,21 +47,14 @@ async function post(
     // Only the signal ends a sleep early.
     if (pauseMs > 0) await clock.sleep(pauseMs, signal).catch(() => undefined);
     if (signal.aborted) break;
-    const limit = new AbortController();
-    const done = new AbortController();
-    // Only the signal ends a sleep early.
-    void clock.sleep(ANSWER_MS, done.signal).then(
-      () => limit.abort(),
-      () => undefined,
-    );
     try {
-      const json = await jobs.toJson(record);
-      await webhooks.post(url, json, AbortSignal.any([limit.signal, signal]));
+      await withTimeLimit(clock, ANSWER_MS, async (limit) => {
+        const json = await jobs.toJson(record);
+        await webhooks.post(url, json, AbortSignal.any([limit, signal]));
+      });
       return undefined;
     } catch (error) {
       why = errorMessage(error);
-    } finally {
-      done.abort();
     }
   }
   return `the webhook at ${new URL(url).host} was not told of the run: ${why}`;
