@@ -17,6 +17,7 @@ export class QmpProxy implements AsyncDisposable {
   #lost: Lost = "commands";
   #turnsAway = false;
   #refuse: RegExp | undefined;
+  #rewrite: readonly [pattern: RegExp, replacement: string] | undefined;
   #queue: Promise<unknown> = Promise.resolve();
   #stalled: () => void = () => undefined;
 
@@ -50,6 +51,11 @@ export class QmpProxy implements AsyncDisposable {
   /** Whether that command has come. */
   get hasRefused(): boolean {
     return this.#refuse === undefined;
+  }
+
+  /** The next command that matches is another one: what matches in it is replaced. */
+  rewrite(pattern: RegExp, replacement: string): void {
+    this.#rewrite = [pattern, replacement];
   }
 
   /** Whether new clients are hung up on without a greeting. */
@@ -93,10 +99,18 @@ export class QmpProxy implements AsyncDisposable {
         if (this.#lost === "replies") monitor.unpipe(client).resume();
         this.#stalled();
       }
-      if (!isStalled || this.#lost === "replies") monitor.write(chunk);
+      if (!isStalled || this.#lost === "replies") monitor.write(this.#rewritten(chunk));
     });
     client.resume();
     await new Promise((resolve) => client.once("close", resolve));
     monitor.destroy();
+  }
+
+  #rewritten(chunk: Buffer): Buffer {
+    const text = chunk.toString("latin1");
+    if (this.#rewrite?.[0].test(text) !== true) return chunk;
+    const changed = text.replace(...this.#rewrite);
+    this.#rewrite = undefined;
+    return Buffer.from(changed, "latin1");
   }
 }

@@ -26,7 +26,12 @@ export async function settleGuest(qmp: QmpSession, clock: Clock, wasRunning: boo
   await Promise.all([qmp.execute("cont"), qmp.execute("stop")]);
 }
 
-/** The run state once no migration is under way; one that is gets cancelled. */
+/**
+ * The run state once no migration is under way; one that is gets cancelled, but only of a guest that does not run. A guest that QEMU
+ * itself stops for the end of a migration is continued by it after a cancellation, and QEMU 7.2 may have given up its images
+ * without taking them back: the next write aborts it. So once QEMU has begun with the end, that is waited for. The images of a
+ * guest that was stopped before are taken back by `cont`.
+ */
 async function settledState(qmp: QmpSession, clock: Clock): Promise<string> {
   const start = clock.monotonicMs();
   while (clock.monotonicMs() - start < SETTLE_WITHIN_MS) {
@@ -35,7 +40,9 @@ async function settledState(qmp: QmpSession, clock: Clock): Promise<string> {
       const { status } = await qmp.execute("query-status");
       if (status !== "finish-migrate") return status;
     } else if (migration !== "cancelling") {
-      await cancel(qmp);
+      await qmp.execute("stop");
+      const { status } = await qmp.execute("query-status");
+      if (status !== "running" && status !== "finish-migrate") await cancel(qmp);
     }
     await clock.sleep(POLL_MS, NEVER);
   }
