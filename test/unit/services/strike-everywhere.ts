@@ -2,6 +2,7 @@ import { expect } from "vitest";
 import { forEachLimited } from "../../../src/shared/async.js";
 import type { Fault, Scenario } from "./fault-scenario.js";
 import { play } from "./fault-scenario.js";
+import { ALL_FAULTS } from "../../support/sample.js";
 
 /** Worlds side by side: they wait for the journal's files most of the time. */
 const WORLDS = 8;
@@ -20,7 +21,7 @@ function isWorthwhile(fault: Fault, point: string): boolean {
 }
 
 /** All points with FLEECE_FAULTS=all, else every fifth, which others in each scenario. */
-const STRIDE = process.env["FLEECE_FAULTS"] === "all" ? 1 : 5;
+const STRIDE = ALL_FAULTS ? 1 : 5;
 
 /** Strikes at every point that an undisturbed backup passes, and at the cleaning up after it, or at a sample of them. */
 export async function strikeEverywhere(scenario: Omit<Scenario, "at">): Promise<string[]> {
