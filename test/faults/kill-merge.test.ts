@@ -20,7 +20,7 @@ const MERGE_STEPS =
   /^(rename \S+\/repo|rm \S+\/repo|write \S+\/repo|sync \S+\/repo|spawn |nbd-read$|qmp (blockdev|block-export))/;
 
 /** How many steps `npm test` tries. */
-const SAMPLE = 4;
+const SAMPLE = 2;
 
 type Contents = ReadonlyMap<string, ReadonlyMap<string, Buffer>>;
 
