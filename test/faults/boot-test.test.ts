@@ -11,9 +11,7 @@ import { type FleeceResult, runFleece } from "../support/fleece.js";
 import { temporaryDirectory } from "../support/lifetime.js";
 import type { JsonObject } from "../support/monitor.js";
 import { TemporaryDirectory } from "../support/temporary-directory.js";
-
-/** Real Linux under TCG takes its time: what boots in `qemu/boot-test.test.ts` is a boot sector. */
-const ALL = process.env["FLEECE_FAULTS"] === "all";
+import { ALL_FAULTS } from "../support/sample.js";
 
 /** Says what is on the disk and which network devices there are, and starts the guest agent if it is there. Without the file it ends, and Linux panics. */
 const INIT = `#!/bin/busybox sh
@@ -37,7 +35,7 @@ let files: GuestFiles | undefined;
 let agentFiles: GuestFiles | undefined;
 
 beforeAll(async () => {
-  if (!ALL) return;
+  if (!ALL_FAULTS) return;
   const directory = await TemporaryDirectory.create();
   const made = async ({ kernel, initrd }: GuestFiles, name: string): Promise<GuestFiles> => {
     const init = cpioArchive([{ path: "init", kind: "file", content: Buffer.from(INIT), executable: true }]);
@@ -91,7 +89,8 @@ function guest(found: GuestFiles | undefined): GuestFiles {
   return found;
 }
 
-describe.runIf(ALL)("a boot test of Linux", () => {
+/** Real Linux under TCG takes its time: what boots in `qemu/boot-test.test.ts` is a boot sector. */
+describe.runIf(ALL_FAULTS)("a boot test of Linux", () => {
   it("sees what is on the backup's disk, in a machine without a network", async () => {
     const at = await host(guest(files), { console: "/^PROOF of-this-backup NET lo\\r?$/" });
     await at.backUp();
@@ -121,7 +120,7 @@ describe.runIf(ALL)("a boot test of Linux", () => {
   });
 });
 
-describe.runIf(ALL)("workingAccelerator", () => {
+describe.runIf(ALL_FAULTS)("workingAccelerator", () => {
   it("is KVM where the firmware comes to its end by it, and TCG where QEMU ends at once", async (context) => {
     if (!existsSync("/dev/kvm")) context.skip("there is no /dev/kvm here");
     const at = await temporaryDirectory();

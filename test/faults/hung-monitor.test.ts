@@ -6,9 +6,9 @@ import { QmpProxy, type Lost } from "../support/qmp-proxy.js";
 import { printFigure } from "./support/figures.js";
 import { backupStoppedAt } from "./support/moments.js";
 import { Scene } from "./support/scene.js";
+import { ALL_FAULTS } from "../support/sample.js";
 
 const UNANSWERED = /was not answered within \d+ ms/;
-const all = process.env["FLEECE_FAULTS"] === "all";
 
 /** Two disks, so that the freeze holds the guest, and a monitor that can be made to hang. */
 async function changedScene(): Promise<{ readonly scene: Scene; readonly proxy: QmpProxy }> {
@@ -41,7 +41,7 @@ const IN_THE_FREEZE: readonly (readonly [string, Lost, RegExp])[] = [
 ];
 
 describe("A monitor that hangs", () => {
-  it.each(all ? IN_THE_FREEZE : IN_THE_FREEZE.slice(0, 1))(
+  it.each(ALL_FAULTS ? IN_THE_FREEZE : IN_THE_FREEZE.slice(0, 1))(
     "at %s (%s lost): the backup fails by its deadline, and the guest runs then",
     async (at, lost, pattern) => {
       const { scene, proxy } = await changedScene();
@@ -62,7 +62,7 @@ describe("A monitor that hangs", () => {
     },
   );
 
-  if (all)
+  if (ALL_FAULTS)
     it("in the freeze, and serves nobody afterwards: the guest runs once it serves again, the next command does the rest", async () => {
       const { scene, proxy } = await changedScene();
       const stalled = proxy.stallAt(/copy-before-write/, "replies");
@@ -82,7 +82,7 @@ describe("A monitor that hangs", () => {
       printFigure("QMP that hangs and serves nobody", "in the freeze, replies lost", 1);
     });
 
-  if (all)
+  if (ALL_FAULTS)
     it("in the midst of the pull: the backup fails by its deadline, the guest goes on", async () => {
       const { scene, proxy } = await changedScene();
       const command = await backupStoppedAt(scene, "in the midst of the pull");
@@ -100,7 +100,7 @@ describe("A monitor that hangs", () => {
       printFigure("QMP that hangs", "in the midst of the pull", 1);
     });
 
-  if (all)
+  if (ALL_FAULTS)
     it("at the end of an export: the backup, published already, is put in order over a new connection", async () => {
       const { scene, proxy } = await changedScene();
       const stalled = proxy.stallAt(/"block-export-del"/);

@@ -44,7 +44,7 @@ const SCENARIOS: readonly Scenario[] = [
 ];
 
 describe("kill -9 of the agent", () => {
-  it.each(sampled(SCENARIOS))(
+  it.each(sampled(SCENARIOS, 3))(
     "in $name: the guest goes on, and the next command puts all in order",
     async (scenario) => {
       await killAtEveryStep(scenario);

@@ -8,14 +8,12 @@ import { fileDigest } from "../support/image-tool.js";
 import { startSite, type Site } from "../support/site.js";
 import { printFigure } from "./support/figures.js";
 import { CHANGES, JOURNAL, startWithFault, type StepFault } from "./support/steps.js";
+import { ALL_FAULTS } from "../support/sample.js";
 
 const script = fileURLToPath(new URL("support/create-domain-snapshot.mjs", import.meta.url));
 const DIRECTORY = "state/domain-snapshots/vm";
 const GUARD_MS = 30_000;
 const MIB = 1024 * 1024;
-
-/** `npm run test:faults` tries every step; `npm test` some. */
-const all = process.env["FLEECE_FAULTS"] === "all";
 
 async function documentOf(at: Site): Promise<DomainSnapshots> {
   const text = await readFile(at.directory.file(`${DIRECTORY}/snapshots.json`), "utf8").catch(
@@ -102,8 +100,8 @@ describe("kill -9 of the agent in the creation of a domain snapshot", () => {
       const every = Array.from({ length: steps }, (_, index) => index + 1);
       // Of the journal: before the saving of memory, before the disks change (the guest is stopped), and after that.
       const some = when === "after" ? [steps - 5, steps - 4, steps - 2] : [Math.ceil(steps / 2)];
-      const kills = await killAt(match, when, all ? every : some);
-      expect(kills).toBe(all ? steps : some.length);
+      const kills = await killAt(match, when, ALL_FAULTS ? every : some);
+      expect(kills).toBe(ALL_FAULTS ? steps : some.length);
       printFigure("agent: domain snapshot create", what, kills);
     },
   );

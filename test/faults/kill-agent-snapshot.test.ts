@@ -157,7 +157,7 @@ function inactive(prepare: Scenario["prepare"]): Omit<Scenario, "name"> {
 }
 
 describe("kill -9 of the agent", () => {
-  it.each(sampled([...ON_RUNNING, ...ON_INACTIVE]))(
+  it.each(sampled([...ON_RUNNING, ...ON_INACTIVE], 3))(
     "in $name: the guest goes on, and the next command puts all in order",
     async (scenario) => {
       await killAtEveryStep(scenario);

@@ -11,6 +11,7 @@ import { qemuImg } from "../support/image-tool.js";
 import { temporaryDirectory } from "../support/lifetime.js";
 import { dataRun, DOMAIN, noise, RepositoryFixture, zeroRun } from "../qemu/repository/backup-fixture.js";
 import { printFigure } from "./support/figures.js";
+import { ALL_FAULTS } from "../support/sample.js";
 
 const preload = fileURLToPath(new URL("support/steps.mjs", import.meta.url));
 
@@ -18,9 +19,8 @@ const preload = fileURLToPath(new URL("support/steps.mjs", import.meta.url));
 const MERGE_STEPS =
   /^(rename \S+\/repo|rm \S+\/repo|write \S+\/repo|sync \S+\/repo|spawn |nbd-read$|qmp (blockdev|block-export))/;
 
-/** `npm run test:faults` tries every step; `npm test` a few. */
-const all = process.env["FLEECE_FAULTS"] === "all";
-const SAMPLE = 4;
+/** How many steps `npm test` tries. */
+const SAMPLE = 2;
 
 type Contents = ReadonlyMap<string, ReadonlyMap<string, Buffer>>;
 
@@ -107,8 +107,8 @@ describe("fleece backup prune, killed", () => {
     expect(whole.result.exitCode, whole.result.stderr).toBe(0);
     expect(await expectSound(whole.fixture, contents)).toEqual(["b3", "b4"]);
     const { length } = whole.steps;
-    const moments = Array.from({ length: all ? length : SAMPLE }, (_, index) =>
-      all ? index + 1 : Math.ceil(((index + 0.5) * length) / SAMPLE),
+    const moments = Array.from({ length: ALL_FAULTS ? length : SAMPLE }, (_, index) =>
+      ALL_FAULTS ? index + 1 : Math.ceil(((index + 0.5) * length) / SAMPLE),
     );
     for (const at of moments) {
       const { fixture, result, steps } = await prune(path, at);

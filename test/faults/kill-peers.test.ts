@@ -5,12 +5,12 @@ import { qemuImg } from "../support/image-tool.js";
 import { printFigure } from "./support/figures.js";
 import { backupStoppedAt, daemonPids, MOMENTS, type Moment } from "./support/moments.js";
 import { Scene, type BackupMessage } from "./support/scene.js";
+import { ALL_FAULTS } from "../support/sample.js";
 
 const DISKS = 1;
 
 /** `npm run test:faults` tries every moment; `npm test` one for each peer. */
-const all = process.env["FLEECE_FAULTS"] === "all";
-const momentsOr = (moment: Moment) => (all ? MOMENTS : [moment]);
+const momentsOr = (moment: Moment) => (ALL_FAULTS ? MOMENTS : [moment]);
 
 /** How a backup of an inactive domain ends without its daemon, and what it says. All has been read before the publication. */
 const WITHOUT_DAEMON: Readonly<Record<Moment, readonly [number, RegExp]>> = {
@@ -138,7 +138,7 @@ describe("kill -9 of a client that reads an export", () => {
       ...["export", "start", "vm", "--snapshot", "s"],
     );
     const uri = exports[0]?.uri ?? "";
-    const times = all ? 20 : 2;
+    const times = ALL_FAULTS ? 20 : 2;
     for (let time = 0; time < times; time++) {
       // A pipe that nobody reads: the client comes to a halt in the midst of its requests.
       const reader = spawn("nbdcopy", [uri, "-"], { stdio: ["ignore", "pipe", "ignore"] });

@@ -10,12 +10,10 @@ import { writeConfig } from "../support/config-file.js";
 import { printFigure } from "./support/figures.js";
 import { Scene } from "./support/scene.js";
 import { startWithFault } from "./support/steps.js";
+import { ALL_FAULTS } from "../support/sample.js";
 
 /** Everything that the agent does to the names and to the durability of files of the repository. */
 const STEPS = /^(rename|rm|mkdir|sync|write) \S+\/backups\b/;
-
-/** `npm test` looks at every fifth state, and at the last ones, where the backup appears. */
-const all = process.env["FLEECE_FAULTS"] === "all";
 
 interface State {
   readonly directory: string;
@@ -151,7 +149,10 @@ async function expectAllVerify(scene: Scene, repository: string, finishes = fals
 async function expectEveryStateSound(scene: Scene, args: readonly string[], keeps: string): Promise<number> {
   const before = await filesOf(scene.at.directory.file("backups"));
   const states = await statesOf(scene, args);
-  const chosen = states.filter((_state, index) => all || index % 5 === 0 || index >= states.length - 4);
+  // In a sample every fifth, and the last ones, where the backup appears.
+  const chosen = states.filter(
+    (_state, index) => ALL_FAULTS || index % 5 === 0 || index >= states.length - 4,
+  );
   for (const state of chosen) {
     expect(await expectAllVerify(scene, state.directory)).toContain(keeps);
     // The last state is the repository itself: the command has ended, so nothing may be lost.
@@ -190,7 +191,7 @@ describe("Loss of power while the repository is written: all that is listed veri
     const rest = [first, younger];
     // One in its midst, and one near its end.
     const some = [Math.floor(states.length * 0.6), states.length - 4];
-    const chosen = states.filter((_state, index) => all || some.includes(index));
+    const chosen = states.filter((_state, index) => ALL_FAULTS || some.includes(index));
     for (const state of chosen) {
       const lost = { ...state, directory: scene.at.directory.file("lost") };
       await cp(state.directory, lost.directory, { recursive: true });

@@ -8,11 +8,11 @@ import { printFigure } from "./support/figures.js";
 import { backupStoppedAt, daemonPids } from "./support/moments.js";
 import { Scene } from "./support/scene.js";
 import { startWithFault } from "./support/steps.js";
+import { ALL_FAULTS } from "../support/sample.js";
 
 const run = promisify(execFile);
 const MIB = 1024 * 1024;
 const JOURNAL_CONTENT = /^write \S+\/state\/operations\//;
-const all = process.env["FLEECE_FAULTS"] === "all";
 
 async function changedScene(): Promise<Scene> {
   const scene = await Scene.start(1);
@@ -38,7 +38,7 @@ describe("A full file system", () => {
       const counting = await startWithFault(scene.at, ["backup", "run", "vm"], { match: JOURNAL_CONTENT });
       expect((await counting.process.result()).exitCode).toBe(0);
       const writes = (await counting.steps()).length;
-      const chosen = all
+      const chosen = ALL_FAULTS
         ? Array.from({ length: writes }, (_write, index) => index + 1)
         : [Math.ceil(writes / 2)];
       for (const at of chosen) {
@@ -182,7 +182,7 @@ interface NamedNode {
 }
 
 describe("Storage of scratch images", () => {
-  it.each(all ? (["slow", "failing with EIO"] as const) : (["failing with EIO"] as const))(
+  it.each(ALL_FAULTS ? (["slow", "failing with EIO"] as const) : (["failing with EIO"] as const))(
     "that is %s: the guest's writes go well, the backup says that it lost its moment",
     async (name) => {
       const { objects, filter } = SCRATCH_FAULTS[name];

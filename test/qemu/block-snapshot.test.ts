@@ -424,44 +424,14 @@ describe("block-snapshot and export of an inactive domain", () => {
 });
 
 describe("a command on a block snapshot that is killed with SIGKILL", () => {
-  /** Kills the command as soon as `reached` says so; false if it came to its end before. */
-  async function killWhen(command: FleeceProcess, reached: () => Promise<boolean>): Promise<boolean> {
+  /** Kills the command as soon as `reached` says so, unless it comes to its end before. */
+  async function killWhen(command: FleeceProcess, reached: () => Promise<boolean>): Promise<void> {
     while (command.running) {
       if (!(await reached())) continue;
-      const killed = command.running;
       await command.kill("SIGKILL");
-      return killed;
+      return;
     }
-    return false;
   }
-
-  it("is put in order by the next command wherever `create` was", async () => {
-    const at = await startWorkplace();
-    await at.create("cp0", "--checkpoint");
-    await at.remove("cp0");
-    const before = await at.state();
-    const journal = at.directory.file("state/operations/vm");
-    const instants: (() => Promise<boolean>)[] = [
-      async () => (await readdir(journal)).some((name) => name.endsWith(".json")),
-      async () => (await at.vm.blockState()).nodes.some((node) => node.startsWith("fleece-")),
-      async () => (await at.vm.blockState()).bitmaps.some(({ name }) => name.includes("cp1")),
-      async () => (await at.vm.blockState()).devices.some((device) => device.includes("fleece-")),
-    ];
-    let inTheMiddle = 0;
-    for (const reached of [...instants, ...instants]) {
-      await killWhen(
-        await at.start("block-snapshot", "create", "vm", "--name", "x", "--checkpoint=cp1"),
-        reached,
-      );
-      // Killed too late, it is a snapshot like any other.
-      if ((await at.snapshots()).length === 0) inTheMiddle++;
-      else await at.remove("x", "--failed");
-      expect(await at.state()).toEqual(before);
-      expect(await at.vm.qmp("query-status")).toMatchObject({ running: true });
-      await at.expectNothingLeft();
-    }
-    expect(inTheMiddle).toBeGreaterThan(0);
-  });
 
   it("goes on with `delete` as it was meant, wherever that was", async () => {
     const at = await startWorkplace();

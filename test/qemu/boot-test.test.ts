@@ -7,6 +7,7 @@ import { fileDigest, qemuImg } from "../support/image-tool.js";
 import { temporaryDirectory, untilTestEnds } from "../support/lifetime.js";
 import type { JsonObject } from "../support/monitor.js";
 import { TestVm } from "../support/vm.js";
+import { ALL_FAULTS } from "../support/sample.js";
 
 const MIB = 1024 * 1024;
 
@@ -183,20 +184,17 @@ describe("backup boot-test", () => {
     expect(await at.leftovers()).toEqual([]);
   });
 
-  it.runIf(process.env["FLEECE_FAULTS"] === "all")(
-    "leaves nothing when it is interrupted, and remembers nothing then",
-    async () => {
-      const at = await bootableHost("starting\r\n", "halt", { timeout: "10m" });
-      const command = await at.start("backup", "boot-test", at.backupId);
-      untilTestEnds(command);
-      await expect
-        .poll(() => at.machines().then((pids) => pids.length), { timeout: 60_000 })
-        .toBeGreaterThan(1);
-      const { exitCode, stderr } = await command.kill("SIGINT");
-      expect(stderr).toContain("INTERRUPTED");
-      expect(exitCode).not.toBe(0);
-      expect([await at.leftovers(), await at.machines()]).toEqual([[], []]);
-      expect((await at.run("backup", "show", at.backupId)).stdout).not.toMatch(/Booted/);
-    },
-  );
+  it.runIf(ALL_FAULTS)("leaves nothing when it is interrupted, and remembers nothing then", async () => {
+    const at = await bootableHost("starting\r\n", "halt", { timeout: "10m" });
+    const command = await at.start("backup", "boot-test", at.backupId);
+    untilTestEnds(command);
+    await expect
+      .poll(() => at.machines().then((pids) => pids.length), { timeout: 60_000 })
+      .toBeGreaterThan(1);
+    const { exitCode, stderr } = await command.kill("SIGINT");
+    expect(stderr).toContain("INTERRUPTED");
+    expect(exitCode).not.toBe(0);
+    expect([await at.leftovers(), await at.machines()]).toEqual([[], []]);
+    expect((await at.run("backup", "show", at.backupId)).stdout).not.toMatch(/Booted/);
+  });
 });

@@ -16,6 +16,7 @@ import { copyToRaw, fileDigest } from "../support/image-tool.js";
 import { untilTestEnds } from "../support/lifetime.js";
 import { QmpProxy } from "../support/qmp-proxy.js";
 import { startSite } from "../support/site.js";
+import { ALL_FAULTS } from "../support/sample.js";
 
 const KIB = 1024;
 const MIB = 1024 * KIB;
@@ -241,12 +242,11 @@ const CHANGES = Object.keys(ENDS) as DomainChange[];
 
 /** `npm run test:faults` tries each change with each of them; `npm test` with one, in turn. */
 const WORKS = ["full", "incremental", "vendor"] as const;
-const all = process.env["FLEECE_FAULTS"] === "all";
 
 describe.each(CHANGES)("%s", (change) => {
   const [backupEnd, next] = ENDS[change];
 
-  const works = WORKS.filter((_, index) => all || index === CHANGES.indexOf(change) % WORKS.length);
+  const works = WORKS.filter((_, index) => ALL_FAULTS || index === CHANGES.indexOf(change) % WORKS.length);
 
   it.each(works.filter((work) => work !== "vendor"))("in the pull of a backup: %s", async (level) => {
     const scene = await startScene(change);

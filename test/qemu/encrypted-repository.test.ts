@@ -8,6 +8,7 @@ import { runFleece } from "../support/fleece.js";
 import { compareImages } from "../support/image-tool.js";
 import { untilTestEnds } from "../support/lifetime.js";
 import { type Site, startSite } from "../support/site.js";
+import { ALL_FAULTS } from "../support/sample.js";
 
 const MIB = 1024 * 1024;
 const DISK = { target: "vda", format: "qcow2" as const, sizeBytes: 8 * MIB, filledBytes: MIB };
@@ -126,9 +127,7 @@ describe("encryption", () => {
 });
 
 /** Each takes a quarter of a minute. */
-const all = process.env["FLEECE_FAULTS"] === "all";
-
-describe.runIf(all)("encryption, at length", () => {
+describe.runIf(ALL_FAULTS)("encryption, at length", () => {
   it("goes through comparing, pushing, serving and several merges", async () => {
     const at = await machineSite({ exports: "staged" });
     await setEncryption(at, { keyCommand: ["/bin/cat", at.directory.file("key")] });

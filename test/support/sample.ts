@@ -1,4 +1,4 @@
-/** `npm run test:faults`: every case is tried. */
+/** `npm run test:faults` tries every case; `npm test` a sample. */
 export const ALL_FAULTS = process.env["FLEECE_FAULTS"] === "all";
 
 /** All cases, or for `npm test` one in so many. */

@@ -4,6 +4,7 @@ import { printFigure } from "./figures.js";
 import { Scene } from "./scene.js";
 import type { SiteOptions } from "../../support/site.js";
 import { CHANGES, type FaultyCommand, JOURNAL, startWithFault, type StepFault } from "./steps.js";
+import { ALL_FAULTS } from "../../support/sample.js";
 
 export interface Scenario {
   /** As the table in README.md calls it. */
@@ -32,9 +33,6 @@ const GUARD_MS = 20_000;
 
 const MOMENTS = { before: "before a change", after: "after a write of the journal" };
 
-/** `npm run test:faults` tries every step; `npm test` one of each operation. */
-const all = process.env["FLEECE_FAULTS"] === "all";
-
 /**
  * Kills the command at every step that changes something, just before it, and at every write of the journal just after it
  * too. Steps are counted up until the command comes to its end by itself, so none is left out.
@@ -43,7 +41,7 @@ export async function killAtEveryStep(scenario: Scenario): Promise<void> {
   const scene = await sceneFor(scenario);
   const steps = await listSteps(scene, scenario);
   const writes = steps.filter((step) => JOURNAL.test(step));
-  if (!all) {
+  if (!ALL_FAULTS) {
     // In the midst; of every second operation, after its journal has been written.
     const after = steps.length % 2 === 1 && writes.length > 0;
     const [match, when, count] = after

@@ -8,6 +8,7 @@ import { deleteDomainSnapshot } from "../../../src/services/domain-snapshots/del
 import { revertDomainSnapshot } from "../../../src/services/domain-snapshots/revert.js";
 import { untilTestEnds } from "../../support/lifetime.js";
 import { Scene } from "./scene.js";
+import { ALL_FAULTS } from "../../support/sample.js";
 
 const domain = "vm";
 
@@ -102,7 +103,7 @@ const SAMPLE = [
   "memory with one other byte",
   "no file below that of the snapshot",
 ];
-const tried = DAMAGES.filter(({ what }) => process.env["FLEECE_FAULTS"] === "all" || SAMPLE.includes(what));
+const tried = DAMAGES.filter(({ what }) => ALL_FAULTS || SAMPLE.includes(what));
 
 /** Names of files, and of the processes of the domain, that an action without effect leaves as they are. */
 async function stateOf(scene: Scene): Promise<unknown> {

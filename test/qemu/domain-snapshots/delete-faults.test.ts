@@ -8,10 +8,10 @@ import { mountTmpfs } from "../../support/mount.js";
 import { QmpProxy } from "../../support/qmp-proxy.js";
 import { type Bitmaps, row, Scene, TARGETS } from "./scene.js";
 import { MortalProcess } from "./support/stepped-context.js";
+import { ALL_FAULTS } from "../../support/sample.js";
 
 /** All faults, or a sample of them: see test/faults/README.md. */
-const ALL = process.env["FLEECE_FAULTS"] === "all";
-const EVERY = ALL ? 1 : 20;
+const EVERY = ALL_FAULTS ? 1 : 20;
 
 /** Recovery, then the rest of the deletion if it is not done. All must be as the model has it after each. */
 async function recoverAndFinish(scene: Scene, name: string, bitmaps: Bitmaps = "exact"): Promise<void> {
@@ -31,7 +31,7 @@ async function writeMore(scene: Scene): Promise<void> {
 }
 
 describe.each([true, false])("A deletion whose process is killed, with the domain running: %s", (running) => {
-  it.each(ALL ? ["three", "two"] : [running ? "three" : "two"])(
+  it.each(ALL_FAULTS ? ["three", "two"] : [running ? "three" : "two"])(
     "is finished or undone by the next command: %s",
     async (name) => {
       let writes = Infinity;
@@ -54,7 +54,7 @@ describe.each([true, false])("A deletion whose process is killed, with the domai
 });
 
 describe("A deletion", () => {
-  it.each(ALL ? ["three", "two"] : ["two"])(
+  it.each(ALL_FAULTS ? ["three", "two"] : ["two"])(
     "that is cancelled leaves all as it was, and can be repeated: %s",
     async (name) => {
       const scene = untilTestEnds(await Scene.create({ running: true }));
@@ -119,7 +119,7 @@ describe("A deletion", () => {
     ["job-dismiss", "commands"],
     ["blockdev-del", "commands"],
   ] as const;
-  it.each(ALL ? losses : losses.slice(0, 1))(
+  it.each(ALL_FAULTS ? losses : losses.slice(0, 1))(
     "whose monitor is lost at %s (its %s) knows what QEMU did",
     async (command, lost) => {
       const scene = untilTestEnds(await Scene.create({ running: true, vmName: "real" }));

@@ -17,9 +17,7 @@ import { row, Scene, TARGETS } from "./scene.js";
 import { statusAt } from "./support/counter-site.js";
 import { expectNothingLeft } from "./support/leftovers.js";
 import { MortalProcess, steppedContext } from "./support/stepped-context.js";
-
-/** Every step, or the one that each operation names: see test/faults/README.md. */
-const ALL = process.env["FLEECE_FAULTS"] === "all";
+import { ALL_FAULTS } from "../../support/sample.js";
 
 interface Operation {
   readonly name: string;
@@ -220,7 +218,7 @@ async function eachStep(
     const isFaulty = await attempt(scene, at);
     await expectSound(operation, scene);
     if (!isFaulty) return at - 1;
-    if (!ALL) return 1;
+    if (!ALL_FAULTS) return 1;
   }
 }
 
@@ -239,12 +237,12 @@ async function commandsOf(operation: Operation): Promise<readonly string[]> {
   return commands;
 }
 
-const sampled = OPERATIONS.filter(({ name }) => ALL || name === "revert, internal, running domain");
+const sampled = OPERATIONS.filter(({ name }) => ALL_FAULTS || name === "revert, internal, running domain");
 
 describe("QEMU refuses a command", () => {
   it.each(sampled.filter(({ sample }) => sample !== undefined))("of: $name", async (operation) => {
     const commands = await commandsOf(operation);
-    const first = ALL ? 1 : commands.indexOf(operation.sample ?? "") + 1;
+    const first = ALL_FAULTS ? 1 : commands.indexOf(operation.sample ?? "") + 1;
     const times = await eachStep(operation, first, async (scene, at) => {
       const { refused, outcome } = await refusing(at, () => operation.run(scene.context, scene));
       expectStable(outcome);
@@ -252,17 +250,21 @@ describe("QEMU refuses a command", () => {
       if (operation.running) expect(await statusAt(scene.directory.file("vm.qmp")), refused).toBe("running");
       return refused !== undefined;
     });
-    printFigure(`QMP command refused: ${operation.name}`, ALL ? "each" : (operation.sample ?? ""), times);
+    printFigure(
+      `QMP command refused: ${operation.name}`,
+      ALL_FAULTS ? "each" : (operation.sample ?? ""),
+      times,
+    );
   });
 });
 
 const FULL = (["once", "from then on"] as const)
   .flatMap((how) => OPERATIONS.map((operation) => ({ how, operation, name: operation.name })))
-  .filter(({ how, operation }) => ALL || (how === "from then on" && operation === REVERT));
+  .filter(({ how, operation }) => ALL_FAULTS || (how === "from then on" && operation === REVERT));
 
 describe("The state directory, or the place of the new files, is full", () => {
   it.each(FULL)("$how, in: $name", async ({ how, operation }) => {
-    const first = ALL ? 1 : 5;
+    const first = ALL_FAULTS ? 1 : 5;
     const times = await eachStep(operation, first, async (scene, at) => {
       let writes = 0;
       const { context } = steppedContext(scene.context, async (kind, action) => {
@@ -284,8 +286,8 @@ describe("The state directory, or the place of the new files, is full", () => {
 const KILLED = OPERATIONS.filter(({ name }) => /clone|internal/.test(name));
 
 describe("The agent is killed", () => {
-  it.each(ALL ? KILLED : [internalRevert(false)])("at a write of: $name", async (operation) => {
-    const first = ALL ? 1 : 7;
+  it.each(ALL_FAULTS ? KILLED : [internalRevert(false)])("at a write of: $name", async (operation) => {
+    const first = ALL_FAULTS ? 1 : 7;
     const times = await eachStep(operation, first, async (scene, at) => {
       const process = new MortalProcess(scene.context, at);
       await Promise.race([operation.run(process.context, scene), process.died]);

@@ -17,6 +17,7 @@ import type { TemporaryDirectory } from "../../support/temporary-directory.js";
 import type { DiskFormat, TestDisk } from "../../support/vm-arguments.js";
 import { TestVm } from "../../support/vm.js";
 import { leftoversOf, startQuietAgent } from "./support/quiet-agent.js";
+import { ALL_FAULTS } from "../../support/sample.js";
 
 const MIB = 1024 * 1024;
 const BLOCK = 65_536;
@@ -108,8 +109,7 @@ async function expectContent(
 }
 
 /** `npm run test:faults` has all of them; the default test run the one that rounds sizes. */
-const FORMATS =
-  process.env["FLEECE_FAULTS"] === "all" ? (["vpc", "vhdx", "vmdk", "vdi"] as const) : (["vpc"] as const);
+const FORMATS = ALL_FAULTS ? (["vpc", "vhdx", "vmdk", "vdi"] as const) : (["vpc"] as const);
 
 describe.each(FORMATS)("A disk whose image is %s", (format) => {
   it("is snapshotted by overlays, reverted, and merged back into its image", async () => {

@@ -20,9 +20,7 @@ import { endMachines, machinesOf } from "../../support/machines-of.js";
 import { TestVm } from "../../support/vm.js";
 import { blocksOf } from "./scene.js";
 import { statusAt } from "./support/counter-site.js";
-
-/** `npm run test:faults` kills at every step; `npm test` once on each side of the decision. */
-const all = process.env["FLEECE_FAULTS"] === "all";
+import { ALL_FAULTS } from "../../support/sample.js";
 
 const preload = fileURLToPath(new URL("../../faults/support/steps.mjs", import.meta.url));
 const script = fileURLToPath(new URL("support/revert-command.ts", import.meta.url));
@@ -234,7 +232,7 @@ async function killOnce(site: Site, kill: Kill): Promise<string | undefined> {
 describe("An agent that is killed while it reverts and ends the present QEMU first", () => {
   it("leaves one QEMU: the present one, the present started anew, or the snapshot", async () => {
     const site = await startSite();
-    if (!all) {
+    if (!ALL_FAULTS) {
       const load = { match: "^qmp migrate-incoming$", at: 1, when: "before" } as const;
       expect(await killOnce(site, load)).toBe("quitting");
       return;

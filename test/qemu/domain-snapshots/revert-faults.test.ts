@@ -5,9 +5,7 @@ import { recoverAll } from "../../../src/services/recovery.js";
 import { revertDomainSnapshot } from "../../../src/services/domain-snapshots/revert.js";
 import { BoundProcess } from "../../support/bound-process.js";
 import { type CounterSite, DOMAIN, startCounterSite } from "./support/counter-site.js";
-
-/** `npm run test:faults` kills at every step; `npm test` where a revert is decided, once on each side. */
-const all = process.env["FLEECE_FAULTS"] === "all";
+import { ALL_FAULTS } from "../../support/sample.js";
 
 const preload = fileURLToPath(new URL("../../faults/support/steps.mjs", import.meta.url));
 const script = fileURLToPath(new URL("support/revert-command.ts", import.meta.url));
@@ -86,8 +84,8 @@ describe("An agent that is killed while it reverts", () => {
     const site = await startCounterSite();
     await site.takeSnapshot("s1");
     await site.guest.counter.waitTurns(3);
-    if (!all) {
-      // The guest is held: the guard continues it before anybody else does anything.
+    if (!ALL_FAULTS) {
+      // Once on each side of the decision. The guest is held: the guard continues it before anybody else does anything.
       const { vm } = site.guest;
       expect(await revertAndKill(site, { match: "^qmp migrate-incoming$", at: 1, when: "before" })).toBe(
         true,

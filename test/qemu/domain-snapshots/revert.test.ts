@@ -194,23 +194,6 @@ describe("revertDomainSnapshot of an inactive domain", () => {
     expect(Number(ready[1])).toBe(back);
     expect(counter.mismatches()).toEqual([]);
   });
-
-  it("shows what it would notice: RAM of one moment on the disks of another", async () => {
-    const site = await startCounterSite();
-    const { context, guest } = site;
-    await site.takeSnapshot("early");
-    await guest.counter.waitTurns(5);
-    await site.takeSnapshot("late");
-    const all = await site.document();
-    const late = await site.snapshot("late");
-    await context.domainSnapshots.write({
-      ...all,
-      snapshots: all.snapshots.map((each) => (each.name === "early" ? { ...each, disks: late.disks } : each)),
-    });
-    await revertDomainSnapshot(context, { domain: DOMAIN, name: "early" });
-    await guest.counter.waitTurns(2);
-    expect(guest.counter.mismatches()).not.toEqual([]);
-  });
 });
 
 async function bitmapsIn(file: string): Promise<readonly string[]> {

@@ -4,7 +4,7 @@ import type { Change } from "./world.js";
 import { World } from "./world.js";
 
 /** `npm run test:model` runs many more than the default test run. */
-const RUNS = Number(process.env["FLEECE_MODEL_RUNS"] ?? 2);
+const RUNS = Number(process.env["FLEECE_MODEL_RUNS"] ?? 1);
 const STEPS = Number(process.env["FLEECE_MODEL_STEPS"] ?? 16);
 /** The same histories in every `npm test`, others in every `npm run test:model`. */
 const SEED = process.env["FLEECE_MODEL_RUNS"] === undefined ? { seed: 1 } : {};
