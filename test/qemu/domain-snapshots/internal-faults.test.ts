@@ -4,7 +4,9 @@ import { revertDomainSnapshot } from "../../../src/services/domain-snapshots/rev
 import { recoverAll } from "../../../src/services/recovery.js";
 import { untilTestEnds } from "../../support/lifetime.js";
 import { TestVm } from "../../support/vm.js";
-import { blocksOf, Scene, TARGETS } from "./scene.js";
+import { Scene } from "./scene.js";
+import { blocksOf } from "./support/disk-content.js";
+import { TARGETS } from "./support/scene-model.js";
 
 /**
  * A snapshot `a` that this QEMU cannot load: it has more RAM than the one of which it was taken. QEMU finds that out after the disks.

@@ -6,7 +6,9 @@ import { CounterGuest } from "../../guest/counter-guest.js";
 import { createImage, qemuImg } from "../../support/image-tool.js";
 import { temporaryDirectory, untilTestEnds } from "../../support/lifetime.js";
 import { TestVm } from "../../support/vm.js";
-import { blocksOf, makeContext, Scene, TARGETS } from "./scene.js";
+import { startSceneAgent, Scene } from "./scene.js";
+import { blocksOf } from "./support/disk-content.js";
+import { TARGETS } from "./support/scene-model.js";
 
 const MIB = 1 << 20;
 
@@ -32,7 +34,7 @@ describe("Internal domain snapshots of a running domain", () => {
     }
     const guest = untilTestEnds(await CounterGuest.boot({ directory: directory.path, disks, name: "vm" }));
     const { counter, vm } = guest;
-    const context = await makeContext(directory);
+    const context = await startSceneAgent(directory);
     const made = await createInternal(context, { domain: "vm", name: "a", kind: "internal" });
     expect(made).toMatchObject({
       state: "running",
