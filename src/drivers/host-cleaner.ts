@@ -1,6 +1,6 @@
 import type { BigIntStats } from "node:fs";
 import { lstat, rm } from "node:fs/promises";
-import type { UndoEntry } from "../model/undo.js";
+import type { HostEntry } from "../model/undo.js";
 import type { HostCleaner } from "../ports/state-store.js";
 import { errnoOf, fileError } from "../shared/errors.js";
 import { removeEmptyDirectory, removeFile } from "./durable-files.js";
@@ -12,7 +12,7 @@ import { StorageDaemon } from "./storage-daemon.js";
 
 /** Undoes what an operation left on the host: files, directories and storage daemons. */
 export class QemuHostCleaner implements HostCleaner {
-  async undo(entry: UndoEntry): Promise<void> {
+  async undo(entry: HostEntry): Promise<void> {
     switch (entry.kind) {
       case "file":
         await removeFile(entry.path);
@@ -30,17 +30,6 @@ export class QemuHostCleaner implements HostCleaner {
         return endDaemonExport(entry.directory, entry.id);
       case "machine":
         return undoStart(entry);
-      case "checkpoint":
-      case "vm-held":
-      case "vm-saving":
-      case "vm-frozen":
-      case "vm-node":
-      case "vm-filter":
-      case "vm-job":
-      case "vm-export":
-      case "vm-nbd-server":
-      case "vm-bitmap":
-        throw new Error(`Undo of a ${entry.kind} is not a matter of the host`);
     }
   }
 }

@@ -41,3 +41,13 @@ export type UndoEntry =
   | { readonly kind: "machine"; readonly arguments: readonly string[]; readonly moved: readonly MovedPath[] };
 
 export type UndoKind = UndoEntry["kind"];
+
+/** What the domain's QEMU has. */
+export type QemuEntry = Extract<UndoEntry, { readonly kind: `vm-${string}` }>;
+
+/** What the host has beside it: files, directories and processes. */
+export type HostEntry = Exclude<UndoEntry, QemuEntry | { readonly kind: "checkpoint" }>;
+
+export function isQemuEntry(entry: UndoEntry): entry is QemuEntry {
+  return entry.kind.startsWith("vm-");
+}

@@ -9,7 +9,7 @@ import type {
   SnapshotPlan,
 } from "../model/snapshot-plan.js";
 import type { WriteFigures } from "../model/guest-pace.js";
-import type { UndoEntry } from "../model/undo.js";
+import type { QemuEntry, UndoEntry } from "../model/undo.js";
 
 /** Makes entries durable before the caller acquires what they undo. Resolves when they are on disk. */
 export interface UndoLog {
@@ -79,8 +79,8 @@ export interface BlockDriver extends AsyncDisposable {
    */
   guestWrites(targets: readonly string[], signal?: AbortSignal): Promise<ReadonlyMap<string, WriteFigures>>;
 
-  /** Undoes an entry whose kind begins with `vm-`. Idempotent; fine when the thing does not exist. */
-  undo(entry: UndoEntry): Promise<void>;
+  /** Idempotent; fine when the thing does not exist. */
+  undo(entry: QemuEntry): Promise<void>;
 
   close(): Promise<void>;
 }

@@ -11,7 +11,7 @@ import type {
   SnapshotJournal,
 } from "../model/operation.js";
 import type { Lease } from "../model/lease.js";
-import type { UndoEntry } from "../model/undo.js";
+import type { HostEntry, UndoEntry } from "../model/undo.js";
 
 export type OperationSubject =
   | BackupJournal
@@ -104,5 +104,5 @@ export interface StateStore {
 
 /** Undoes what lives outside the domain's QEMU: files, directories, daemons. Idempotent. */
 export interface HostCleaner {
-  undo(entry: UndoEntry): Promise<void>;
+  undo(entry: HostEntry): Promise<void>;
 }

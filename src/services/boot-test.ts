@@ -11,6 +11,7 @@ import { type BackupNote, backupNoteName, readBackupNote, writeBackupNote } from
 import { findReadable } from "./backup-catalog.js";
 import { requireDomain, type ServiceContext } from "./context.js";
 import { Operation } from "./operation.js";
+import { withWatch } from "./watch.js";
 
 export interface BootTestOptions {
   readonly signal?: AbortSignal | undefined;
@@ -67,16 +68,12 @@ export async function bootTest(
     const copies = await copyMachineFiles(context, entry, backup, { directory, signal: options.signal });
     const disks = await bootDisks(context, entry, backup, { ...machine, settings, directory });
     const overlays = disks.map(({ overlay }) => overlay);
-    const booted = await withinScratch(context, { domain, overlays, signal: options.signal }, (signal) =>
-      context.bootMachines.boot({
-        settings,
-        ...machine,
-        disks,
-        copies,
-        directory,
-        signal,
-        onConsole: options.onConsole,
-      }),
+    const look = (): Promise<void> => checkScratch(context, { domain, overlays });
+    await look();
+    const watch = { look, facts: { domain }, signal: options.signal };
+    const { onConsole } = options;
+    const booted = await withWatch(context, watch, (signal) =>
+      context.bootMachines.boot({ settings, ...machine, disks, copies, directory, signal, onConsole }),
     );
     await remember(context, entry, undefined);
     return { ...booted, entry, settings };
@@ -159,44 +156,12 @@ async function copyMachineFiles(
   );
 }
 
-const LOOK_MS = 1000;
-
 interface Overlays {
   readonly domain: string;
   readonly overlays: readonly string[];
 }
 
-/** Ends `action` with NO_SPACE when the overlays take more than they may, or leave less than the reserve. */
-async function withinScratch<T>(
-  context: ServiceContext,
-  place: Overlays & { readonly signal: AbortSignal | undefined },
-  action: (signal: AbortSignal) => Promise<T>,
-): Promise<T> {
-  const { clock } = context;
-  const over = new AbortController();
-  const full = new AbortController();
-  const stop = AbortSignal.any([over.signal, ...(place.signal === undefined ? [] : [place.signal])]);
-  const isOver = (): boolean => stop.aborted;
-  const watch = async (): Promise<void> => {
-    while (!isOver()) {
-      try {
-        await checkScratch(context, place);
-      } catch (error) {
-        full.abort(error);
-        return;
-      }
-      await clock.sleep(LOOK_MS, stop).catch(() => undefined);
-    }
-  };
-  const watched = watch();
-  try {
-    return await action(AbortSignal.any([stop, full.signal]));
-  } finally {
-    over.abort();
-    await watched;
-  }
-}
-
+/** Fails with NO_SPACE when the overlays take more than they may, or leave less than the reserve. */
 async function checkScratch(
   { scratch, scratchLimits }: ServiceContext,
   { domain, overlays }: Overlays,

@@ -1,9 +1,8 @@
 import type { BackupRepository } from "../ports/repository.js";
-import { errorMessage, FleeceError, isFleeceError } from "../shared/errors.js";
+import { FleeceError } from "../shared/errors.js";
 import { formatBytes } from "../shared/units.js";
 import type { ServiceContext } from "./context.js";
-
-const INTERVAL_MS = 1000;
+import { withWatch } from "./watch.js";
 
 /** Fails with NO_SPACE when less than the reserve is free. */
 export async function checkReserve(repository: BackupRepository): Promise<void> {
@@ -24,36 +23,12 @@ export async function withReserveWatch<T>(
   action: (signal: AbortSignal | undefined) => Promise<T>,
 ): Promise<T> {
   if (repository.reserveBytes === 0) return await action(signal);
-  const reached = new AbortController();
-  const over = new AbortController();
-  const stop = AbortSignal.any([reached.signal, over.signal, ...(signal === undefined ? [] : [signal])]);
-  const ended = watch(context, repository, stop, reached);
-  try {
-    const result = await action(AbortSignal.any([reached.signal, ...(signal === undefined ? [] : [signal])]));
+  const look = (): Promise<void> => checkReserve(repository);
+  const facts = { repository: repository.name };
+  return await withWatch(context, { look, endedBy: "NO_SPACE", facts, signal }, async (stopped) => {
+    const result = await action(stopped);
     // Whatever came in between two looks.
     await checkReserve(repository);
     return result;
-  } finally {
-    over.abort();
-    await ended;
-  }
-}
-
-async function watch(
-  { clock, log }: ServiceContext,
-  repository: BackupRepository,
-  stop: AbortSignal,
-  reached: AbortController,
-): Promise<void> {
-  const isOver = (): boolean => stop.aborted;
-  while (!isOver()) {
-    try {
-      await clock.sleep(INTERVAL_MS, stop);
-      await checkReserve(repository);
-    } catch (error) {
-      if (isFleeceError(error, "NO_SPACE")) reached.abort(error);
-      else if (!isOver())
-        log.debug({ repository: repository.name }, `Cannot look at it: ${errorMessage(error)}`);
-    }
-  }
+  });
 }

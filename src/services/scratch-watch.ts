@@ -1,14 +1,12 @@
 import type { SnapshotPlan } from "../model/snapshot-plan.js";
 import type { BlockDriver } from "../ports/block-driver.js";
-import { errorMessage, FleeceError, isFleeceError } from "../shared/errors.js";
+import { FleeceError } from "../shared/errors.js";
 import { formatBytes } from "../shared/units.js";
 import type { ServiceContext } from "./context.js";
 import type { DomainSession } from "./domain-session.js";
 import type { Moment } from "./moment.js";
 import { checkMomentAnew } from "./moment.js";
-
-/** A lost snapshot is worth nothing: what reads it should know within seconds, not at its end. */
-const INTERVAL_MS = 1000;
+import { withWatch } from "./watch.js";
 
 export interface ScratchUse {
   readonly usedBytes: number;
@@ -34,8 +32,8 @@ export async function scratchUse({ scratch }: ServiceContext, plan: SnapshotPlan
 }
 
 /**
- * Runs `action`, and looks once a second whether its snapshot is intact and keeps to its scratch space. If not, the action
- * is aborted with SNAPSHOT_BROKEN, which is then thrown: the caller's unwinding gives the guest its disks back. Resolves
+ * Runs `action`, and looks once a second whether its snapshot is intact and keeps to its scratch space: a lost snapshot is worth
+ * nothing, so what reads it should know within seconds. If not, the action is aborted with SNAPSHOT_BROKEN, which is then thrown: the caller's unwinding gives the guest its disks back. Resolves
  * with the most that the scratch images took, in bytes. Nothing of the watch goes on after that.
  */
 export async function withScratchWatch(
@@ -47,76 +45,29 @@ export async function withScratchWatch(
     await action(watched.signal);
     return 0;
   }
-  const watch = new ScratchWatch(context, watched);
-  try {
-    await action(watch.signal);
-  } finally {
-    await watch.stop();
-  }
-  watch.signal.throwIfAborted();
-  await watch.measure();
-  return watch.peakBytes;
-}
-
-class ScratchWatch {
-  /** Fires with the reason when the snapshot is broken, and with the caller's signal. */
-  readonly signal: AbortSignal;
-  peakBytes = 0;
-  readonly #context: ServiceContext;
-  readonly #watched: WatchedSnapshot;
-  readonly #broken = new AbortController();
-  readonly #enough = new AbortController();
-  readonly #ended: Promise<void>;
-
-  constructor(context: ServiceContext, watched: WatchedSnapshot) {
-    const { signal } = watched;
-    this.#context = context;
-    this.#watched = watched;
-    this.signal = signal === undefined ? this.#broken.signal : AbortSignal.any([signal, this.#broken.signal]);
-    this.#ended = this.#run(AbortSignal.any([this.signal, this.#enough.signal]));
-  }
-
-  /** Resolves when nothing is under way any more. */
-  async stop(): Promise<void> {
-    this.#enough.abort();
-    await this.#ended;
-  }
-
-  async measure(): Promise<ScratchUse> {
-    const use = await scratchUse(this.#context, this.#watched.moment.plan);
-    this.peakBytes = Math.max(this.peakBytes, use.usedBytes);
+  const { session, moment, signal, onUse, onLook } = watched;
+  let peakBytes = 0;
+  const measure = async (): Promise<ScratchUse> => {
+    const use = await scratchUse(context, moment.plan);
+    peakBytes = Math.max(peakBytes, use.usedBytes);
     return use;
-  }
-
-  async #run(stop: AbortSignal): Promise<void> {
-    const { clock, log } = this.#context;
-    const isOver = (): boolean => stop.aborted;
-    while (!isOver()) {
-      try {
-        await clock.sleep(INTERVAL_MS, stop);
-        await this.#look(stop);
-      } catch (error) {
-        if (isOver()) return;
-        if (isFleeceError(error, "SNAPSHOT_BROKEN")) this.#broken.abort(error);
-        // Whether the snapshot was intact is asked once more at the end; until then nobody knows that it was not.
-        else
-          log.debug(
-            { snapshot: this.#watched.moment.plan.id },
-            `Cannot look after it: ${errorMessage(error)}`,
-          );
-      }
-    }
-  }
-
-  async #look(stop: AbortSignal): Promise<void> {
-    const { session, moment, onUse, onLook } = this.#watched;
-    const use = await this.measure();
+  };
+  const look = async (stop: AbortSignal): Promise<void> => {
+    const use = await measure();
     onUse?.(use);
-    const excess = await scratchExcess(this.#context, use);
+    const excess = await scratchExcess(context, use);
     if (excess !== undefined) throw excess;
     await checkMomentAnew(session, moment, stop);
     await onLook?.(await session.driver(stop), stop);
-  }
+  };
+  // Whether the snapshot was intact is asked once more at the end; until then trouble with a look does not mean that it was not.
+  const watch = { look, endedBy: "SNAPSHOT_BROKEN", facts: { snapshot: moment.plan.id }, signal } as const;
+  await withWatch(context, watch, async (intact) => {
+    await action(intact);
+    intact.throwIfAborted();
+  });
+  await measure();
+  return peakBytes;
 }
 
 /** Why a snapshot that takes so much must end, as SNAPSHOT_BROKEN; undefined if it keeps to its scratch space. */

@@ -1,4 +1,4 @@
-import type { UndoEntry } from "../model/undo.js";
+import { isQemuEntry, type UndoEntry } from "../model/undo.js";
 import type { HostCleaner } from "../ports/state-store.js";
 import { errorMessage, FleeceError } from "../shared/errors.js";
 import { deleteCheckpoint } from "./checkpoints.js";
@@ -32,7 +32,7 @@ export async function freeGuest(
   session: DomainSession,
   host: HostCleaner,
 ): Promise<void> {
-  const inQemu = operation.record.undo.filter(({ kind }) => kind.startsWith("vm-"));
+  const inQemu = operation.record.undo.filter(isQemuEntry);
   const { undone } = await undoAll(inQemu, session, host);
   if (undone.length > 0) await operation.settle(...undone);
 }
@@ -60,26 +60,8 @@ async function undoAll(
 
 /** Undoes one entry by whoever can: idempotent. */
 export async function undoEntry(entry: UndoEntry, session: DomainSession, host: HostCleaner): Promise<void> {
-  switch (entry.kind) {
-    case "checkpoint":
-      return session.resilient((driver) => deleteCheckpoint(driver, entry.checkpoint.name, entry.targets));
-    case "file":
-    case "linked-file":
-    case "directory":
-    case "empty-directory":
-    case "daemon":
-    case "daemon-export":
-    case "machine":
-      return host.undo(entry);
-    case "vm-held":
-    case "vm-saving":
-    case "vm-frozen":
-    case "vm-node":
-    case "vm-filter":
-    case "vm-job":
-    case "vm-export":
-    case "vm-nbd-server":
-    case "vm-bitmap":
-      return session.resilient((driver) => driver.undo(entry));
+  if (entry.kind === "checkpoint") {
+    return session.resilient((driver) => deleteCheckpoint(driver, entry.checkpoint.name, entry.targets));
   }
+  return isQemuEntry(entry) ? session.resilient((driver) => driver.undo(entry)) : host.undo(entry);
 }

@@ -5,7 +5,7 @@ import type { Extent } from "../../src/model/extents.js";
 import { BLOCK_SIZE } from "../../src/model/extents.js";
 import type { ExportAddress, FileFingerprint, SnapshotPlan } from "../../src/model/snapshot-plan.js";
 import { planSnapshot } from "../../src/model/snapshot-plan.js";
-import type { UndoEntry } from "../../src/model/undo.js";
+import { isQemuEntry, type UndoEntry } from "../../src/model/undo.js";
 import type { BlockDriver, UndoLog } from "../../src/ports/block-driver.js";
 import type { ReaderFactory } from "../../src/ports/block-io.js";
 import type { HostCleaner } from "../../src/ports/state-store.js";
@@ -437,7 +437,7 @@ async function keep(harness: DriverHarness, driver: BlockDriver, frozen: Frozen)
 async function undoAll(harness: DriverHarness, driver: BlockDriver, log: MemoryUndoLog): Promise<void> {
   for (const entry of log.entries.toReversed()) {
     if (entry.kind === "checkpoint") await deleteCheckpoint(driver, entry.checkpoint.name, entry.targets);
-    else if (entry.kind.startsWith("vm-")) await driver.undo(entry);
+    else if (isQemuEntry(entry)) await driver.undo(entry);
     else await harness.host.undo(entry);
   }
 }

@@ -5,6 +5,7 @@ import { loadConfig, startAgent } from "../../src/agent.js";
 import { findDaemons } from "../../src/drivers/end-daemon.js";
 import { systemClock } from "../../src/drivers/system-clock.js";
 import { planSnapshot } from "../../src/model/snapshot-plan.js";
+import { isQemuEntry } from "../../src/model/undo.js";
 import { runBackup, type BackupProgress } from "../../src/services/backup-run.js";
 import { domainConfig, writeConfig } from "../support/config-file.js";
 import { copyToRaw, fileDigest, imageMap } from "../support/image-tool.js";
@@ -262,9 +263,9 @@ describe("trouble while QEMU copies a disk into a backup", () => {
     const log = new MemoryUndoLog();
     await driver.freeze(plan, log);
     // What is on the filter: its view, and the guard of the disk's size.
-    for (const entry of log.entries.filter(({ kind }) => kind === "vm-node").slice(-2))
-      await driver.undo(entry);
-    const filters = log.entries.filter(({ kind }) => kind === "vm-filter");
+    const inQemu = log.entries.filter(isQemuEntry);
+    for (const entry of inQemu.filter(({ kind }) => kind === "vm-node").slice(-2)) await driver.undo(entry);
+    const filters = inQemu.filter(({ kind }) => kind === "vm-filter");
     await Promise.all([...filters, ...filters, ...filters].map((entry) => driver.undo(entry)));
     await guestWrites(at, MIB, 0xed);
     const { devices } = await at.vm.blockState();

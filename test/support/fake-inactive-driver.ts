@@ -10,7 +10,7 @@ import type {
   SnapshotPlan,
 } from "../../src/model/snapshot-plan.js";
 import type { WriteFigures } from "../../src/model/guest-pace.js";
-import type { UndoEntry } from "../../src/model/undo.js";
+import type { QemuEntry } from "../../src/model/undo.js";
 import type { BlockDriver, UndoLog } from "../../src/ports/block-driver.js";
 import { FleeceError } from "../../src/shared/errors.js";
 import type { FakeDomain, Gate } from "./fake-domain.js";
@@ -143,7 +143,7 @@ export class FakeInactiveDriver implements BlockDriver {
     return Promise.resolve();
   }
 
-  undo(entry: UndoEntry): Promise<void> {
+  undo(entry: QemuEntry): Promise<void> {
     return this.#step(`undo ${entry.kind}`, undefined, () => {
       if (entry.kind !== "vm-nbd-server") return;
       this.#domain.host.directories.delete(entry.socketPath.replace(/\/[^/]*$/, ""));

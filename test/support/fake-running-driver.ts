@@ -10,7 +10,7 @@ import type {
   SnapshotPlan,
 } from "../../src/model/snapshot-plan.js";
 import type { WriteFigures } from "../../src/model/guest-pace.js";
-import type { UndoEntry } from "../../src/model/undo.js";
+import { type HostEntry, isQemuEntry, type QemuEntry, type UndoEntry } from "../../src/model/undo.js";
 import type { BlockDriver, PushOptions, UndoLog } from "../../src/ports/block-driver.js";
 import { FleeceError } from "../../src/shared/errors.js";
 import type { FakeDomain, Gate, Session } from "./fake-domain.js";
@@ -116,7 +116,7 @@ export class FakeRunningDriver implements BlockDriver {
     if (planned === undefined) throw new Error(`The snapshot has no disk ${target}`);
     const { access, filter, scratch, push } = planned.nodes;
     const bitmap = `since-${changes?.since ?? ""}`;
-    const copying: UndoEntry[] = [
+    const copying: QemuEntry[] = [
       { kind: "vm-node", node: push },
       ...(changes === undefined ? [] : [{ kind: "vm-bitmap", node: access, bitmap } as const]),
       { kind: "vm-job", id: push },
@@ -148,7 +148,7 @@ export class FakeRunningDriver implements BlockDriver {
     }
     this.#qemu.jobs.delete(push);
     onCopied?.();
-    const entries: UndoEntry[] = [
+    const entries: (QemuEntry | HostEntry)[] = [
       { kind: "file", path: planned.scratchPath },
       { kind: "vm-node", node: scratch },
       { kind: "vm-node", node: filter },
@@ -157,8 +157,8 @@ export class FakeRunningDriver implements BlockDriver {
       ...copying,
     ];
     for (const entry of entries.toReversed()) {
-      if (entry.kind === "file") await this.#domain.host.undo(entry);
-      else await this.undo(entry);
+      if (isQemuEntry(entry)) await this.undo(entry);
+      else await this.#domain.host.undo(entry);
     }
     await undo.settle(...entries);
   }
@@ -185,7 +185,7 @@ export class FakeRunningDriver implements BlockDriver {
     });
   }
 
-  async undo(entry: UndoEntry): Promise<void> {
+  async undo(entry: QemuEntry): Promise<void> {
     await this.#step(`undo ${entry.kind}`, undefined, () => {
       switch (entry.kind) {
         case "vm-held":
@@ -217,15 +217,6 @@ export class FakeRunningDriver implements BlockDriver {
         case "vm-job":
           this.#qemu.jobs.delete(entry.id);
           return;
-        case "checkpoint":
-        case "file":
-        case "linked-file":
-        case "directory":
-        case "empty-directory":
-        case "daemon":
-        case "daemon-export":
-        case "machine":
-          throw new Error(`Undo of a ${entry.kind} is not a matter of QEMU`);
       }
     });
   }

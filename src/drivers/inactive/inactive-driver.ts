@@ -14,7 +14,7 @@ import type {
   SnapshotPlan,
 } from "../../model/snapshot-plan.js";
 import type { WriteFigures } from "../../model/guest-pace.js";
-import type { UndoEntry } from "../../model/undo.js";
+import type { QemuEntry } from "../../model/undo.js";
 import type { BlockDriver, UndoLog } from "../../ports/block-driver.js";
 import type { Clock } from "../../ports/clock.js";
 import type { DomainSnapshotStore } from "../../ports/domain-snapshot-store.js";
@@ -187,7 +187,7 @@ export class InactiveDriver implements BlockDriver {
   }
 
   /** What an earlier QEMU process of the domain held is gone with it, but for the directory of its socket. */
-  async undo(entry: UndoEntry): Promise<void> {
+  async undo(entry: QemuEntry): Promise<void> {
     if (entry.kind !== "vm-nbd-server") return;
     await rm(path.dirname(entry.socketPath), { recursive: true, force: true });
   }

@@ -1,7 +1,7 @@
 import type { ExportAddress, PlannedDisk, PlannedExport, SnapshotNodes } from "../../model/snapshot-plan.js";
 import { CHECKPOINT_GRANULARITY } from "../../model/checkpoint.js";
 import { BLOCK_SIZE } from "../../model/extents.js";
-import type { UndoEntry, UndoKind } from "../../model/undo.js";
+import { type HostEntry, isQemuEntry, type QemuEntry } from "../../model/undo.js";
 import type { CopySpeed, UndoLog } from "../../ports/block-driver.js";
 import type { BlockdevBackup, FollowJobOptions, JobInfo, QmpSession } from "../../qmp/index.js";
 import { isQmpError } from "../../qmp/index.js";
@@ -31,10 +31,10 @@ export interface CopyOptions extends FollowJobOptions {
  */
 export class FrozenCopies {
   readonly #qmp: QmpSession;
-  readonly #undoInQemu: (entry: UndoEntry) => Promise<void>;
+  readonly #undoInQemu: (entry: QemuEntry) => Promise<void>;
   readonly #host = new QemuHostCleaner();
 
-  constructor(qmp: QmpSession, undo: (entry: UndoEntry) => Promise<void>) {
+  constructor(qmp: QmpSession, undo: (entry: QemuEntry) => Promise<void>) {
     this.#qmp = qmp;
     this.#undoInQemu = undo;
   }
@@ -88,10 +88,10 @@ export class FrozenCopies {
     await undo.settle(...entries);
   }
 
-  async undo(entries: readonly UndoEntry[]): Promise<void> {
+  async undo(entries: readonly (QemuEntry | HostEntry)[]): Promise<void> {
     for (const entry of entries.toReversed()) {
-      if (HOST_KINDS.has(entry.kind)) await this.#host.undo(entry);
-      else await this.#undoInQemu(entry);
+      if (isQemuEntry(entry)) await this.#undoInQemu(entry);
+      else await this.#host.undo(entry);
     }
   }
 
@@ -141,10 +141,8 @@ export class FrozenCopies {
 /** As long as a guest's write may wait for scratch space. */
 const OPEN_TIMEOUT_SECONDS = 4;
 
-const HOST_KINDS: ReadonlySet<UndoKind> = new Set(["file", "linked-file", "daemon"]);
-
 /** What only the copying needs, inside QEMU. */
-export function copyEntries({ disk, planned: { changes } }: DiskToCopy): readonly UndoEntry[] {
+export function copyEntries({ disk, planned: { changes } }: DiskToCopy): readonly QemuEntry[] {
   const { access, push } = disk.nodes;
   return [
     { kind: "vm-node", node: push },

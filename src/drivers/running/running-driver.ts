@@ -14,7 +14,7 @@ import type {
 } from "../../model/snapshot-plan.js";
 import { cbwTimeoutSeconds } from "../../model/known-qemu-issues.js";
 import type { WriteFigures } from "../../model/guest-pace.js";
-import type { UndoEntry } from "../../model/undo.js";
+import type { QemuEntry, UndoEntry } from "../../model/undo.js";
 import type { BlockDriver, CopySpeed, PushOptions, UndoLog } from "../../ports/block-driver.js";
 import type { Clock } from "../../ports/clock.js";
 import type { DomainSnapshotStore } from "../../ports/domain-snapshot-store.js";
@@ -263,7 +263,7 @@ export class RunningDriver implements BlockDriver {
     });
   }
 
-  undo(entry: UndoEntry): Promise<void> {
+  undo(entry: QemuEntry): Promise<void> {
     return this.#guarded(() => this.#undo(entry));
   }
 
@@ -279,7 +279,7 @@ export class RunningDriver implements BlockDriver {
    * A disk that has been copied is let go while others are copied, and the watch may take its filter away at the same time. A
    * device that is given the node that it has already aborts QEMU: nothing may come between the look and the deed.
    */
-  #undo(entry: UndoEntry): Promise<void> {
+  #undo(entry: QemuEntry): Promise<void> {
     return this.#undoing.run(() => undoInQemu(this.#qmp, entry, this.#clock));
   }
 

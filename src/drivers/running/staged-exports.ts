@@ -1,7 +1,7 @@
 import path from "node:path";
 import type { ExportAddress, PlannedDisk, PlannedExport } from "../../model/snapshot-plan.js";
 import { CHECKPOINT_GRANULARITY } from "../../model/checkpoint.js";
-import type { UndoEntry } from "../../model/undo.js";
+import type { HostEntry } from "../../model/undo.js";
 import type { CopySpeed, UndoLog } from "../../ports/block-driver.js";
 import { isQmpError } from "../../qmp/index.js";
 import { FleeceError } from "../../shared/errors.js";
@@ -164,7 +164,7 @@ export class StagedExports {
     );
   }
 
-  #hostEntries(disk: PlannedDisk): UndoEntry[] {
+  #hostEntries(disk: PlannedDisk): HostEntry[] {
     return [
       { kind: "file", path: stagedPath(disk) },
       { kind: "daemon", directory: this.#directory(disk.nodes) },

@@ -1,5 +1,5 @@
 import type { PlannedDisk } from "../../model/snapshot-plan.js";
-import type { UndoEntry } from "../../model/undo.js";
+import type { HostEntry, QemuEntry } from "../../model/undo.js";
 import type { Clock } from "../../ports/clock.js";
 import type { QmpSession } from "../../qmp/index.js";
 import { isQmpError } from "../../qmp/index.js";
@@ -12,9 +12,9 @@ import { guardNode } from "./resize-guard.js";
 
 /** What one frozen disk takes inside QEMU and beside it, in the order in which a freeze acquires it. */
 export function frozenEntries({ target, nodes, scratchPath, scratchFile }: PlannedDisk): {
-  readonly scratch: readonly UndoEntry[];
-  readonly filter: readonly UndoEntry[];
-  readonly access: readonly UndoEntry[];
+  readonly scratch: readonly (QemuEntry | HostEntry)[];
+  readonly filter: readonly QemuEntry[];
+  readonly access: readonly QemuEntry[];
 } {
   return {
     scratch: [
@@ -38,7 +38,7 @@ export function frozenEntries({ target, nodes, scratchPath, scratchFile }: Plann
  * Undoes one entry inside QEMU and asks it what exists, before or after a refusal: the entry may have been written for
  * something that was never made, was undone before, or went with an earlier QEMU process. Only names of ours are ever touched.
  */
-export async function undoInQemu(qmp: QmpSession, entry: UndoEntry, clock: Clock): Promise<void> {
+export async function undoInQemu(qmp: QmpSession, entry: QemuEntry, clock: Clock): Promise<void> {
   switch (entry.kind) {
     case "vm-export":
       return removeExport(qmp, entry.id);
@@ -58,15 +58,6 @@ export async function undoInQemu(qmp: QmpSession, entry: UndoEntry, clock: Clock
       return settleGuest(qmp, clock, entry.wasRunning);
     case "vm-frozen":
       return thawLeftover({ socketPath: entry.socketPath, clock });
-    case "checkpoint":
-    case "file":
-    case "linked-file":
-    case "directory":
-    case "empty-directory":
-    case "daemon":
-    case "daemon-export":
-    case "machine":
-      throw new Error(`Undo of a ${entry.kind} is not a matter of QEMU`);
   }
 }
 

@@ -1,8 +1,10 @@
+import type { DomainSnapshots } from "../../model/domain-snapshot.js";
 import type { RevertJournal } from "../../model/operation.js";
 import type { Logger } from "../../ports/logger.js";
 import type { Machine, Machines } from "../../ports/machines.js";
 import type { HostCleaner } from "../../ports/state-store.js";
-import { errorMessage } from "../../shared/errors.js";
+import { errorMessage, FleeceError } from "../../shared/errors.js";
+import type { ServiceContext } from "../context.js";
 import type { DomainSession } from "../domain-session.js";
 import type { Operation } from "../operation.js";
 import { undoEntry } from "../unwind.js";
@@ -39,6 +41,39 @@ export async function startAgain(
   );
   await operation.end();
   return outcome;
+}
+
+/** Starts the domain again, and returns the error of the revert, which then says also what has become of the domain. */
+export async function startAgainAfter(
+  error: unknown,
+  context: ServiceContext,
+  session: DomainSession,
+  operation: Operation,
+  {
+    quitting,
+    former,
+  }: {
+    readonly quitting: RevertJournal;
+    /** The document as it was, if another one may have been written. */
+    readonly former: DomainSnapshots | undefined;
+  },
+): Promise<unknown> {
+  const { domain } = session;
+  try {
+    if (former !== undefined) await context.domainSnapshots.write(former);
+    await operation.setSubject(quitting);
+    const outcome = await startAgain(context, session, operation, quitting);
+    if (!(error instanceof FleeceError)) return error;
+    const { code, facts } = error;
+    return new FleeceError(
+      code,
+      `${error.message}; its QEMU had ended before, and domain ${domain} ${outcome}`,
+      { cause: error, facts },
+    );
+  } catch (failure) {
+    context.log.warn({ domain, operation: operation.record.id }, errorMessage(failure));
+    return error;
+  }
 }
 
 async function start(

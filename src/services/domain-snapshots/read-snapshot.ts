@@ -6,12 +6,18 @@ import { snapshotHolds } from "../../model/operation-findings.js";
 import { FleeceError } from "../../shared/errors.js";
 import type { ServiceContext } from "../context.js";
 
+/** A snapshot, and the domain's document that has it. */
+export interface FoundSnapshot {
+  readonly all: DomainSnapshots;
+  readonly snapshot: DomainSnapshot;
+}
+
 /** Fails with INVALID_NAME or DOMAIN_SNAPSHOT_NOT_FOUND. */
 export async function readSnapshot(
   { domainSnapshots }: ServiceContext,
   domain: string,
   name: string,
-): Promise<{ readonly all: DomainSnapshots; readonly snapshot: DomainSnapshot }> {
+): Promise<FoundSnapshot> {
   checkName("domain snapshot", name);
   const all = await domainSnapshots.read(domain);
   const snapshot = findSnapshot(all, name);

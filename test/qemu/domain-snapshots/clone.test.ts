@@ -9,7 +9,9 @@ import { createInternal } from "../../../src/services/domain-snapshots/internal.
 import { writeImage } from "../../support/image-tool.js";
 import { untilTestEnds } from "../../support/lifetime.js";
 import { TestVm } from "../../support/vm.js";
-import { blocksOf, Scene, TARGETS } from "./scene.js";
+import { Scene } from "./scene.js";
+import { blocksOf } from "./support/disk-content.js";
+import { TARGETS } from "./support/scene-model.js";
 
 /** A snapshot `gold` of a running domain, with memory that is not QEMU's: it is copied, not read. */
 async function withGold(): Promise<{ scene: Scene; memory: string; content: Buffer; gold: number[][] }> {
@@ -84,7 +86,7 @@ describe("Cloning a domain snapshot", () => {
     await other.quit();
     for (const name of ["c1", "c2"]) await rm(scene.directory.file(name), { recursive: true });
     await deleteDomainSnapshot(scene.context, { domain: "vm", name: "gold" });
-    scene.forget("gold");
+    scene.model.forget("gold");
     await scene.check();
     expect(existsSync(scene.directory.file("gold.save"))).toBe(false);
   });

@@ -121,7 +121,7 @@ describe("A domain snapshot with damage", () => {
     await scene.write("vda", 0, 4, 1);
     await scene.snapshot("first");
     await createDomainSnapshot(context, { domain, name: "s" });
-    scene.remember("s");
+    scene.model.remember("s");
     await scene.write("vda", 0, 4, 2);
     const damaged = await file(scene);
     const sound = await readFile(damaged);
@@ -140,7 +140,7 @@ describe("A domain snapshot with damage", () => {
     }
     await scene.check();
     await remove(context, scene);
-    scene.forget("s");
+    scene.model.forget("s");
     await scene.check();
   });
 });

@@ -6,7 +6,8 @@ import { recoverAll } from "../../../src/services/recovery.js";
 import { temporaryDirectory, untilTestEnds } from "../../support/lifetime.js";
 import { mountTmpfs } from "../../support/mount.js";
 import { QmpProxy } from "../../support/qmp-proxy.js";
-import { type Bitmaps, row, Scene, TARGETS } from "./scene.js";
+import { type Bitmaps, makeRow, Scene } from "./scene.js";
+import { TARGETS } from "./support/scene-model.js";
 import { MortalProcess } from "./support/stepped-context.js";
 import { ALL_FAULTS } from "../../support/sample.js";
 
@@ -17,11 +18,11 @@ const EVERY = ALL_FAULTS ? 1 : 20;
 async function recoverAndFinish(scene: Scene, name: string, bitmaps: Bitmaps = "exact"): Promise<void> {
   await recoverAll(scene.context);
   const isThere = (await scene.document()).snapshots.some((snapshot) => snapshot.name === name);
-  if (!isThere) scene.forget(name);
+  if (!isThere) scene.model.forget(name);
   await scene.check({ bitmaps });
   if (!isThere) return;
   await deleteDomainSnapshot(scene.context, { domain: "vm", name });
-  scene.forget(name);
+  scene.model.forget(name);
   await scene.check({ bitmaps });
 }
 
@@ -37,7 +38,7 @@ describe.each([true, false])("A deletion whose process is killed, with the domai
       let writes = Infinity;
       for (let at = 1; at <= writes; at += EVERY) {
         await using scene = await Scene.create({ running });
-        await row(scene);
+        await makeRow(scene);
         const process = new MortalProcess(scene.context, at);
         const deletion = deleteDomainSnapshot(process.context, { domain: "vm", name });
         await Promise.race([deletion, process.died]);
@@ -58,7 +59,7 @@ describe("A deletion", () => {
     "that is cancelled leaves all as it was, and can be repeated: %s",
     async (name) => {
       const scene = untilTestEnds(await Scene.create({ running: true }));
-      await row(scene);
+      await makeRow(scene);
       const controller = new AbortController();
       const onProgress = ({ phase }: DomainSnapshotProgress): void => {
         if (phase === "merging") controller.abort(new Error("enough"));
@@ -77,7 +78,7 @@ describe("A deletion", () => {
 
   it("during which QEMU is killed loses nothing but checkpoints", async () => {
     const scene = untilTestEnds(await Scene.create({ running: true }));
-    await row(scene);
+    await makeRow(scene);
     for (const target of TARGETS) await scene.vm?.guestFlush(target);
     let killed: Promise<void> | undefined;
     const onProgress = ({ phase }: DomainSnapshotProgress): void => {
@@ -123,7 +124,7 @@ describe("A deletion", () => {
     "whose monitor is lost at %s (its %s) knows what QEMU did",
     async (command, lost) => {
       const scene = untilTestEnds(await Scene.create({ running: true, vmName: "real" }));
-      await row(scene);
+      await makeRow(scene);
       await using proxy = await QmpProxy.listen(scene.directory.file("vm.qmp"), scene.vm?.qmpPath ?? "");
       const stalled = proxy.stallAt(new RegExp(`"${command}"`), lost).then(() => proxy.hangUp());
       const deletion = deleteDomainSnapshot(scene.context, { domain: "vm", name: "three" });

@@ -4,7 +4,8 @@ import { describe, expect, it } from "vitest";
 import { deleteDomainSnapshot } from "../../../src/services/domain-snapshots/delete.js";
 import { untilTestEnds } from "../../support/lifetime.js";
 import { imageInfo } from "../../support/image-tool.js";
-import { row, Scene, TARGETS } from "./scene.js";
+import { makeRow, Scene } from "./scene.js";
+import { TARGETS } from "./support/scene-model.js";
 
 /** `npm run test:model` runs many more than the default test run. */
 const RUNS = Number(process.env["FLEECE_MODEL_RUNS"] ?? 1);
@@ -14,7 +15,7 @@ const SEED = process.env["FLEECE_MODEL_RUNS"] === undefined ? { seed: 1 } : {};
 
 async function remove(scene: Scene, name: string) {
   const outcome = await deleteDomainSnapshot(scene.context, { domain: "vm", name });
-  scene.forget(name);
+  scene.model.forget(name);
   await scene.check();
   return outcome;
 }
@@ -25,7 +26,7 @@ describe.each([true, false])("Deleting a domain snapshot, with the domain runnin
     ["from the middle", ["two", "three", "one"]],
   ])("keeps all others and the present, and loses no change: %s", async (_, order) => {
     const scene = untilTestEnds(await Scene.create({ running }));
-    await row(scene);
+    await makeRow(scene);
     for (const name of order) await remove(scene, name);
     for (const target of TARGETS) {
       const { file, home } = await scene.layer(target);
@@ -42,23 +43,23 @@ describe.each([true, false])("Deleting a domain snapshot, with the domain runnin
   it("goes back to a raw home file, unless layers above need bitmaps that it cannot hold", async () => {
     const home = { format: "raw", file: expect.stringMatching(/vda\.img$/) as string };
     const back = untilTestEnds(await Scene.create({ running, format: "raw" }));
-    await row(back);
+    await makeRow(back);
     for (const name of ["three", "two", "one"]) await remove(back, name);
     expect(await back.layer("vda")).toMatchObject(home);
     const away = untilTestEnds(await Scene.create({ format: "raw" }));
-    await row(away);
+    await makeRow(away);
     await remove(away, "one");
     expect((await away.document()).snapshots[0]?.disks[0]).not.toMatchObject(home);
   });
 
   it("leaves files alone with metadataOnly", async () => {
     const scene = untilTestEnds(await Scene.create({ running }));
-    await row(scene);
+    await makeRow(scene);
     const [disk] = (await scene.document()).snapshots[1]?.disks ?? [];
     const request = { domain: "vm", name: "two", metadataOnly: true };
     const { merged } = await deleteDomainSnapshot(scene.context, request);
     expect(merged).toContainEqual({ target: disk?.target, how: "left", from: disk?.file });
-    scene.forget("two");
+    scene.model.forget("two");
     await scene.check();
     expect(existsSync(disk?.file ?? "")).toBe(true);
     // What has no name any more may be somebody's all the same.
@@ -71,7 +72,7 @@ describe("Deleting a domain snapshot", () => {
   // With the domain running, a storage daemon works on the branches that it has not open.
   it("gives each of several children the content, and keeps their branches", async () => {
     const scene = untilTestEnds(await Scene.create());
-    await row(scene);
+    await makeRow(scene);
     for (const [index, name] of ["two-b", "two-c"].entries()) {
       await scene.revert("two");
       for (const target of TARGETS) await scene.write(target, 12 + index, 3, 40 + index);
@@ -95,7 +96,7 @@ describe("Deleting a domain snapshot", () => {
 
   it("while the guest writes loses none of its writes", async () => {
     const scene = untilTestEnds(await Scene.create({ running: true }));
-    await row(scene);
+    await makeRow(scene);
     let turns = 0;
     for (const name of ["three", "one", "two"]) {
       const state: { isDone: boolean } = { isDone: false };
@@ -107,7 +108,7 @@ describe("Deleting a domain snapshot", () => {
         for (const target of TARGETS) await scene.write(target, (turn * 5) % 32, 1, (turn % 250) + 1);
       }
       await deletion;
-      scene.forget(name);
+      scene.model.forget(name);
       await scene.check({ bitmaps: "more" });
     }
     expect(turns).toBeGreaterThan(3);
@@ -117,7 +118,7 @@ describe("Deleting a domain snapshot", () => {
 
   it("refuses unknown names, and snapshots with clones until their directories are gone", async () => {
     const scene = untilTestEnds(await Scene.create());
-    await row(scene);
+    await makeRow(scene);
     const request = { domain: "vm", name: "one" };
     await expect(deleteDomainSnapshot(scene.context, { ...request, name: "x" })).rejects.toMatchObject({
       code: "DOMAIN_SNAPSHOT_NOT_FOUND",
@@ -179,7 +180,8 @@ describe("Trees of domain snapshots, against a naive model", () => {
           const history: string[] = [];
           try {
             for (const next of steps) {
-              const chosen = "which" in next ? scene.names()[next.which % scene.names().length] : undefined;
+              const chosen =
+                "which" in next ? scene.model.names()[next.which % scene.model.names().length] : undefined;
               history.push(`${JSON.stringify(next)} ${chosen ?? ""}`);
               if (next.do === "write")
                 await scene.write(TARGETS[next.disk] ?? "vda", next.block, next.length, next.pattern);

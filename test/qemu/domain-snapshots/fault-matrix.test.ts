@@ -13,7 +13,8 @@ import { FleeceError } from "../../../src/shared/errors.js";
 import { printFigure } from "../../faults/support/figures.js";
 import { endMachines, machinesOf } from "../../support/machines-of.js";
 import { refusing } from "../../support/refused-commands.js";
-import { row, Scene, TARGETS } from "./scene.js";
+import { makeRow, Scene } from "./scene.js";
+import { TARGETS } from "./support/scene-model.js";
 import { statusAt } from "./support/counter-site.js";
 import { expectNothingLeft } from "./support/leftovers.js";
 import { MortalProcess, steppedContext } from "./support/stepped-context.js";
@@ -51,7 +52,7 @@ function creation(
     run: (context) => createDomainSnapshot(context, { domain, name: "s", ...request }),
     isDone: async (scene) => {
       const isThere = (await scene.document()).snapshots.length > 0;
-      if (isThere) scene.remember("s");
+      if (isThere) scene.model.remember("s");
       return isThere;
     },
   };
@@ -64,11 +65,11 @@ function deletion(name: string, running: boolean): Operation {
       running,
       sample: "transaction",
     },
-    prepare: row,
+    prepare: makeRow,
     run: (context) => deleteDomainSnapshot(context, { domain, name }),
     isDone: async (scene) => {
       const isGone = (await scene.document()).snapshots.every((snapshot) => snapshot.name !== name);
-      if (isGone) scene.forget(name);
+      if (isGone) scene.model.forget(name);
       return isGone;
     },
   };
@@ -77,7 +78,7 @@ function deletion(name: string, running: boolean): Operation {
 async function takeInternal(scene: Scene): Promise<void> {
   await writeSome(scene, 41);
   await createDomainSnapshot(scene.context, { domain, name: "a", kind: "internal" });
-  scene.remember("a");
+  scene.model.remember("a");
   await writeSome(scene, 42);
 }
 
@@ -90,9 +91,9 @@ function internalRevert(running: boolean): Operation {
     run: (context) => revertDomainSnapshot(context, { domain, name: "a" }),
     isDone: async (scene) => {
       const { snapshots, current } = await scene.document();
-      for (const { name } of snapshots) if (!scene.names().includes(name)) scene.remember(name);
+      for (const { name } of snapshots) if (!scene.model.names().includes(name)) scene.model.remember(name);
       if (current !== "a" || snapshots.length === 1) return false;
-      scene.returned("a");
+      scene.model.returned("a");
       return true;
     },
   };
@@ -103,7 +104,7 @@ const REVERT: Operation = {
   prepare: async (scene) => {
     await writeSome(scene, 51);
     await createDomainSnapshot(scene.context, { domain, name: "s" });
-    scene.remember("s");
+    scene.model.remember("s");
     await writeSome(scene, 52);
   },
   run: (context) => revertDomainSnapshot(context, { domain, name: "s" }),
@@ -112,8 +113,8 @@ const REVERT: Operation = {
     const kept = snapshots.find(({ keptByRevert }) => keptByRevert === true);
     expect(layers.every(({ active }) => active.includes("-r1.") === (kept !== undefined))).toBe(true);
     if (kept === undefined) return false;
-    scene.remember(kept.name);
-    scene.returned("s");
+    scene.model.remember(kept.name);
+    scene.model.returned("s");
     return true;
   },
 };
@@ -123,7 +124,7 @@ const CLONE: Operation = {
   prepare: async (scene) => {
     await writeSome(scene, 61);
     await createDomainSnapshot(scene.context, { domain, name: "s" });
-    scene.remember("s");
+    scene.model.remember("s");
   },
   run: (context, scene) =>
     cloneDomainSnapshot(context, { domain, name: "s", directory: scene.directory.file("clone") }),
@@ -149,7 +150,7 @@ const OPERATIONS: readonly Operation[] = [
     run: (context) => deleteDomainSnapshot(context, { domain, name: "a" }),
     isDone: async (scene) => {
       const isGone = (await scene.document()).snapshots.length === 0;
-      if (isGone) scene.forget("a");
+      if (isGone) scene.model.forget("a");
       return isGone;
     },
   },

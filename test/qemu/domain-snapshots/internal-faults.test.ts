@@ -1,9 +1,12 @@
 import { describe, expect, it } from "vitest";
-import { createInternal, revertInternal } from "../../../src/services/domain-snapshots/internal.js";
+import { createInternal } from "../../../src/services/domain-snapshots/internal.js";
+import { revertDomainSnapshot } from "../../../src/services/domain-snapshots/revert.js";
 import { recoverAll } from "../../../src/services/recovery.js";
 import { untilTestEnds } from "../../support/lifetime.js";
 import { TestVm } from "../../support/vm.js";
-import { blocksOf, Scene, TARGETS } from "./scene.js";
+import { Scene } from "./scene.js";
+import { blocksOf } from "./support/disk-content.js";
+import { TARGETS } from "./support/scene-model.js";
 
 /**
  * A snapshot `a` that this QEMU cannot load: it has more RAM than the one of which it was taken. QEMU finds that out after the disks.
@@ -37,7 +40,7 @@ async function firstBlocks(scene: Scene): Promise<(number | undefined)[]> {
 describe("An internal snapshot whose memory QEMU cannot load", () => {
   it("leaves the guest in the present that was kept, disks and memory", async () => {
     const scene = await withUnfitSnapshot();
-    await expect(revertInternal(scene.context, { domain: "vm", name: "a" })).rejects.toMatchObject({
+    await expect(revertDomainSnapshot(scene.context, { domain: "vm", name: "a" })).rejects.toMatchObject({
       code: "MEMORY_LOAD_FAILED",
       message: expect.stringContaining("as it was before") as string,
     });
@@ -50,7 +53,7 @@ describe("An internal snapshot whose memory QEMU cannot load", () => {
   it("never runs a guest on half of it when the present was not kept", async () => {
     const scene = await withUnfitSnapshot();
     const request = { domain: "vm", name: "a", force: true };
-    await expect(revertInternal(scene.context, request)).rejects.toMatchObject({
+    await expect(revertDomainSnapshot(scene.context, request)).rejects.toMatchObject({
       code: "MEMORY_LOAD_FAILED",
       message: expect.stringContaining("stays stopped") as string,
     });

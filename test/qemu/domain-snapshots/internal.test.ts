@@ -1,15 +1,14 @@
 import { describe, expect, it } from "vitest";
 import { deleteDomainSnapshot } from "../../../src/services/domain-snapshots/delete.js";
-import {
-  createInternal,
-  internalRevertCost,
-  revertInternal,
-} from "../../../src/services/domain-snapshots/internal.js";
+import { createInternal } from "../../../src/services/domain-snapshots/internal.js";
+import { revertCost, revertDomainSnapshot } from "../../../src/services/domain-snapshots/revert.js";
 import { CounterGuest } from "../../guest/counter-guest.js";
 import { createImage, qemuImg } from "../../support/image-tool.js";
 import { temporaryDirectory, untilTestEnds } from "../../support/lifetime.js";
 import { TestVm } from "../../support/vm.js";
-import { blocksOf, makeContext, Scene, TARGETS } from "./scene.js";
+import { startSceneAgent, Scene } from "./scene.js";
+import { blocksOf } from "./support/disk-content.js";
+import { TARGETS } from "./support/scene-model.js";
 
 const MIB = 1 << 20;
 
@@ -35,7 +34,7 @@ describe("Internal domain snapshots of a running domain", () => {
     }
     const guest = untilTestEnds(await CounterGuest.boot({ directory: directory.path, disks, name: "vm" }));
     const { counter, vm } = guest;
-    const context = await makeContext(directory);
+    const context = await startSceneAgent(directory);
     const made = await createInternal(context, { domain: "vm", name: "a", kind: "internal" });
     expect(made).toMatchObject({
       state: "running",
@@ -47,13 +46,13 @@ describe("Internal domain snapshots of a running domain", () => {
 
     await vm.qmp("block-dirty-bitmap-add", { node: "vda-format", name: "fleece:1:1:1:cp", persistent: true });
     const request = { domain: "vm", name: "a" };
-    await expect(revertInternal(context, request)).rejects.toMatchObject({
+    await expect(revertDomainSnapshot(context, request)).rejects.toMatchObject({
       code: "FORCE_NEEDED",
       message: expect.stringContaining("cp") as string,
     });
     await vm.qmp("block-dirty-bitmap-remove", { node: "vda-format", name: "fleece:1:1:1:cp" });
     const before = counter.console.lines.length;
-    const reverted = await revertInternal(context, request);
+    const reverted = await revertDomainSnapshot(context, request);
     expect(reverted).toMatchObject({ state: "running", endedCheckpoints: [] });
     await counter.waitTurns(2);
     const counted = counter.console.lines.slice(before).flatMap((line) => /^T (\d+)$/.exec(line)?.[1] ?? []);
@@ -63,7 +62,7 @@ describe("Internal domain snapshots of a running domain", () => {
 
     // What it was before is a snapshot, too, and from there it goes on.
     const kept = reverted.keptAs ?? "";
-    await revertInternal(context, { domain: "vm", name: kept, force: true });
+    await revertDomainSnapshot(context, { domain: "vm", name: kept, force: true });
     await counter.waitTurns(2);
     expect(counter.count()).toBeGreaterThanOrEqual(atMost + 20);
     expect(counter.mismatches()).toEqual([]);
@@ -86,13 +85,13 @@ describe("Internal domain snapshots of a running domain", () => {
       code: "ALREADY_EXISTS",
     });
     await expect(
-      revertInternal(scene.context, { domain: "vm", name: "a", force: true }),
+      revertDomainSnapshot(scene.context, { domain: "vm", name: "a", force: true }),
     ).rejects.toMatchObject({
       code: "UNSUPPORTED",
     });
     await scene.write("vda", 0, 4, 2);
     await scene.stop();
-    await revertInternal(scene.context, { domain: "vm", name: "a" });
+    await revertDomainSnapshot(scene.context, { domain: "vm", name: "a" });
     expect((await contents(scene))[0]?.slice(0, 5)).toEqual([1, 1, 1, 1, 0]);
   });
 
@@ -113,13 +112,15 @@ describe("Internal domain snapshots of a running domain", () => {
       extraArguments: ["-device", "virtio-rng-pci,id=rng0"],
     });
     const request = { domain: "vm", name: "a" };
-    const { risks } = await internalRevertCost(context, request);
+    const { risks } = await revertCost(context, request);
     expect(risks).toEqual([expect.stringMatching(/^device virtio-rng-pci .* was not there$/)]);
-    await expect(revertInternal(context, request)).rejects.toMatchObject({
+    await expect(revertDomainSnapshot(context, request)).rejects.toMatchObject({
       code: "FORCE_NEEDED",
       facts: { risks },
     });
-    expect(await revertInternal(context, { ...request, force: true })).toMatchObject({ state: "running" });
+    expect(await revertDomainSnapshot(context, { ...request, force: true })).toMatchObject({
+      state: "running",
+    });
     const diskOnly = await createInternal(context, { domain: "vm", name: "b", diskOnly: true });
     expect(diskOnly).not.toHaveProperty("machine");
   });
@@ -146,9 +147,11 @@ describe("Internal domain snapshots of an inactive domain", () => {
     await scene.write("vda", 2, 4, 3);
     const now = await contents(scene);
     const request = { domain: "vm", name: "a" };
-    await expect(revertInternal(scene.context, request)).rejects.toMatchObject({ code: "FORCE_NEEDED" });
+    await expect(revertDomainSnapshot(scene.context, request)).rejects.toMatchObject({
+      code: "FORCE_NEEDED",
+    });
     expect(await contents(scene)).toEqual(now);
-    expect(await revertInternal(scene.context, { ...request, force: true })).toMatchObject({
+    expect(await revertDomainSnapshot(scene.context, { ...request, force: true })).toMatchObject({
       endedCheckpoints: ["cp"],
       state: "inactive",
     });
@@ -158,7 +161,7 @@ describe("Internal domain snapshots of an inactive domain", () => {
     const still = Object.assign(Object.create(clock) as typeof clock, { now: () => 1_700_000_000_000 });
     const kept: string[] = [];
     for (let time = 0; time < 2; time++) {
-      const { keptAs = "" } = await revertInternal({ ...scene.context, clock: still }, request);
+      const { keptAs = "" } = await revertDomainSnapshot({ ...scene.context, clock: still }, request);
       kept.push(keptAs);
     }
     expect((await namesIn(scene.directory.file("vda.img"))).toSorted()).toEqual(["a", ...new Set(kept)]);

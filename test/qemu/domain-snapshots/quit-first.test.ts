@@ -18,7 +18,7 @@ import { createImage, fillImage } from "../../support/image-tool.js";
 import { temporaryDirectory, untilTestEnds } from "../../support/lifetime.js";
 import { endMachines, machinesOf } from "../../support/machines-of.js";
 import { TestVm } from "../../support/vm.js";
-import { blocksOf } from "./scene.js";
+import { blocksOf } from "./support/disk-content.js";
 import { statusAt } from "./support/counter-site.js";
 import { ALL_FAULTS } from "../../support/sample.js";
 

@@ -1,43 +1,27 @@
-import { readFile, rm } from "node:fs/promises";
+import { rm } from "node:fs/promises";
 import { expect } from "vitest";
-import { startAgent } from "../../../src/agent.js";
-import { bitmapName, parseBitmapName } from "../../../src/model/checkpoint.js";
-import { parseConfig } from "../../../src/model/config.js";
+import { bitmapName } from "../../../src/model/checkpoint.js";
 import type { DomainSnapshot, DomainSnapshots } from "../../../src/model/domain-snapshot.js";
-import { StorageDaemon } from "../../../src/drivers/storage-daemon.js";
 import type { ServiceContext } from "../../../src/services/context.js";
 import { createImage, imageInfo, qemuImg, writeImage } from "../../support/image-tool.js";
+import type { JsonObject } from "../../support/monitor.js";
 import { TemporaryDirectory } from "../../support/temporary-directory.js";
 import type { DiskFormat } from "../../support/vm-arguments.js";
 import { TestVm } from "../../support/vm.js";
-
-export const BLOCK = 65_536;
-export const BLOCKS = 32;
-export const TARGETS = ["vda", "vdb"] as const;
-export type Target = (typeof TARGETS)[number];
-
-const quiet = { debug: () => undefined, info: () => undefined, warn: () => undefined };
+import { blocksOf, changedSince } from "./support/disk-content.js";
+import { startQuietAgent } from "./support/quiet-agent.js";
+import { BLOCK, BLOCKS, SceneModel, type Target, TARGETS } from "./support/scene-model.js";
 
 /** The agent of a domain `vm` whose disks are `<target>.img`; the first one of a format. */
-export async function makeContext(
+export function startSceneAgent(
   directory: TemporaryDirectory,
   format: DiskFormat = "qcow2",
 ): Promise<ServiceContext> {
-  const at = (name: string): string => directory.file(name);
   const disks = TARGETS.map((target) => {
-    const kind = target === "vda" ? format : "qcow2";
-    return `{target: ${target}, file: ${at(`${target}.img`)}, format: ${kind}}`;
+    const file = directory.file(`${target}.img`);
+    return { target, file, format: target === "vda" ? format : "qcow2" };
   });
-  const text = `{stateDir: ${at("state")}, scratchDir: ${at("scratch")}, runtimeDir: ${at("run")},
-    domains: [{name: vm, qmp: ${at("vm.qmp")}, disks: [${disks.join(", ")}]}],
-    repositories: [{name: default, path: ${at("backups")}}]}`;
-  return await startAgent(parseConfig(text, at("fleece.yaml")), quiet);
-}
-
-/** What a disk holds, block by block, and which blocks were written since each checkpoint. */
-interface Moment {
-  readonly content: Map<Target, number[]>;
-  readonly written: Map<string, Map<Target, Set<number>>>;
+  return startQuietAgent(directory, { name: "vm", qmp: directory.file("vm.qmp"), disks });
 }
 
 /** `more`: they may call blocks changed that were not. */
@@ -53,6 +37,11 @@ export interface SceneOptions {
   readonly prepare?: (directory: TemporaryDirectory) => Promise<void>;
 }
 
+interface ListedBitmap {
+  readonly name: string;
+  readonly recording: boolean;
+}
+
 /**
  * A domain with two disks whose snapshots are made by hand, as their document describes them, and a naive model of what every
  * snapshot and the present must hold. No guest runs: QEMU's own monitor writes.
@@ -60,10 +49,10 @@ export interface SceneOptions {
 export class Scene implements AsyncDisposable {
   readonly directory: TemporaryDirectory;
   readonly context: ServiceContext;
-  readonly formats: Record<Target, DiskFormat>;
+  /** To be told what the product does: `scene` tells it only what it does itself. */
+  readonly model = new SceneModel();
   vm: TestVm | undefined;
-  #now: Moment = { content: new Map(), written: new Map() };
-  readonly #moments = new Map<string, Moment>();
+  readonly #formats: Record<Target, DiskFormat>;
   readonly #vmName: string;
   #order = 0;
   #files = 0;
@@ -76,19 +65,17 @@ export class Scene implements AsyncDisposable {
     this.#vmName = vmName;
     this.directory = directory;
     this.context = context;
-    this.formats = { vda: format, vdb: "qcow2" };
+    this.#formats = { vda: format, vdb: "qcow2" };
   }
 
   static async create(options: SceneOptions = {}): Promise<Scene> {
     const { running = false, format = "qcow2", vmName = "vm", prepare } = options;
     const directory = await TemporaryDirectory.create();
     await prepare?.(directory);
-    const at = (name: string): string => directory.file(name);
-    const context = await makeContext(directory, format);
-    const scene = new Scene(directory, context, { format, vmName });
+    const scene = new Scene(directory, await startSceneAgent(directory, format), { format, vmName });
     for (const target of TARGETS) {
-      await createImage(at(`${target}.img`), BLOCKS * BLOCK, { format: scene.formats[target] });
-      scene.#now.content.set(target, new Array<number>(BLOCKS).fill(0));
+      const { home } = await scene.layer(target);
+      await createImage(home, BLOCKS * BLOCK, { format: scene.#formats[target] });
     }
     if (running) await scene.start();
     return scene;
@@ -101,7 +88,7 @@ export class Scene implements AsyncDisposable {
   async layer(target: Target): Promise<{ file: string; format: DiskFormat; home: string }> {
     const home = this.directory.file(`${target}.img`);
     const layers = (await this.document()).layers.find((each) => each.target === target);
-    return { home, file: layers?.active ?? home, format: layers?.format ?? this.formats[target] };
+    return { home, file: layers?.active ?? home, format: layers?.format ?? this.#formats[target] };
   }
 
   async start(): Promise<void> {
@@ -133,93 +120,49 @@ export class Scene implements AsyncDisposable {
       const verdict = await this.vm.guestWrite(target, block * BLOCK, count * BLOCK, pattern);
       expect(verdict.ok, verdict.text).toBe(true);
     }
-    for (let index = block; index < block + count; index++) {
-      const content = this.#now.content.get(target);
-      if (content !== undefined) content[index] = pattern;
-      for (const byTarget of this.#now.written.values()) byTarget.get(target)?.add(index);
-    }
+    this.model.write(target, block, count, pattern);
   }
 
   /** A new recording bitmap on each qcow2 disk; the one before it stops. */
   async checkpoint(name: string): Promise<void> {
     const bitmap = bitmapName({ name, order: ++this.#order, timeMs: 1 });
-    const written = new Map<Target, Set<number>>();
+    const tracked: Target[] = [];
     for (const target of TARGETS) {
       const { file, format } = await this.layer(target);
       if (format !== "qcow2") continue;
-      written.set(target, new Set());
-      const old = (await bitmapsOf(file)).filter(({ recording }) => recording);
+      tracked.push(target);
+      const old = (await this.#bitmapsOn(target)).filter(({ recording }) => recording);
       if (this.vm === undefined) {
         await qemuImg("bitmap", "-f", "qcow2", "--add", file, bitmap);
-        for (const { name: each } of old) await qemuImg("bitmap", "-f", "qcow2", "--disable", file, each);
+        for (const each of old) await qemuImg("bitmap", "-f", "qcow2", "--disable", file, each.name);
       } else {
-        const node = await this.node(target);
-        const listed = (await this.bitmapsInQemu(node)).filter(({ recording }) => recording);
+        const node = await nodeOf(this.vm, target);
         await this.vm.qmp("transaction", {
           actions: [
             { type: "block-dirty-bitmap-add", data: { node, name: bitmap, persistent: true } },
-            ...listed.map((each) => ({
-              type: "block-dirty-bitmap-disable",
-              data: { node, name: each.name },
-            })),
+            ...old.map((each) => ({ type: "block-dirty-bitmap-disable", data: { node, name: each.name } })),
           ],
         });
       }
     }
-    this.#now.written.set(bitmap, written);
-  }
-
-  /** The node that the device uses. */
-  async node(target: Target): Promise<string> {
-    const devices = (await this.vm?.qmp("query-block")) as {
-      qdev: string;
-      inserted: { "node-name": string };
-    }[];
-    const device = devices.find(({ qdev }) => qdev.includes(`/${target}/`) || qdev === target);
-    if (device === undefined) throw new Error(`Expected a device ${target}`);
-    return device.inserted["node-name"];
-  }
-
-  async bitmapsInQemu(node: string): Promise<{ name: string; recording: boolean }[]> {
-    const nodes = (await this.vm?.qmp("query-named-block-nodes", { flat: true })) as {
-      "node-name": string;
-      "dirty-bitmaps"?: { name: string; recording: boolean }[];
-    }[];
-    return nodes.find((each) => each["node-name"] === node)?.["dirty-bitmaps"] ?? [];
+    this.model.track(bitmap, tracked);
   }
 
   /** An external snapshot without memory. */
   async snapshot(name: string): Promise<void> {
     const all = await this.document();
-    const actions = [];
+    const actions: JsonObject[] = [];
     const layers = [];
     const disks: DomainSnapshot["disks"][number][] = [];
     for (const target of TARGETS) {
       const { file, format, home } = await this.layer(target);
-      const overlay = this.directory.file(`${target}-${name}-${this.#files++}.qcow2`);
-      const node = this.vm === undefined ? undefined : await this.node(target);
-      const bitmaps = node === undefined ? await bitmapsOf(file, format) : await this.bitmapsInQemu(node);
-      await this.#overlay(
-        overlay,
-        file,
-        format,
-        bitmaps.filter(({ recording }) => recording).map((each) => each.name),
-      );
-      if (node !== undefined) {
-        const added = `${target}-${this.#files}`;
-        await this.vm?.qmp("blockdev-add", {
-          driver: "qcow2",
-          "node-name": added,
-          backing: null,
-          discard: "unmap",
-          file: { driver: "file", filename: overlay },
-        });
-        actions.push({ type: "blockdev-snapshot", data: { node, overlay: added } });
-      }
-      const names = bitmaps
-        .toSorted((a, b) => Number(a.recording) - Number(b.recording))
-        .map((each) => each.name);
-      disks.push({ target, file, format, sizeBytes: BLOCKS * BLOCK, bitmaps: names });
+      const listed = await this.#bitmapsOn(target);
+      const recording = listed.filter((bitmap) => bitmap.recording).map((bitmap) => bitmap.name);
+      const frozen = listed.filter((bitmap) => !bitmap.recording).map((bitmap) => bitmap.name);
+      const overlay = await this.#makeOverlay(`${target}-${name}`, { file, format }, recording);
+      if (this.vm !== undefined) actions.push(await switchTo(this.vm, target, overlay));
+      const bitmaps = [...frozen, ...recording];
+      disks.push({ target, file, format, sizeBytes: BLOCKS * BLOCK, bitmaps });
       layers.push({ target, home, active: overlay, format: "qcow2" as const });
     }
     await this.vm?.qmp("transaction", { actions });
@@ -229,84 +172,55 @@ export class Scene implements AsyncDisposable {
       disks,
       clones: [],
     };
-    await this.context.domainSnapshots.write({
-      ...all,
-      layers,
-      current: name,
-      snapshots: [...all.snapshots, snapshot],
-    });
-    this.#moments.set(name, copyOf(this.#now));
+    const snapshots = [...all.snapshots, snapshot];
+    await this.context.domainSnapshots.write({ ...all, layers, current: name, snapshots });
+    this.model.remember(name);
   }
 
   /** Of an inactive domain. What was written since the last snapshot is given up. */
   async revert(name: string): Promise<void> {
     const all = await this.document();
     const snapshot = all.snapshots.find((each) => each.name === name);
-    const moment = this.#moments.get(name);
-    if (snapshot === undefined || moment === undefined) throw new Error(`Expected a snapshot ${name}`);
+    if (snapshot === undefined) throw new Error(`Expected a snapshot ${name}`);
     const layers = [];
     const given: string[] = [];
     for (const { target, file, format, bitmaps } of snapshot.disks) {
       const { home, file: old } = await this.layer(target as Target);
-      const overlay = this.directory.file(`${target}-r${this.#files++}.qcow2`);
-      await this.#overlay(overlay, file, format, bitmaps.slice(-1));
+      const overlay = await this.#makeOverlay(`${target}-r`, { file, format }, bitmaps.slice(-1));
       layers.push({ target, home, active: overlay, format: "qcow2" as const });
       if (old !== home) given.push(old);
     }
     await this.context.domainSnapshots.write({ ...all, layers, current: name });
     for (const file of given) await rm(file);
-    this.#now = copyOf(moment);
-  }
-
-  /** The product has taken this one, and nothing was written since. */
-  remember(name: string): void {
-    this.#moments.set(name, copyOf(this.#now));
-  }
-
-  /** The product has put the disks back. */
-  returned(name: string): void {
-    const moment = this.#moments.get(name);
-    if (moment === undefined) throw new Error(`Expected a snapshot ${name}`);
-    this.#now = copyOf(moment);
-  }
-
-  forget(name: string): void {
-    this.#moments.delete(name);
-  }
-
-  names(): string[] {
-    return [...this.#moments.keys()];
+    this.model.returned(name);
   }
 
   /** Everything that can be read is what the model says; and of an inactive domain, no change is missing in a bitmap. */
   async check({ bitmaps = "exact" }: { readonly bitmaps?: Bitmaps } = {}): Promise<void> {
     const all = await this.document();
-    expect(all.snapshots.map(({ name }) => name)).toEqual(this.names());
+    expect(all.snapshots.map(({ name }) => name)).toEqual(this.model.names());
     for (const { name, disks, deleting, kind } of all.snapshots) {
       if (deleting === true || kind === "internal") continue;
       for (const { target, file, format } of disks) {
-        const expected = this.#moments.get(name)?.content.get(target as Target);
+        const expected = this.model.content(target as Target, name);
         expect(await blocksOf(file, format), `${target} of ${name}`).toEqual(expected);
       }
     }
     for (const target of TARGETS) {
       if (this.vm !== undefined) await this.vm.guestFlush(target);
       const { file, format } = await this.layer(target);
-      expect(await blocksOf(file, format), `the present of ${target}`).toEqual(this.#now.content.get(target));
-      if (this.vm === undefined && format === "qcow2") await this.checkBitmaps(target, bitmaps);
+      expect(await blocksOf(file, format), `the present of ${target}`).toEqual(this.model.content(target));
+      if (this.vm !== undefined || format !== "qcow2" || bitmaps === "lost") continue;
+      await this.#checkBitmaps(target, file, bitmaps);
     }
     expect(await this.context.store.operations("vm")).toEqual([]);
   }
 
-  async checkBitmaps(target: Target, bitmaps: Bitmaps): Promise<void> {
-    if (bitmaps === "lost") return;
-    const { file } = await this.layer(target);
-    const tracked = [...this.#now.written].filter(([, byTarget]) => byTarget.has(target));
-    if (tracked.length === 0) return;
-    const names = tracked.map(([name]) => name);
-    const since = await changedSince(this.directory.file("run"), file, names);
-    for (const [checkpoint, byTarget] of tracked) {
-      const expected = [...(byTarget.get(target) ?? [])].toSorted((x, y) => x - y);
+  async #checkBitmaps(target: Target, file: string, bitmaps: "exact" | "more"): Promise<void> {
+    const written = this.model.writtenSince(target);
+    if (written.size === 0) return;
+    const since = await changedSince(this.directory.file("run"), file, [...written.keys()]);
+    for (const [checkpoint, expected] of written) {
       const found = since.get(checkpoint) ?? [];
       const counted = bitmaps === "exact" ? found : found.filter((block) => expected.includes(block));
       expect(counted, `${target} since ${checkpoint}`).toEqual(expected);
@@ -318,15 +232,29 @@ export class Scene implements AsyncDisposable {
     await this.directory[Symbol.asyncDispose]();
   }
 
-  async #overlay(overlay: string, base: string, format: string, bitmaps: string[]): Promise<void> {
+  async #bitmapsOn(target: Target): Promise<ListedBitmap[]> {
+    if (this.vm !== undefined) return bitmapsInQemu(this.vm, target);
+    const { file, format } = await this.layer(target);
+    if (format !== "qcow2") return [];
+    const { bitmaps } = await imageInfo(file, format);
+    return bitmaps.map(({ name, flags }) => ({ name, recording: flags.includes("auto") }));
+  }
+
+  async #makeOverlay(
+    name: string,
+    { file, format }: { readonly file: string; readonly format: string },
+    bitmaps: readonly string[],
+  ): Promise<string> {
+    const overlay = this.directory.file(`${name}-${this.#files++}.qcow2`);
     const size = String(BLOCKS * BLOCK);
-    await qemuImg("create", "-q", "-u", "-f", "qcow2", "-b", base, "-F", format, overlay, size);
+    await qemuImg("create", "-q", "-u", "-f", "qcow2", "-b", file, "-F", format, overlay, size);
     for (const bitmap of bitmaps) await qemuImg("bitmap", "-f", "qcow2", "--add", overlay, bitmap);
+    return overlay;
   }
 }
 
 /** Three snapshots in a row, each with a checkpoint before it and writes between. */
-export async function row(scene: Scene): Promise<void> {
+export async function makeRow(scene: Scene): Promise<void> {
   for (const [index, name] of ["one", "two", "three"].entries()) {
     for (const target of TARGETS) await scene.write(target, index * 4, 6, 10 + index);
     await scene.checkpoint(`cp-${name}`);
@@ -336,87 +264,30 @@ export async function row(scene: Scene): Promise<void> {
   for (const target of TARGETS) await scene.write(target, 0, 2, 99);
 }
 
-function copyOf({ content, written }: Moment): Moment {
-  return {
-    content: new Map([...content].map(([target, blocks]) => [target, [...blocks]])),
-    written: new Map(
-      [...written].map(([name, byTarget]) => [
-        name,
-        new Map([...byTarget].map(([target, blocks]) => [target, new Set(blocks)])),
-      ]),
-    ),
-  };
+/** The node that the device uses. */
+async function nodeOf(vm: TestVm, target: Target): Promise<string> {
+  const devices = (await vm.qmp("query-block")) as { qdev: string; inserted: { "node-name": string } }[];
+  const device = devices.find(({ qdev }) => qdev.includes(`/${target}/`) || qdev === target);
+  if (device === undefined) throw new Error(`Expected a device ${target}`);
+  return device.inserted["node-name"];
 }
 
-async function bitmapsOf(
-  file: string,
-  format: DiskFormat = "qcow2",
-): Promise<{ name: string; recording: boolean }[]> {
-  if (format !== "qcow2") return [];
-  const { bitmaps } = await imageInfo(file, format);
-  return bitmaps.map(({ name, flags }) => ({ name, recording: flags.includes("auto") }));
+async function bitmapsInQemu(vm: TestVm, target: Target): Promise<ListedBitmap[]> {
+  const node = await nodeOf(vm, target);
+  const nodes = (await vm.qmp("query-named-block-nodes", { flat: true })) as {
+    "node-name": string;
+    "dirty-bitmaps"?: ListedBitmap[];
+  }[];
+  return nodes.find((each) => each["node-name"] === node)?.["dirty-bitmaps"] ?? [];
 }
 
-/** The byte that fills each block; -1 for one that is not of one byte. */
-export async function blocksOf(file: string, format: string): Promise<number[]> {
-  const raw = `${file}.${Math.random().toString(36).slice(2)}.raw`;
-  try {
-    await qemuImg("convert", "-U", "-q", "-f", format, "-O", "raw", file, raw);
-    const content = await readFile(raw);
-    return Array.from({ length: content.length / BLOCK }, (_, index) => {
-      const block = content.subarray(index * BLOCK, (index + 1) * BLOCK);
-      return block.every((byte) => byte === block[0]) ? (block[0] ?? -1) : -1;
-    });
-  } finally {
-    await rm(raw, { force: true });
-  }
-}
-
-/** Blocks that the bitmaps of all layers of an inactive disk call changed, by the bitmap of the checkpoint. */
-async function changedSince(
-  runtime: string,
-  file: string,
-  checkpoints: readonly string[],
-): Promise<Map<string, number[]>> {
-  const directory = `${runtime}/t-${Math.random().toString(36).slice(2)}`;
-  await using daemon = await StorageDaemon.start({ directory, lifetime: "process" });
-  await daemon.execute("blockdev-add", {
-    ...{ driver: "qcow2", "node-name": "top", "read-only": true },
-    file: { driver: "file", filename: file, "read-only": true },
+/** Opens the overlay, and resolves to what puts it on the disk in a transaction. */
+async function switchTo(vm: TestVm, target: Target, overlay: string): Promise<JsonObject> {
+  const node = await nodeOf(vm, target);
+  const added = overlay.split("/").at(-1)?.replace(".qcow2", "") ?? "";
+  await vm.qmp("blockdev-add", {
+    ...{ driver: "qcow2", "node-name": added, backing: null, discard: "unmap" },
+    file: { driver: "file", filename: overlay },
   });
-  const nodes = await daemon.execute("query-named-block-nodes", { flat: true });
-  const order = (name: string): number => parseBitmapName(name)?.order ?? -1;
-  const found = new Map<string, number[]>();
-  for (const [index, checkpoint] of checkpoints.entries()) {
-    const sources = nodes.flatMap((node) =>
-      (node["dirty-bitmaps"] ?? []).flatMap(({ name = "" }) =>
-        order(name) >= order(checkpoint) ? [{ node: node["node-name"] ?? "", name }] : [],
-      ),
-    );
-    expect(
-      sources.some(({ name }) => name === checkpoint),
-      `${checkpoint} in ${file}`,
-    ).toBe(true);
-    const name = `merged${index}`;
-    await daemon.execute("block-dirty-bitmap-add", { node: "top", name, disabled: true });
-    await daemon.execute("block-dirty-bitmap-merge", { node: "top", target: name, bitmaps: sources });
-    await daemon.execute("block-export-add", {
-      ...{ type: "nbd", id: name, "node-name": "top", name, bitmaps: [name] },
-    });
-    const context = `x-dirty-bitmap=qemu:dirty-bitmap:${name}`;
-    const options = `driver=nbd,server.type=unix,server.path=${daemon.nbdSocketPath},export=${name},${context}`;
-    const map = JSON.parse(await qemuImg("map", "--output=json", "--image-opts", options)) as {
-      start: number;
-      length: number;
-      data: boolean;
-    }[];
-    const changed = map.filter(({ data }) => !data);
-    found.set(
-      checkpoint,
-      changed.flatMap(({ start, length }) =>
-        Array.from({ length: length / BLOCK }, (_, block) => start / BLOCK + block),
-      ),
-    );
-  }
-  return found;
+  return { type: "blockdev-snapshot", data: { node, overlay: added } };
 }
