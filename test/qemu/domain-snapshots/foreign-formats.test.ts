@@ -86,7 +86,10 @@ class Scene {
     await expectContent(file, format, pattern, this.sizeBytes);
   }
 
-  create(name: string, options: { readonly diskOnly?: boolean } = {}): Promise<DomainSnapshot> {
+  create(
+    name: string,
+    options: { readonly diskOnly?: boolean; readonly live?: boolean } = {},
+  ): Promise<DomainSnapshot> {
     return createDomainSnapshot(this.context, { domain: DOMAIN, name, ...options });
   }
 
@@ -117,16 +120,18 @@ describe.each(FORMATS)("A disk whose image is %s", (format) => {
     const { context, directory, home, sizeBytes } = scene;
     // By its geometry; the overlay must have the same size, or the disk would change under the guest.
     if (format === "vpc") expect(sizeBytes).toBe(9_469_952);
-    await expect(scene.create("m")).rejects.toMatchObject({
+    await expect(scene.create("m", { live: true })).rejects.toMatchObject({
       code: "UNSUPPORTED",
       message: expect.stringContaining(`vda is, or is based on, ${format}`) as string,
     });
     expect(await leftoversOf(directory, context)).toEqual([]);
 
-    const one = await scene.create("one", { diskOnly: true });
+    const one = await scene.create("one");
+    expect(one).toMatchObject({ state: "running", memory: { kind: "external" } });
     expect(one.disks).toMatchObject([{ file: home.path, format, sizeBytes }]);
+    expect(await runState(scene)).toBe("running");
     await scene.write(2);
-    await scene.create("two", { diskOnly: true });
+    expect(await scene.create("two")).toMatchObject({ memory: { kind: "external" } });
     await scene.write(3);
     const { state, pid } = await revertDomainSnapshot(context, { domain: DOMAIN, name: "one", force: true });
     expect([state, await machinesOf(directory.path)]).toEqual(["running", [pid]]);
@@ -206,6 +211,10 @@ describe("A VMDK that an appliance brought along", () => {
     await scene.expectContent(1);
   });
 });
+
+async function runState({ vm }: Scene): Promise<string> {
+  return ((await vm.qmp("query-status")) as { readonly status: string }).status;
+}
 
 async function endMachine({ vm, directory }: Scene): Promise<void> {
   const monitor = await Monitor.connect(vm.qmpPath, AbortSignal.timeout(60_000));
