@@ -22,6 +22,11 @@ const MIB = 1024 * 1024;
 const BLOCK = 65_536;
 const DOMAIN = "vm";
 
+interface SceneOptions extends Pick<TestDisk, "bus" | "iothread"> {
+  /** For qemu-img. */
+  readonly options?: readonly string[];
+}
+
 /** A domain with one disk of another program's format, whose size QEMU may have rounded. */
 class Scene {
   readonly directory: TemporaryDirectory;
@@ -46,9 +51,9 @@ class Scene {
     } = parts);
   }
 
-  static async start(format: DiskFormat, ...options: string[]): Promise<Scene> {
+  static async start(format: DiskFormat, { options = [], ...disk }: SceneOptions = {}): Promise<Scene> {
     const directory = await temporaryDirectory();
-    const home: TestDisk = { target: "vda", path: directory.file(`vda.${format}`), format };
+    const home: TestDisk = { target: "vda", path: directory.file(`vda.${format}`), format, ...disk };
     await qemuImg("create", "-q", "-f", format, ...options, home.path, String(9 * MIB));
     const { size: sizeBytes } = await imageInfo(home.path, format);
     const content = directory.file("content.raw");
@@ -187,9 +192,36 @@ describe.each(FORMATS)("A disk whose image is %s", (format) => {
   });
 });
 
+describe("The memory of a guest that has such an image", () => {
+  it.each([
+    ["scsi", "paused"],
+    ["virtio-blk", "running"],
+  ] as const)("is saved with its %s disk in an iothread, and it stays %s", async (bus, state) => {
+    const scene = await Scene.start("vpc", { bus, iothread: true });
+    if (state === "paused") await scene.vm.qmp("stop");
+    expect(await scene.create("one")).toMatchObject({ state, memory: { kind: "external" } });
+    expect(await runState(scene)).toBe(state);
+    await expectNoStandIns(scene);
+    await scene.vm.quit();
+    await scene.expectContent(1);
+  });
+
+  it("is saved amid incremental backups, which go on", async () => {
+    const scene = await Scene.start("vpc");
+    const { context, directory } = scene;
+    await runBackup(context, { domain: DOMAIN });
+    await scene.write(2);
+    await scene.create("one");
+    const { id, manifest } = await runBackup(context, { domain: DOMAIN });
+    expect(manifest.disks).toMatchObject([{ mode: "changes" }]);
+    const [restored] = await restoreBackup(context, { id, directory: directory.file(id) });
+    await expectContent(restored?.file ?? "", "qcow2", 2, scene.sizeBytes);
+  });
+});
+
 describe("A VMDK that an appliance brought along", () => {
   it("cannot be written over, so that a deletion leaves it and gives its content to the overlay", async () => {
-    const scene = await Scene.start("vmdk", "-o", "subformat=streamOptimized");
+    const scene = await Scene.start("vmdk", { options: ["-o", "subformat=streamOptimized"] });
     await scene.vm.quit();
     await scene.create("off");
     await scene.write(2);
@@ -200,7 +232,7 @@ describe("A VMDK that an appliance brought along", () => {
   });
 
   it("is neither backed up nor snapshotted while the domain is off, if its data is in other files", async () => {
-    const scene = await Scene.start("vmdk", "-o", "subformat=monolithicFlat");
+    const scene = await Scene.start("vmdk", { options: ["-o", "subformat=monolithicFlat"] });
     const flat = scene.directory.file("vda-flat.vmdk");
     await scene.create("running", { diskOnly: true });
     await scene.remove("running");
@@ -214,6 +246,14 @@ describe("A VMDK that an appliance brought along", () => {
 
 async function runState({ vm }: Scene): Promise<string> {
   return ((await vm.qmp("query-status")) as { readonly status: string }).status;
+}
+
+/** What the snapshot needed in QEMU is gone. */
+async function expectNoStandIns({ vm }: Scene): Promise<void> {
+  const nodes = (await vm.qmp("query-named-block-nodes", { flat: true })) as readonly {
+    readonly drv: string;
+  }[];
+  expect(nodes.map(({ drv }) => drv).toSorted()).toEqual(["file", "file", "qcow2", "vpc"]);
 }
 
 async function endMachine({ vm, directory }: Scene): Promise<void> {
