@@ -1,6 +1,7 @@
+import { existsSync, renameSync } from "node:fs";
 import { mkdir } from "node:fs/promises";
 import { describe, expect, it } from "vitest";
-import type { DomainSnapshot } from "../../../src/model/domain-snapshot.js";
+import type { DomainSnapshot, DomainSnapshotProgress } from "../../../src/model/domain-snapshot.js";
 import { restoreBackup } from "../../../src/services/backup-read.js";
 import { runBackup } from "../../../src/services/backup-run.js";
 import type { ServiceContext } from "../../../src/services/context.js";
@@ -8,6 +9,7 @@ import { createDomainSnapshot } from "../../../src/services/domain-snapshots/cre
 import { deleteDomainSnapshot } from "../../../src/services/domain-snapshots/delete.js";
 import { revertDomainSnapshot } from "../../../src/services/domain-snapshots/revert.js";
 import { inspectDomain } from "../../../src/services/domains.js";
+import { recoverAll } from "../../../src/services/recovery.js";
 import { domainConfig } from "../../support/config-file.js";
 import { compareImages, imageInfo, qemuImg, writeImage } from "../../support/image-tool.js";
 import { temporaryDirectory, untilTestEnds } from "../../support/lifetime.js";
@@ -216,6 +218,31 @@ describe("The memory of a guest that has such an image", () => {
     expect(manifest.disks).toMatchObject([{ mode: "changes" }]);
     const [restored] = await restoreBackup(context, { id, directory: directory.file(id) });
     await expectContent(restored?.file ?? "", "qcow2", 2, scene.sizeBytes);
+  });
+});
+
+describe("An image that cannot be opened again", () => {
+  it("keeps the guest from going on, until it can be", async () => {
+    const scene = await Scene.start("vpc");
+    const { context, directory, home, vm } = scene;
+    const away = directory.file("away");
+    const request = { domain: DOMAIN, name: "s" };
+    const onProgress = ({ phase }: DomainSnapshotProgress): void => {
+      if (phase === "memory" && !existsSync(away)) renameSync(home.path, away);
+    };
+    await expect(createDomainSnapshot(context, request, { onProgress })).rejects.toMatchObject({
+      code: "QEMU_FAILED",
+      message: expect.stringContaining(home.path) as string,
+    });
+    expect(await runState(scene)).toBe("postmigrate");
+    renameSync(away, home.path);
+    // The guard's work: before any other command.
+    await expect.poll(() => runState(scene), { timeout: 60_000 }).toBe("running");
+    expect(await vm.guestIo("vda", `read -P 1 0 ${MIB}`)).toMatchObject({ ok: true });
+    await recoverAll(context);
+    expect(await leftoversOf(directory, context)).toEqual([]);
+    await scene.create("after");
+    await expectNoStandIns(scene);
   });
 });
 
