@@ -133,7 +133,7 @@ export function planCreation(request: CreateDomainSnapshotRequest, parts: PlanPa
   checkKind(request, all);
   const withMemory = request.diskOnly !== true && facts.state !== "inactive";
   const chosen = chooseDisks(request, facts, all);
-  if (withMemory) checkMemory(chosen, facts, request.domain);
+  if (withMemory) checkMemory(chosen, facts, request);
   const directory = request.directory ?? parts.directory;
   const file = (path: string): NewFile => ({
     path,
@@ -375,7 +375,11 @@ function findDisk(wanted: string, { disks }: DomainFacts, domain: string): DiskF
 }
 
 /** Memory and a disk of another moment do not go together, so every disk that the guest can change must be held. */
-function checkMemory(chosen: readonly ChosenDisk[], facts: DomainFacts, domain: string): void {
+function checkMemory(
+  chosen: readonly ChosenDisk[],
+  facts: DomainFacts,
+  { domain, live = false }: CreateDomainSnapshotRequest,
+): void {
   const held = new Set(chosen.map(({ disk }) => disk));
   const missing = facts.disks.filter((disk) => isOffered(disk) && !held.has(disk));
   if (missing.length > 0) {
@@ -386,13 +390,15 @@ function checkMemory(chosen: readonly ChosenDisk[], facts: DomainFacts, domain: 
       { domain, targets: names },
     );
   }
-  const foreign = facts.disks.flatMap(({ target, formats }) => {
-    const format = formats.find((each) => FOREIGN_FORMATS.has(each));
-    return format === undefined
-      ? []
-      : [`disk ${target} is, or is based on, ${format}, and would have to be converted to qcow2`];
-  });
-  const [blocker] = [...foreign, ...facts.memoryBlockers];
+  const foreign = facts.disks.find(({ formats }) => formats.some((each) => FOREIGN_FORMATS.has(each)));
+  if (live && foreign !== undefined) {
+    throw refused(
+      "UNSUPPORTED",
+      `The memory of domain ${domain} cannot be saved live: disk ${foreign.target} is, or is based on, ${foreign.formats.at(-1) ?? "another format"}, which QEMU must not have open then; it is possible without live`,
+      { domain },
+    );
+  }
+  const [blocker] = facts.memoryBlockers;
   if (blocker === undefined) return;
   throw refused(
     "UNSUPPORTED",
@@ -401,7 +407,7 @@ function checkMemory(chosen: readonly ChosenDisk[], facts: DomainFacts, domain: 
   );
 }
 
-/** QEMU gives these up for nobody, so that it cannot save memory either: src/README.md tells of a way around. */
+/** QEMU saves no memory as long as one is open. */
 const FOREIGN_FORMATS: ReadonlySet<string> = new Set(["vpc", "vhdx", "vmdk", "vdi"]);
 
 function checkDisk(disk: DiskFacts, all: DomainSnapshots): void {

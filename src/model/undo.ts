@@ -1,5 +1,6 @@
 import type { CheckpointId } from "./checkpoint.js";
 import type { MovedPath } from "./machine-ends.js";
+import type { StandIn } from "./stand-in.js";
 
 /**
  * What an operation acquires, written to its journal before it exists. Undoing an entry is idempotent, and fine when the
@@ -11,8 +12,8 @@ export type UndoEntry =
   | { readonly kind: "checkpoint"; readonly checkpoint: CheckpointId; readonly targets: readonly string[] }
   /** The guest is stopped by us: continue it. */
   | { readonly kind: "vm-held" }
-  /** The guest's memory is being saved by us: end that, and continue the guest if it ran; otherwise it is paused again. */
-  | { readonly kind: "vm-saving"; readonly wasRunning: boolean }
+  /** The guest's memory is being saved by us: end that, and give devices their images back, and continue the guest if it ran; otherwise it is paused again. */
+  | { readonly kind: "vm-saving"; readonly wasRunning: boolean; readonly standIns?: readonly StandIn[] }
   /** The guest's file systems are frozen by us, through the guest agent on this socket: thaw them. */
   | { readonly kind: "vm-frozen"; readonly socketPath: string }
   /** A node in the domain's QEMU: delete it. */

@@ -5,7 +5,7 @@ import type { DomainSnapshots } from "../../src/model/domain-snapshot.js";
 import { noSnapshots } from "../../src/model/domain-snapshot.js";
 import { runFleece } from "../support/fleece.js";
 import { fileDigest } from "../support/image-tool.js";
-import { startSite, type Site } from "../support/site.js";
+import { startSite, type Site, type SiteDisk } from "../support/site.js";
 import { printFigure } from "./support/figures.js";
 import { CHANGES, JOURNAL, startWithFault, type StepFault } from "./support/steps.js";
 import { ALL_FAULTS } from "../support/sample.js";
@@ -14,6 +14,12 @@ const script = fileURLToPath(new URL("support/create-domain-snapshot.mjs", impor
 const DIRECTORY = "state/domain-snapshots/vm";
 const GUARD_MS = 30_000;
 const MIB = 1024 * 1024;
+
+const SIZES = { sizeBytes: 8 * MIB, filledBytes: 4 * MIB };
+const OTHER: SiteDisk = { target: "vdb", format: "qcow2", ...SIZES };
+const PLAIN: readonly SiteDisk[] = [{ target: "vda", format: "qcow2", ...SIZES }, OTHER];
+/** QEMU has to close the first one to save memory. */
+const FOREIGN: readonly SiteDisk[] = [{ target: "vda", format: "vpc", ...SIZES }, OTHER];
 
 async function documentOf(at: Site): Promise<DomainSnapshots> {
   const text = await readFile(at.directory.file(`${DIRECTORY}/snapshots.json`), "utf8").catch(
@@ -34,6 +40,8 @@ async function activeFiles({ vm }: Site): Promise<readonly string[]> {
   return devices.flatMap(({ inserted }) => inserted?.file ?? []);
 }
 
+const MIGRATE = /^qmp migrate$/;
+
 /** One kill, and everything that must be true then. False if the command ended before its step. */
 async function killOnce(at: Site, fault: Omit<StepFault, "action">, name: string): Promise<boolean> {
   const command = await startWithFault(at, ["vm", name], { ...fault, action: "kill" }, { script });
@@ -43,6 +51,7 @@ async function killOnce(at: Site, fault: Omit<StepFault, "action">, name: string
   );
   // The guard's work: before any other command.
   await expect.poll(() => status(at), { timeout: GUARD_MS }).toBe("running");
+  expect((await at.vm.guestRead("vda", 0, MIB, 0x5a)).ok).toBe(true);
   const recovered = await runFleece(["--embedded", "vm"], { configPath: at.configPath, script });
   expect(recovered.exitCode, recovered.stderr).toBe(0);
   await expectSound(at);
@@ -68,20 +77,25 @@ async function expectSound(at: Site): Promise<void> {
   expect((await at.files()).filter((file) => file.includes("operations/"))).toEqual([]);
 }
 
-async function killAt(match: RegExp, when: StepFault["when"], moments: readonly number[]): Promise<number> {
+async function killAt(
+  match: RegExp,
+  when: StepFault["when"],
+  moments: readonly number[],
+  disks: readonly SiteDisk[] = PLAIN,
+): Promise<number> {
   let kills = 0;
   let at: Site | undefined;
   for (const moment of moments) {
     // A chain of many layers would make every check long.
-    if (at === undefined || kills % 8 === 0) at = await startSite();
+    if (at === undefined || kills % 8 === 0) at = await startSite({ disks });
     if (!(await killOnce(at, { match, when, at: moment }, `s${moment}`))) break;
     kills++;
   }
   return kills;
 }
 
-async function countSteps(match: RegExp): Promise<number> {
-  const at = await startSite();
+async function countSteps(match: RegExp, disks: readonly SiteDisk[] = PLAIN): Promise<number> {
+  const at = await startSite({ disks });
   const command = await startWithFault(at, ["vm", "s"], { match }, { script });
   const { exitCode, stderr } = await command.process.result();
   expect(exitCode, stderr).toBe(0);
@@ -105,4 +119,12 @@ describe("kill -9 of the agent in the creation of a domain snapshot", () => {
       printFigure("agent: domain snapshot create", what, kills);
     },
   );
+
+  it("while an image is closed: the guest has it again before it goes on", async () => {
+    const steps = ALL_FAULTS ? await countSteps(CHANGES, FOREIGN) : 1;
+    const every = Array.from({ length: steps }, (_, index) => index + 1);
+    const kills = await killAt(ALL_FAULTS ? CHANGES : MIGRATE, "before", every, FOREIGN);
+    expect(kills).toBe(steps);
+    printFigure("agent: domain snapshot create over vpc", "before each change", kills);
+  });
 });

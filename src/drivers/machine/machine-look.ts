@@ -2,13 +2,15 @@ import type { DomainConfig } from "../../model/config.js";
 import { sortOutBitmaps } from "../../model/checkpoint.js";
 import type { DiskLayers } from "../../model/domain-snapshot.js";
 import type { DiskFacts, DomainFacts, LayerBitmap } from "../../model/domain-snapshot-plan.js";
+import type { StandIn } from "../../model/stand-in.js";
 import type { QmpSession } from "../../qmp/index.js";
-import { deviceId, layersOf } from "../running/block-graph.js";
+import { deviceId, layersOf, type NodeLayer } from "../running/block-graph.js";
 import { fileIdentity } from "../running/targets.js";
 import { lookForUsers } from "../running/users.js";
 import { readMachine } from "./machine-facts.js";
 import { queryFacts } from "./running-qemu.js";
 import { MIGRATION_ENDED } from "./settle-guest.js";
+import { planStandIn } from "./stand-ins.js";
 
 /** A disk of a running domain, with what is needed to put an overlay on it. */
 export interface SeenDisk {
@@ -17,6 +19,10 @@ export interface SeenDisk {
   readonly node: string;
   readonly cache: { readonly direct: boolean; readonly "no-flush": boolean };
   readonly detectZeroes: "off" | "on" | "unmap";
+  /** Set if QEMU saves no memory as long as it has the disk's images open. */
+  readonly standIn?: StandIn;
+  /** QEMU's words for that. */
+  readonly memoryBlockers: readonly string[];
 }
 
 export interface SeenDomain {
@@ -38,12 +44,13 @@ export async function lookAtMachine(parts: LookParts): Promise<SeenDomain> {
   const jobs = await qmp.execute("query-jobs");
   const { foreignExports } = await lookForUsers(qmp);
   const disks = await lookAtDisks(parts);
+  const words = disks.flatMap(({ memoryBlockers: own }) => own);
   const isAtRest = migration === undefined || MIGRATION_ENDED.has(migration);
   const facts: DomainFacts = {
     state: runState === "running" ? "running" : "paused",
     runState,
     ...(isAtRest ? {} : { migration }),
-    memoryBlockers,
+    memoryBlockers: memoryBlockers.filter((blocker) => !words.includes(blocker)),
     jobs: jobs.map(({ id, type }) => `a ${type} job (${id})`),
     foreignExports,
     disks: disks.map((disk) => disk.facts),
@@ -64,10 +71,15 @@ export async function lookAtDisks({ qmp, config, layers }: LookParts): Promise<r
     const node = block.nodes.find((each) => each["node-name"] === top?.node);
     if (top === undefined || node === undefined) continue;
     const { target, file } = await names.nameFor(deviceId(device), top.file);
+    const isHeld = !device.inserted.ro && !device.removable && top.node === rootNode;
+    const standIn = isHeld ? await planStandIn(qmp, block, { qdev: device.qdev, layers: chain }) : undefined;
     disks.push({
       node: top.node,
       cache: { direct: node.cache.direct, "no-flush": node.cache["no-flush"] },
       detectZeroes: node.detect_zeroes,
+      ...(standIn === undefined ? {} : { standIn }),
+      memoryBlockers:
+        standIn === undefined ? [] : chain.flatMap((layer) => formatBlockers(layer, device.device)),
       facts: {
         target,
         file,
@@ -82,6 +94,13 @@ export async function lookAtDisks({ qmp, config, layers }: LookParts): Promise<r
     });
   }
   return disks;
+}
+
+/** What QEMU says of an image; it calls one by its old-style drive, if that has a name. */
+function formatBlockers({ driver, node }: NodeLayer, drive: string): readonly string[] {
+  return [node, drive].map(
+    (name) => `The ${driver} format used by node '${name}' does not support live migration`,
+  );
 }
 
 type NodeBitmaps = ReturnType<typeof layersOf>[number]["bitmaps"];

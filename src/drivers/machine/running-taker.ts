@@ -1,7 +1,7 @@
 import type { DomainConfig } from "../../model/config.js";
 import type { DiskLayers } from "../../model/domain-snapshot.js";
 import type { CreationPlan, DomainFacts, NewFile } from "../../model/domain-snapshot-plan.js";
-import type { UndoEntry } from "../../model/undo.js";
+import type { StandIn } from "../../model/stand-in.js";
 import type { UndoLog } from "../../ports/block-driver.js";
 import type { Clock } from "../../ports/clock.js";
 import type { SnapshotTaker, TakenMoment, TakeOptions } from "../../ports/snapshot-taker.js";
@@ -15,7 +15,7 @@ import { lookAtDisks, lookAtMachine, type SeenDisk } from "./machine-look.js";
 import { MemoryFile } from "./memory-file.js";
 import { forFile, saveMemory } from "./memory-saver.js";
 import { addOverlayNode, createPlannedOverlay } from "./overlays.js";
-import { settleGuest } from "./settle-guest.js";
+import { prepareStandIn, reopenedNode, reopeningOf, settleSaving, standIn, takeBack } from "./stand-ins.js";
 
 export interface RunningTakerOptions {
   readonly qmp: QmpSession;
@@ -116,23 +116,33 @@ export class RunningTaker implements SnapshotTaker {
     const { clock, qmpSocketPath, runtimeRoot } = this.#options;
     const { undo, signal } = options;
     const wasRunning = plan.state === "running";
-    const saving: UndoEntry = { kind: "vm-saving", wasRunning };
+    const standIns = plan.disks.flatMap(({ target }) => this.#disk(target).standIn ?? []);
+    const saving = { kind: "vm-saving", wasRunning, ...(standIns.length === 0 ? {} : { standIns }) } as const;
     await undo.register({ kind: "linked-file", path: memory.firstName, link: memory.path }, saving);
     await using file = await MemoryFile.create(memory, runtimeRoot);
     await using _asBefore = await forFile(this.#qmp);
-    // A paused guest waits for nobody: the journal alone knows of it.
-    await using guard = wasRunning ? await HoldGuard.start({ qmpSocketPath, signal }) : undefined;
+    // A paused guest waits for nobody: the journal alone knows of it, unless it has lost its images meanwhile.
+    const isGuarded = wasRunning || standIns.length > 0;
+    const reopenings = standIns.map(reopeningOf);
+    await using guard = isGuarded ? await HoldGuard.start({ qmpSocketPath, reopenings, signal }) : undefined;
+    const state = wasRunning ? "saving" : "stood-in";
     const pause = new Stopwatch(this.#qmp, clock);
-    guard?.begin("saving");
+    guard?.begin(state);
     try {
-      const moment = await this.#saveAndSwitch(plan, file, options);
-      await this.#settle(wasRunning, guard);
+      const moment = await this.#saveAndSwitch(plan, { into: file, standIns }, options);
+      await settleSaving(this.#qmp, clock, saving);
+      guard?.end(state);
       await undo.settle(saving);
       return { ...moment, pausedMs: wasRunning ? pause.elapsedMs() : 0 };
     } catch (error) {
       // The guard is served only once we are gone. It and the journal know of the guest if this fails, too.
       if (isQmpError(error, "QMP_TIMEOUT")) await this.#qmp.close();
-      else await this.#settle(wasRunning, guard).catch(() => undefined);
+      else {
+        await settleSaving(this.#qmp, clock, saving).then(
+          () => guard?.end(state),
+          () => undefined,
+        );
+      }
       throw error;
     } finally {
       pause.stop();
@@ -141,13 +151,16 @@ export class RunningTaker implements SnapshotTaker {
 
   async #saveAndSwitch(
     plan: CreationPlan,
-    into: MemoryFile,
+    { into, standIns }: { readonly into: MemoryFile; readonly standIns: readonly StandIn[] },
     { beforeDisks, onMemory, signal }: TakeOptions,
   ): Promise<{ readonly timeMs: number; readonly memoryBytes: number }> {
     const { clock, convergeWithinMs } = this.#options;
+    for (const each of standIns) await prepareStandIn(this.#qmp, each);
     if (plan.state === "running" && !plan.live) await this.#qmp.execute("stop");
+    for (const each of standIns) await standIn(this.#qmp, each);
     const save = { qmp: this.#qmp, clock, domain: plan.domain, into, convergeWithinMs, signal };
     await saveMemory({ ...save, live: plan.live, onProgress: onMemory });
+    for (const each of standIns) await takeBack(this.#qmp, each);
     signal?.throwIfAborted();
     const moment = { timeMs: clock.now(), memoryBytes: into.sizeBytes };
     await beforeDisks(moment);
@@ -155,19 +168,19 @@ export class RunningTaker implements SnapshotTaker {
     return moment;
   }
 
-  async #settle(wasRunning: boolean, guard: HoldGuard | undefined): Promise<void> {
-    await settleGuest(this.#qmp, this.#options.clock, wasRunning);
-    guard?.end("saving");
-  }
-
   /** All of them or none. */
   async #switchDisks(plan: CreationPlan): Promise<void> {
     await this.#qmp.execute("transaction", {
       actions: plan.disks.map(({ target, node }) => ({
         type: "blockdev-snapshot",
-        data: { node: this.#disk(target).node, overlay: node },
+        data: { node: this.#presentNode(plan, target), overlay: node },
       })),
     });
+  }
+
+  #presentNode({ memory }: CreationPlan, target: string): string {
+    const { node, standIn: planned } = this.#disk(target);
+    return memory === undefined || planned === undefined ? node : reopenedNode(planned);
   }
 
   #disk(target: string): SeenDisk {

@@ -60,3 +60,8 @@ async function cancel(qmp: QmpSession): Promise<void> {
     if (!isQmpError(error, "QMP_COMMAND_FAILED")) throw error;
   }
 }
+
+/** Ends what is under way, and leaves the guest as it stands then. */
+export async function endSaving(qmp: QmpSession, clock: Clock): Promise<void> {
+  await settledState(qmp, clock);
+}

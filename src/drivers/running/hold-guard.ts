@@ -1,16 +1,19 @@
 import { type ChildProcess, spawn } from "node:child_process";
 import { errorMessage, FleeceError } from "../../shared/errors.js";
+import type { Reopening } from "../machine/stand-ins.js";
 
 /**
  * What the guard undoes when we die: `stop` over QMP, a freeze through the guest agent, or the stop after its memory has been
- * saved, which QEMU does by itself.
+ * saved, which QEMU does by itself. Before that it gives devices their images back; that alone is for a paused guest.
  */
-export type GuardedState = "held" | "frozen" | "saving";
+export type GuardedState = "held" | "frozen" | "saving" | "stood-in";
 
 export interface GuardOptions {
   readonly qmpSocketPath: string;
   /** Needed for `frozen`. */
   readonly agentSocketPath?: string | undefined;
+  /** For `saving` and `stood-in`; see `takeBack`. */
+  readonly reopenings?: readonly Reopening[] | undefined;
   readonly signal?: AbortSignal | undefined;
 }
 
@@ -32,8 +35,8 @@ export class HoldGuard implements AsyncDisposable {
   }
 
   /** Resolves when the guard is on watch, so start it before the guest is touched. */
-  static async start({ qmpSocketPath, agentSocketPath, signal }: GuardOptions): Promise<HoldGuard> {
-    const settings = JSON.stringify({ qmpSocketPath, agentSocketPath, ACT_WITHIN_MS });
+  static async start({ signal, ...options }: GuardOptions): Promise<HoldGuard> {
+    const settings = JSON.stringify({ ...options, ACT_WITHIN_MS });
     // In a session of its own: what kills our process group must not take the guard along.
     const child = spawn(process.execPath, ["-e", GUARD_SOURCE, settings], {
       cwd: "/",
@@ -98,7 +101,7 @@ async function ready(child: ChildProcess, signal: AbortSignal | undefined): Prom
 const GUARD_SOURCE = `
   const { randomInt } = require("node:crypto");
   const { createConnection } = require("node:net");
-  const { qmpSocketPath, agentSocketPath, ACT_WITHIN_MS } = JSON.parse(process.argv[1]);
+  const { qmpSocketPath, agentSocketPath, reopenings = [], ACT_WITHIN_MS } = JSON.parse(process.argv[1]);
   const ATTEMPT_MS = 5000;
   const RETRY_MS = 100;
   const MAX_LINE_CHARACTERS = 1 << 20;
@@ -124,6 +127,7 @@ const GUARD_SOURCE = `
     const tasks = [];
     if (states.has("held")) tasks.push(insist(() => continueGuest(["paused"])));
     if (states.has("saving")) tasks.push(insist(() => continueGuest(["paused", "postmigrate"], true)));
+    if (states.has("stood-in")) tasks.push(insist(() => continueGuest([], true)));
     // An agent answers only when its guest runs; the two do not wait for each other, since each may be stuck.
     if (states.has("frozen")) tasks.push(insist(thawGuest));
     await Promise.all(tasks);
@@ -148,9 +152,9 @@ const GUARD_SOURCE = `
     const peer = dial(qmpSocketPath);
     const prefix = "guard-" + randomInt(2 ** 47) + "-";
     let count = 0;
-    const call = async (execute) => {
+    const call = async (execute, args) => {
       const id = prefix + count++;
-      peer.send({ execute, id });
+      peer.send({ execute, arguments: args, id });
       const { error, return: value } = await peer.next((message) => message.id === id);
       if (error) throw new Error(error.desc);
       return value;
@@ -162,9 +166,33 @@ const GUARD_SOURCE = `
       if (!["none", "completed", "failed", "cancelled"].includes(migration)) throw new Error(migration);
       const { status } = await call("query-status");
       if (afterSaving && status === "finish-migrate") throw new Error(status);
+      if (afterSaving) for (const reopening of reopenings) await takeBack(call, reopening);
       if (stopped.includes(status)) await call("cont");
     } finally {
       peer.close();
+    }
+  }
+
+  async function takeBack(call, { standIn, qomPath, iothread, layers }) {
+    const devices = await call("query-block");
+    if (!devices.some(({ inserted }) => inserted?.["node-name"] === standIn)) return;
+    const nodes = await call("query-named-block-nodes", { flat: true });
+    const names = new Set(nodes.map((node) => node["node-name"]));
+    const open = layers.findLastIndex(({ node, nextNode }) => names.has(node) || names.has(nextNode));
+    for (const { options, nextNode, bitmaps } of layers.slice(open + 1)) {
+      await call("blockdev-add", options);
+      names.add(nextNode);
+      if (bitmaps.length > 0) await call("transaction", { actions: bitmaps });
+    }
+    const { node, nextNode } = layers.at(-1);
+    const value = names.has(nextNode) ? nextNode : node;
+    const give = () => call("qom-set", { path: qomPath, property: "drive", value });
+    try {
+      await give();
+    } catch (error) {
+      if (!iothread) throw error;
+      await call("x-blockdev-set-iothread", { "node-name": value, iothread });
+      await give();
     }
   }
 

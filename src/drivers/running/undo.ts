@@ -7,7 +7,7 @@ import { thawLeftover } from "../guest-agent/guest-freezer.js";
 import { removeBitmap, removeExport } from "../node-exports.js";
 import { filteredNode, locateDisks, overlaysOf } from "./block-graph.js";
 import { stopNbdServer } from "./nbd-server.js";
-import { settleGuest } from "../machine/settle-guest.js";
+import { settleSaving } from "../machine/stand-ins.js";
 import { guardNode } from "./resize-guard.js";
 
 /** What one frozen disk takes inside QEMU and beside it, in the order in which a freeze acquires it. */
@@ -55,7 +55,7 @@ export async function undoInQemu(qmp: QmpSession, entry: QemuEntry, clock: Clock
     case "vm-held":
       return continueGuest(qmp);
     case "vm-saving":
-      return settleGuest(qmp, clock, entry.wasRunning);
+      return settleSaving(qmp, clock, entry);
     case "vm-frozen":
       return thawLeftover({ socketPath: entry.socketPath, clock });
   }

@@ -87,6 +87,8 @@ export interface QmpCommands {
   "object-add": Command<{ "qom-type": "secret"; id: string; format: "base64"; data: string }, Nothing>;
   "blockdev-add": Command<BlockdevOptions, Nothing>;
   "blockdev-del": Command<{ "node-name": string }, Nothing>;
+  /** `null`: to the main loop. Not for a node that a device uses. */
+  "x-blockdev-set-iothread": Command<{ "node-name": string; iothread: string | null }, Nothing>;
   "blockdev-snapshot": Command<BlockdevSnapshot, Nothing>;
   transaction: Command<
     { actions: TransactionAction[]; properties?: { "completion-mode"?: "individual" | "grouped" } },

@@ -57,6 +57,8 @@ export interface BlockdevRaw extends BlockdevCommon {
 export interface BlockdevForeign extends BlockdevCommon {
   driver: "vpc" | "vhdx" | "vmdk" | "vdi";
   file: BlockdevRef;
+  /** Of `vmdk` alone. */
+  backing?: BlockdevRef | null;
 }
 
 export interface BlockdevCopyBeforeWrite extends BlockdevCommon {
@@ -106,6 +108,12 @@ export interface BlockdevBlkdebug extends BlockdevCommon {
   image: BlockdevRef;
   /** What other users of the child may not do. */
   "unshare-child-perms"?: ("consistent-read" | "write" | "write-unchanged" | "resize")[];
+  /** With event `none` from the start on, always. */
+  "inject-error"?: {
+    event: "none";
+    iotype: "read" | "write" | "write-zeroes" | "discard" | "flush" | "block-status";
+    errno: number;
+  }[];
 }
 
 export type BlockdevOptions =

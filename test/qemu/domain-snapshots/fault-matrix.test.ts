@@ -13,6 +13,7 @@ import { FleeceError } from "../../../src/shared/errors.js";
 import { printFigure } from "../../faults/support/figures.js";
 import { endMachines, machinesOf } from "../../support/machines-of.js";
 import { refusing } from "../../support/refused-commands.js";
+import type { DiskFormat } from "../../support/vm-arguments.js";
 import { makeRow, Scene } from "./scene.js";
 import { TARGETS } from "./support/scene-model.js";
 import { statusAt } from "./support/counter-site.js";
@@ -23,6 +24,8 @@ import { ALL_FAULTS } from "../../support/sample.js";
 interface Operation {
   readonly name: string;
   readonly running: boolean;
+  /** Of the first disk's image. */
+  readonly format?: DiskFormat;
   readonly prepare: (scene: Scene) => Promise<void>;
   readonly run: (context: ServiceContext, scene: Scene) => Promise<unknown>;
   /** Whether it is done, by the document; the model then knows of it. */
@@ -41,9 +44,10 @@ function creation(
   what: string,
   request: Omit<CreateDomainSnapshotRequest, "domain">,
   sample: string,
+  format: DiskFormat = "qcow2",
 ): Operation {
   return {
-    ...{ name: `create, ${what}`, running: true, sample },
+    ...{ name: `create, ${what}`, running: true, sample, format },
     prepare: async (scene) => {
       await writeSome(scene, 31);
       await scene.checkpoint("cp");
@@ -140,6 +144,7 @@ const CLONE: Operation = {
 const OPERATIONS: readonly Operation[] = [
   creation("memory", {}, "stop"),
   creation("memory, live", { live: true }, "migrate"),
+  creation("memory over vmdk", {}, "qom-set", "vmdk"),
   creation("disks only", { diskOnly: true }, "transaction"),
   creation("internal", { kind: "internal" }, "snapshot-save"),
   internalRevert(true),
@@ -162,6 +167,10 @@ const OPERATIONS: readonly Operation[] = [
   REVERT,
   CLONE,
 ];
+
+function sceneOf({ running, format }: Operation): Promise<Scene> {
+  return Scene.create({ running, ...(format === undefined ? {} : { format }) });
+}
 
 /** One process, which runs: the product may have started another than the scene's. */
 async function expectRunning(scene: Scene): Promise<void> {
@@ -213,7 +222,7 @@ async function eachStep(
   attempt: (scene: Scene, at: number) => Promise<boolean>,
 ): Promise<number> {
   for (let at = first; ; at++) {
-    await using scene = await Scene.create({ running: operation.running });
+    await using scene = await sceneOf(operation);
     await using _machines = { [Symbol.asyncDispose]: () => endMachines(scene.directory.path) };
     await operation.prepare(scene);
     const isFaulty = await attempt(scene, at);
@@ -230,7 +239,7 @@ function expectStable(outcome: PromiseSettledResult<unknown>): void {
 }
 
 async function commandsOf(operation: Operation): Promise<readonly string[]> {
-  await using scene = await Scene.create({ running: operation.running });
+  await using scene = await sceneOf(operation);
   await using _machines = { [Symbol.asyncDispose]: () => endMachines(scene.directory.path) };
   await operation.prepare(scene);
   const { commands, outcome } = await refusing(0, () => operation.run(scene.context, scene));

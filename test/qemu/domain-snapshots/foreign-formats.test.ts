@@ -1,6 +1,7 @@
+import { existsSync, renameSync } from "node:fs";
 import { mkdir } from "node:fs/promises";
 import { describe, expect, it } from "vitest";
-import type { DomainSnapshot } from "../../../src/model/domain-snapshot.js";
+import type { DomainSnapshot, DomainSnapshotProgress } from "../../../src/model/domain-snapshot.js";
 import { restoreBackup } from "../../../src/services/backup-read.js";
 import { runBackup } from "../../../src/services/backup-run.js";
 import type { ServiceContext } from "../../../src/services/context.js";
@@ -8,6 +9,7 @@ import { createDomainSnapshot } from "../../../src/services/domain-snapshots/cre
 import { deleteDomainSnapshot } from "../../../src/services/domain-snapshots/delete.js";
 import { revertDomainSnapshot } from "../../../src/services/domain-snapshots/revert.js";
 import { inspectDomain } from "../../../src/services/domains.js";
+import { recoverAll } from "../../../src/services/recovery.js";
 import { domainConfig } from "../../support/config-file.js";
 import { compareImages, imageInfo, qemuImg, writeImage } from "../../support/image-tool.js";
 import { temporaryDirectory, untilTestEnds } from "../../support/lifetime.js";
@@ -22,6 +24,11 @@ import { ALL_FAULTS } from "../../support/sample.js";
 const MIB = 1024 * 1024;
 const BLOCK = 65_536;
 const DOMAIN = "vm";
+
+interface SceneOptions extends Pick<TestDisk, "bus" | "iothread"> {
+  /** For qemu-img. */
+  readonly options?: readonly string[];
+}
 
 /** A domain with one disk of another program's format, whose size QEMU may have rounded. */
 class Scene {
@@ -47,9 +54,9 @@ class Scene {
     } = parts);
   }
 
-  static async start(format: DiskFormat, ...options: string[]): Promise<Scene> {
+  static async start(format: DiskFormat, { options = [], ...disk }: SceneOptions = {}): Promise<Scene> {
     const directory = await temporaryDirectory();
-    const home: TestDisk = { target: "vda", path: directory.file(`vda.${format}`), format };
+    const home: TestDisk = { target: "vda", path: directory.file(`vda.${format}`), format, ...disk };
     await qemuImg("create", "-q", "-f", format, ...options, home.path, String(9 * MIB));
     const { size: sizeBytes } = await imageInfo(home.path, format);
     const content = directory.file("content.raw");
@@ -87,7 +94,10 @@ class Scene {
     await expectContent(file, format, pattern, this.sizeBytes);
   }
 
-  create(name: string, options: { readonly diskOnly?: boolean } = {}): Promise<DomainSnapshot> {
+  create(
+    name: string,
+    options: { readonly diskOnly?: boolean; readonly live?: boolean } = {},
+  ): Promise<DomainSnapshot> {
     return createDomainSnapshot(this.context, { domain: DOMAIN, name, ...options });
   }
 
@@ -117,16 +127,18 @@ describe.each(FORMATS)("A disk whose image is %s", (format) => {
     const { context, directory, home, sizeBytes } = scene;
     // By its geometry; the overlay must have the same size, or the disk would change under the guest.
     if (format === "vpc") expect(sizeBytes).toBe(9_469_952);
-    await expect(scene.create("m")).rejects.toMatchObject({
+    await expect(scene.create("m", { live: true })).rejects.toMatchObject({
       code: "UNSUPPORTED",
       message: expect.stringContaining(`vda is, or is based on, ${format}`) as string,
     });
     expect(await leftoversOf(directory, context)).toEqual([]);
 
-    const one = await scene.create("one", { diskOnly: true });
+    const one = await scene.create("one");
+    expect(one).toMatchObject({ state: "running", memory: { kind: "external" } });
     expect(one.disks).toMatchObject([{ file: home.path, format, sizeBytes }]);
+    expect(await runState(scene)).toBe("running");
     await scene.write(2);
-    await scene.create("two", { diskOnly: true });
+    expect(await scene.create("two")).toMatchObject({ memory: { kind: "external" } });
     await scene.write(3);
     const { state, pid } = await revertDomainSnapshot(context, { domain: DOMAIN, name: "one", force: true });
     expect([state, await machinesOf(directory.path)]).toEqual(["running", [pid]]);
@@ -182,9 +194,61 @@ describe.each(FORMATS)("A disk whose image is %s", (format) => {
   });
 });
 
+describe("The memory of a guest that has such an image", () => {
+  it.each([
+    ["scsi", "paused"],
+    ["virtio-blk", "running"],
+  ] as const)("is saved with its %s disk in an iothread, and it stays %s", async (bus, state) => {
+    const scene = await Scene.start("vpc", { bus, iothread: true });
+    if (state === "paused") await scene.vm.qmp("stop");
+    expect(await scene.create("one")).toMatchObject({ state, memory: { kind: "external" } });
+    expect(await runState(scene)).toBe(state);
+    await expectNoStandIns(scene);
+    await scene.vm.quit();
+    await scene.expectContent(1);
+  });
+
+  it("is saved amid incremental backups, which go on", async () => {
+    const scene = await Scene.start("vpc");
+    const { context, directory } = scene;
+    await runBackup(context, { domain: DOMAIN });
+    await scene.write(2);
+    await scene.create("one");
+    const { id, manifest } = await runBackup(context, { domain: DOMAIN });
+    expect(manifest.disks).toMatchObject([{ mode: "changes" }]);
+    const [restored] = await restoreBackup(context, { id, directory: directory.file(id) });
+    await expectContent(restored?.file ?? "", "qcow2", 2, scene.sizeBytes);
+  });
+});
+
+describe("An image that cannot be opened again", () => {
+  it("keeps the guest from going on, until it can be", async () => {
+    const scene = await Scene.start("vpc");
+    const { context, directory, home, vm } = scene;
+    const away = directory.file("away");
+    const request = { domain: DOMAIN, name: "s" };
+    const onProgress = ({ phase }: DomainSnapshotProgress): void => {
+      if (phase === "memory" && !existsSync(away)) renameSync(home.path, away);
+    };
+    await expect(createDomainSnapshot(context, request, { onProgress })).rejects.toMatchObject({
+      code: "QEMU_FAILED",
+      message: expect.stringContaining(home.path) as string,
+    });
+    expect(await runState(scene)).toBe("postmigrate");
+    renameSync(away, home.path);
+    // The guard's work: before any other command.
+    await expect.poll(() => runState(scene), { timeout: 60_000 }).toBe("running");
+    expect(await vm.guestIo("vda", `read -P 1 0 ${MIB}`)).toMatchObject({ ok: true });
+    await recoverAll(context);
+    expect(await leftoversOf(directory, context)).toEqual([]);
+    await scene.create("after");
+    await expectNoStandIns(scene);
+  });
+});
+
 describe("A VMDK that an appliance brought along", () => {
   it("cannot be written over, so that a deletion leaves it and gives its content to the overlay", async () => {
-    const scene = await Scene.start("vmdk", "-o", "subformat=streamOptimized");
+    const scene = await Scene.start("vmdk", { options: ["-o", "subformat=streamOptimized"] });
     await scene.vm.quit();
     await scene.create("off");
     await scene.write(2);
@@ -195,7 +259,7 @@ describe("A VMDK that an appliance brought along", () => {
   });
 
   it("is neither backed up nor snapshotted while the domain is off, if its data is in other files", async () => {
-    const scene = await Scene.start("vmdk", "-o", "subformat=monolithicFlat");
+    const scene = await Scene.start("vmdk", { options: ["-o", "subformat=monolithicFlat"] });
     const flat = scene.directory.file("vda-flat.vmdk");
     await scene.create("running", { diskOnly: true });
     await scene.remove("running");
@@ -206,6 +270,18 @@ describe("A VMDK that an appliance brought along", () => {
     await scene.expectContent(1);
   });
 });
+
+async function runState({ vm }: Scene): Promise<string> {
+  return ((await vm.qmp("query-status")) as { readonly status: string }).status;
+}
+
+/** What the snapshot needed in QEMU is gone. */
+async function expectNoStandIns({ vm }: Scene): Promise<void> {
+  const nodes = (await vm.qmp("query-named-block-nodes", { flat: true })) as readonly {
+    readonly drv: string;
+  }[];
+  expect(nodes.map(({ drv }) => drv).toSorted()).toEqual(["file", "file", "qcow2", "vpc"]);
+}
 
 async function endMachine({ vm, directory }: Scene): Promise<void> {
   const monitor = await Monitor.connect(vm.qmpPath, AbortSignal.timeout(60_000));

@@ -203,7 +203,13 @@ describe("planCreation", () => {
     ["a place for no memory", "INVALID_ARGUMENT", { diskOnly: true, memoryPath: "/m" }, {}, /disk-only/],
     ["a relative place", "INVALID_ARGUMENT", { memoryPath: "m" }, {}, /absolute/],
     ["one file for two", "INVALID_ARGUMENT", { name: "s", memoryPath: "/state/vm/vda-s.qcow2" }, {}, /twice/],
-    ["memory over vpc", "UNSUPPORTED", {}, { facts: { disks: vpc } }, /vda.*vpc/],
+    [
+      "live memory over vpc",
+      "UNSUPPORTED",
+      { live: true },
+      { facts: { disks: vpc } },
+      /vda.*vpc.*without live/,
+    ],
     [
       "memory that QEMU refuses to save",
       "UNSUPPORTED",
