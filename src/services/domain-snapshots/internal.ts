@@ -12,6 +12,7 @@ import type {
 } from "../../model/domain-snapshot.js";
 import { findSnapshot } from "../../model/domain-snapshot.js";
 import { parseBitmapName } from "../../model/checkpoint.js";
+import { checkMemoryRoom } from "../../model/domain-snapshot-plan.js";
 import { withoutSnapshot } from "../../model/layer-plan.js";
 import { checkName } from "../../model/names.js";
 import type { InternalJournal, InternalLoading } from "../../model/operation.js";
@@ -57,6 +58,7 @@ export async function createInternal(
     refuseSubset(request, all, disks);
     const memory = images.state !== "inactive" && request.diskOnly !== true;
     const machine = memory ? await images.machine() : undefined;
+    if (machine !== undefined) checkMemoryRoom(machine, disks[0]);
     const operation = await begin(context, domain, name, disks);
     try {
       options.onProgress?.({ phase: memory ? "memory" : "disks" });
@@ -313,6 +315,7 @@ async function keepPresent(
 ): Promise<DomainSnapshots> {
   const { session, images, all, name, disks, machine, request } = parts;
   const timeMs = context.clock.now();
+  if (machine !== undefined) checkMemoryRoom(machine, disks[0]);
   const operation = await begin(context, all.domain, name, disks);
   try {
     await saveNamed(images, name, machine !== undefined, operation);
