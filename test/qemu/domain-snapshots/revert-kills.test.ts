@@ -84,8 +84,9 @@ describe("A QEMU that is killed in the midst of a revert", () => {
     "leaves the old state or the reverted one: the $victim one, quit first: $quitFirst",
     async (kill) => {
       let kills = 0;
+      // The new one, just after the record says that the revert is decided.
       if (!ALL_FAULTS) {
-        expect(await revertAndKill(kill, 10)).toEqual({ hasKilled: true, isOver: false });
+        expect(await revertAndKill(kill, 14)).toEqual({ hasKilled: true, isOver: false });
         return;
       }
       for (let at = 1; ; at++) {
