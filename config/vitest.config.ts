@@ -24,7 +24,8 @@ export default defineConfig({
         test: {
           name: "qemu",
           include: ["test/qemu/**/*.test.ts"],
-          testTimeout: 300_000,
+          // With every fault, too.
+          testTimeout: process.env["FLEECE_FAULTS"] === "all" ? 3_600_000 : 300_000,
           hookTimeout: 120_000,
           // One more than processors that are sure to be there: many tests wait for leases, deadlines and processes to end.
           maxWorkers: 3,

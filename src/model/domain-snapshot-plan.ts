@@ -205,6 +205,24 @@ export function checkSpace(plan: CreationPlan, placeOf: (directory: string) => P
   }
 }
 
+/**
+ * Throws NO_SPACE. An internal snapshot has the memory in the first disk's image. What QEMU has written of it stays there, unused, if
+ * there is no room for the rest, and then the guest lacks that room.
+ */
+export function checkMemoryRoom(
+  { memoryBytes }: Pick<SnapshotMachine, "memoryBytes">,
+  holder: { readonly file: string; readonly freeBytes?: number } | undefined,
+): void {
+  const neededBytes = memoryBytes + MEMORY_SLACK_BYTES;
+  if (holder?.freeBytes === undefined || holder.freeBytes >= neededBytes) return;
+  const { file, freeBytes } = holder;
+  throw new FleeceError(
+    "NO_SPACE",
+    `Expected ${formatBytes(neededBytes)} free for the memory in ${file}, got ${formatBytes(freeBytes)}`,
+    { facts: { path: file, neededBytes, freeBytes } },
+  );
+}
+
 /** The document with the new snapshot, which the domain descends from then. */
 export function addSnapshot(
   all: DomainSnapshots,

@@ -16,6 +16,8 @@ export interface InternalDisk {
   readonly sizeBytes: number;
   /** It is an overlay. */
   readonly hasBacking: boolean;
+  /** For what the image grows by; undefined where nobody can tell, of a device for example. */
+  readonly freeBytes?: number;
   readonly bitmaps: readonly string[];
   readonly snapshots: readonly { readonly name: string; readonly memoryBytes: number }[];
 }

@@ -1,3 +1,4 @@
+import { stat } from "node:fs/promises";
 import type { DiskConfig, DomainConfig } from "../../model/config.js";
 import type { DomainSnapshots, SnapshotMachine } from "../../model/domain-snapshot.js";
 import { presentDisk } from "../../model/present-disk.js";
@@ -10,6 +11,7 @@ import type {
 import type { JobInfo, QmpSession, TransactionAction } from "../../qmp/index.js";
 import { isQmpError } from "../../qmp/index.js";
 import { errorMessage, FleeceError } from "../../shared/errors.js";
+import { freeBytes } from "../free-bytes.js";
 import { withQmpErrors } from "../qmp-errors.js";
 import { changeImageBitmap, imageInfo, runTool } from "../qemu-tools.js";
 import { configOf, disksOf, reachDomain } from "../reach-domain.js";
@@ -67,7 +69,7 @@ class RunningSnapshotter implements InternalSnapshotter {
   async disks(): Promise<readonly InternalDisk[]> {
     return await this.#guarded(async () => {
       const { facts, located } = await this.#locate();
-      return [...located].map(([target, disk]) => describe(facts, target, disk));
+      return await Promise.all([...located].map(([target, disk]) => describe(facts, target, disk)));
     });
   }
 
@@ -182,9 +184,11 @@ class RunningSnapshotter implements InternalSnapshotter {
 
 const JOB_TIMEOUT_MS = 600_000;
 
-function describe(facts: BlockFacts, target: string, disk: LocatedDisk): InternalDisk {
+async function describe(facts: BlockFacts, target: string, disk: LocatedDisk): Promise<InternalDisk> {
   const node = facts.nodes.find((each) => each["node-name"] === disk.diskNode);
+  const room = await roomOf(disk.file);
   return {
+    ...(room === undefined ? {} : { freeBytes: room }),
     target,
     file: disk.file,
     format: disk.format,
@@ -196,6 +200,15 @@ function describe(facts: BlockFacts, target: string, disk: LocatedDisk): Interna
       memoryBytes: snapshot["vm-state-size"],
     })),
   };
+}
+
+/** Of a device nobody knows, and what cannot be looked at from here is for QEMU to say. */
+async function roomOf(file: string): Promise<number | undefined> {
+  try {
+    return (await stat(file)).isFile() ? await freeBytes(file) : undefined;
+  } catch {
+    return undefined;
+  }
 }
 
 function memoryOf(facts: BlockFacts, diskNode: string, name: string): number {

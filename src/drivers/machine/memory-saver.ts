@@ -53,7 +53,7 @@ export async function saveMemory(parts: SaveParts): Promise<void> {
       if (MIGRATION_ENDED.has(status)) {
         // A file that cannot be written is the end of a connection to QEMU, of which it may know before us.
         if (into.isConnected) await closed(parts);
-        throw saveFailed(parts, info["error-desc"] ?? `it is ${status}`);
+        throw saveFailed(parts, info["error-desc"] ?? unexplained(status));
       }
       if (mayRun && clock.monotonicMs() - start > convergeWithinMs) {
         mayRun = false;
@@ -103,6 +103,11 @@ function saveFailed({ domain }: SaveParts, why: string): FleeceError {
   return new FleeceError("MEMORY_SAVE_FAILED", `The memory of domain ${domain} could not be saved: ${why}`, {
     facts: { domain },
   });
+}
+
+/** QEMU 7.2 says nothing of what goes wrong when it gives up its images, and stores the bitmaps in them. */
+function unexplained(status: string): string {
+  return `the migration is ${status}, and QEMU does not say why; perhaps there is no room for the bitmaps in a disk's image`;
 }
 
 function asError(failure: unknown): Error {

@@ -1,4 +1,5 @@
 import type { DomainSnapshot, DomainSnapshots, SnapshotMachine } from "../../model/domain-snapshot.js";
+import { checkMemoryRoom } from "../../model/domain-snapshot-plan.js";
 import type { InternalDisk, InternalSnapshotter } from "../../ports/internal-snapshots.js";
 import type { ServiceContext } from "../context.js";
 import type { DomainSession } from "../domain-session.js";
@@ -38,6 +39,7 @@ export async function saveInternal(
   },
 ): Promise<{ readonly snapshot: DomainSnapshot; readonly now: DomainSnapshots }> {
   const { name, machine, pausedSinceMs, signal } = wanted;
+  if (machine !== undefined) checkMemoryRoom(machine, disks[0]);
   const { operation } = await beginInternal(context, all.domain, name, disks);
   try {
     const { id } = operation.record;

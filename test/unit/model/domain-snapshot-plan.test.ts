@@ -6,6 +6,7 @@ import {
   noSnapshots,
 } from "../../../src/model/domain-snapshot.js";
 import {
+  checkMemoryRoom,
   checkSpace,
   type DiskFacts,
   type DomainFacts,
@@ -264,6 +265,20 @@ describe("checkSpace", () => {
     expect(() => checkSpace(planned, () => oneDevice)).toThrow(/168 MiB free .* got 160 MiB/);
     expect(() => checkSpace(plan({ diskOnly: true }), () => ({ device: "1", freeBytes: MIB }))).toThrow(
       expect.objectContaining({ code: "NO_SPACE" }) as Error,
+    );
+  });
+});
+
+describe("checkMemoryRoom", () => {
+  it("asks for the guest's RAM and some more where the first disk's image is, if that is a file", () => {
+    const machine = { memoryBytes: 64 * MIB };
+    expect(() => checkMemoryRoom(machine, { file: "/images/a", freeBytes: 96 * MIB })).not.toThrow();
+    expect(() => checkMemoryRoom(machine, { file: "/dev/vg/a" })).not.toThrow();
+    expect(() => checkMemoryRoom(machine, { file: "/images/a", freeBytes: 95 * MIB })).toThrow(
+      expect.objectContaining({
+        code: "NO_SPACE",
+        message: "Expected 96 MiB free for the memory in /images/a, got 95 MiB",
+      }) as Error,
     );
   });
 });
