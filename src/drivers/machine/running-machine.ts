@@ -68,6 +68,7 @@ export class RunningMachine implements Machine {
     try {
       await this.#qmp.execute("migrate-incoming", { uri: `fd:${MEMORY_DESCRIPTOR}` });
       await this.#untilLoaded(signal);
+      await activateImages(this.#qmp);
     } catch (error) {
       signal?.throwIfAborted();
       const last = await this.#obituary();
@@ -125,5 +126,17 @@ export class RunningMachine implements Machine {
         });
       }
     });
+  }
+}
+
+/**
+ * From 10.0 on, loading leaves the images inactive until the guest is continued, and nobody can work on the disks of one that stays
+ * paused. Before that there is no such command, and no need.
+ */
+async function activateImages(qmp: QmpSession): Promise<void> {
+  try {
+    await qmp.execute("blockdev-set-active", { active: true });
+  } catch (error) {
+    if (!isQmpError(error) || error.qmpClass !== "CommandNotFound") throw error;
   }
 }

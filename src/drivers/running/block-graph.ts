@@ -79,7 +79,7 @@ export function filteredNode(graph: Graph, filter: string): string | undefined {
   return childNode(graph, filter, "file");
 }
 
-function childNode(graph: Graph, node: string, role: "file" | "backing"): string | undefined {
+export function childNode(graph: Graph, node: string, role: "file" | "backing"): string | undefined {
   const parent = graph.nodes.find(({ name, type }) => name === node && type === "block-driver");
   const edge = graph.edges.find(({ parent: id, name }) => id === parent?.id && name === role);
   return graph.nodes.find(({ id }) => id === edge?.child)?.name;

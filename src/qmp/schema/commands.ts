@@ -87,6 +87,10 @@ export interface QmpCommands {
   "object-add": Command<{ "qom-type": "secret"; id: string; format: "base64"; data: string }, Nothing>;
   "blockdev-add": Command<BlockdevOptions, Nothing>;
   "blockdev-del": Command<{ "node-name": string }, Nothing>;
+  /** What is left out becomes the default again. */
+  "blockdev-reopen": Command<{ options: BlockdevOptions[] }, Nothing>;
+  /** From 10.0 on; without a node it is for all of them. */
+  "blockdev-set-active": Command<{ "node-name"?: string; active: boolean }, Nothing>;
   "blockdev-snapshot": Command<BlockdevSnapshot, Nothing>;
   transaction: Command<
     { actions: TransactionAction[]; properties?: { "completion-mode"?: "individual" | "grouped" } },
