@@ -68,7 +68,6 @@ export class RunningMachine implements Machine {
     try {
       await this.#qmp.execute("migrate-incoming", { uri: `fd:${MEMORY_DESCRIPTOR}` });
       await this.#untilLoaded(signal);
-      await activateImages(this.#qmp);
     } catch (error) {
       signal?.throwIfAborted();
       const last = await this.#obituary();
@@ -85,6 +84,17 @@ export class RunningMachine implements Machine {
   continue(): Promise<void> {
     return this.#guarded(async () => {
       await this.#qmp.execute("cont");
+    });
+  }
+
+  /** QEMU 10.0 does so only when the guest is continued. Before that there is no such command, and no need. */
+  activateImages(): Promise<void> {
+    return this.#guarded(async () => {
+      try {
+        await this.#qmp.execute("blockdev-set-active", { active: true });
+      } catch (error) {
+        if (!isQmpError(error) || error.qmpClass !== "CommandNotFound") throw error;
+      }
     });
   }
 
@@ -126,17 +136,5 @@ export class RunningMachine implements Machine {
         });
       }
     });
-  }
-}
-
-/**
- * From 10.0 on, loading leaves the images inactive until the guest is continued, and nobody can work on the disks of one that stays
- * paused. Before that there is no such command, and no need.
- */
-async function activateImages(qmp: QmpSession): Promise<void> {
-  try {
-    await qmp.execute("blockdev-set-active", { active: true });
-  } catch (error) {
-    if (!isQmpError(error) || error.qmpClass !== "CommandNotFound") throw error;
   }
 }
