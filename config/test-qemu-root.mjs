@@ -5,7 +5,16 @@
  * share with them are mounted into it, in a mount namespace of this run that ends with it. That takes root.
  */
 import { spawnSync } from "node:child_process";
-import { lstatSync, mkdirSync, mkdtempSync, readdirSync, rmSync, statSync, writeFileSync } from "node:fs";
+import {
+  chmodSync,
+  lstatSync,
+  mkdirSync,
+  mkdtempSync,
+  readdirSync,
+  rmSync,
+  statSync,
+  writeFileSync,
+} from "node:fs";
 import { tmpdir } from "node:os";
 import { delimiter, join, resolve } from "node:path";
 import { fileURLToPath } from "node:url";
@@ -30,7 +39,7 @@ function main(args) {
   }
   // npm runs scripts in the project's directory; a relative path means the caller's.
   const root = resolve(process.env["INIT_CWD"] ?? "", given);
-  if (!hasTool(root, "qemu-system-x86_64")) {
+  if (pathOf(root, "qemu-system-x86_64") === undefined) {
     throw new RunProblem(`Expected ${root} to have usr/bin/qemu-system-x86_64, it does not`);
   }
   if (process.getuid?.() !== 0) throw new RunProblem("Expected to run as root: chroot and mount need it");
@@ -47,6 +56,8 @@ function enterNamespace(root, args) {
 function runInside(root, args) {
   mountInto(root);
   const folder = mkdtempSync(join(tmpdir(), "fl-root-"));
+  // Tests start programs as other users, too.
+  chmodSync(folder, 0o755);
   try {
     const found = tools.filter((tool) => writeWrapper(root, folder, tool));
     process.stdout.write(`From ${root}: ${found.join(", ")}\n`);
@@ -75,26 +86,39 @@ function isDirectory(path) {
   return statSync(path, { throwIfNoEntry: false })?.isDirectory() === true;
 }
 
-/** `exec` all the way: the process that a test starts and kills is the program itself. */
+/**
+ * `exec` all the way: the process that a test starts and kills is the program itself. It keeps its name and all of its environment, `PATH` too,
+ * so that whoever starts another like it, as a revert does, gets that from the other root as well. Who is not root may `chroot` in a
+ * user namespace. Perl is part of every Debian, and a shell would add to the environment.
+ */
 function writeWrapper(root, folder, tool) {
-  if (!hasTool(root, tool)) return false;
-  const inRoot = `cd "$0" && PATH=${searchPath} && exec "$@"`;
+  const path = pathOf(root, tool);
+  if (path === undefined) return false;
   const lines = [
-    "#!/bin/sh",
-    `PATH="$PATH:${searchPath}" exec chroot ${quote(root)} /bin/sh -c ${quote(inRoot)} "$PWD" ${tool} "$@"`,
+    "#!/usr/bin/perl",
+    "my ($uid, $gid, $cwd) = ($>, $) + 0, readlink '/proc/self/cwd');",
+    'sub map_id { open my $file, \'>\', "/proc/self/$_[0]" or die; print $file $_[1]; close $file or die "$_[0]: $!" }',
+    // unshare(2) on x86-64, CLONE_NEWUSER.
+    "if ($uid != 0) {",
+    '  syscall(272, 0x10000000) == 0 or die "unshare: $!";',
+    "  map_id('setgroups', 'deny'); map_id('uid_map', \"$uid $uid 1\"); map_id('gid_map', \"$gid $gid 1\");",
+    "}",
+    // A virtual machine's directory is compared; it stays what it is outside. Others ask for theirs, and so need one inside.
+    `chroot ${quote(root)}${tool.startsWith("qemu-system") ? "" : " and chdir $cwd"} or die "chroot: $!";`,
+    `exec { ${quote(path)} } ${quote(tool)}, @ARGV;`,
   ];
   writeFileSync(join(folder, tool), `${lines.join("\n")}\n`, { mode: 0o755 });
   return true;
 }
 
 /** A link of the other root may lead nowhere in ours. */
-function hasTool(root, tool) {
-  const paths = ["usr/bin", "usr/sbin"].map((place) => join(root, place, tool));
-  return paths.some((path) => lstatSync(path, { throwIfNoEntry: false }) !== undefined);
+function pathOf(root, tool) {
+  const paths = [`/usr/bin/${tool}`, `/usr/sbin/${tool}`];
+  return paths.find((path) => lstatSync(join(root, path), { throwIfNoEntry: false }) !== undefined);
 }
 
 function quote(text) {
-  return `'${text.replaceAll("'", "'\\''")}'`;
+  return `'${text.replace(/['\\]/g, "\\$&")}'`;
 }
 
 function run(command, args, options = {}) {

@@ -23,6 +23,11 @@ export interface Machine extends AsyncDisposable {
   /** Of a QEMU that waits for it. Fails with MEMORY_LOAD_FAILED and QEMU's words; it has ended then. */
   load(signal?: AbortSignal): Promise<void>;
   continue(): Promise<void>;
+  /**
+   * For a guest that stays paused after `load`, when nobody else has its images open any more: before that nobody can work on its
+   * disks. Idempotent.
+   */
+  activateImages(): Promise<void>;
   /** Lets go of the monitor; QEMU goes on. */
   close(): Promise<void>;
 }

@@ -22,7 +22,7 @@ const FULL_SPEED = 0;
 
 const qcow2 = { format: "qcow2" } as const;
 /**
- * The second disk makes the program stage all of them. QEMU's monitor cannot write to it as the guest would: what a guest in
+ * The second disk makes the program stage all of them, with QEMU before 9.0. QEMU's monitor cannot write to it as the guest would: what a guest in
  * iothreads writes is a matter of staged-guest.test.ts.
  */
 const IN_IOTHREAD: SiteDisk = {
@@ -44,10 +44,11 @@ interface Backup {
 
 async function startPushed(disks: readonly SiteDisk[], scratch?: JsonObject) {
   const at = await startSite({ disks });
-  if (scratch !== undefined) {
-    const more = { runtimeDir: at.directory.file("run"), scratch };
-    await writeConfig(at.directory.path, { domains: [domainConfig("vm", at.vm)], more });
-  }
+  const { qemu } = (await at.vm.qmp("query-version")) as { qemu: { major: number } };
+  // From 9.0 on nothing makes the program do it but its configuration.
+  const exports = qemu.major < 9 ? "auto" : "staged";
+  const more = { runtimeDir: at.directory.file("run"), ...(scratch === undefined ? {} : { scratch }) };
+  await writeConfig(at.directory.path, { domains: [{ ...domainConfig("vm", at.vm), exports }], more });
   return {
     ...at,
     moment: async (target: string): Promise<string> => {

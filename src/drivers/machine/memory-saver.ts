@@ -114,7 +114,10 @@ function asError(failure: unknown): Error {
   return failure instanceof Error ? failure : new Error(String(failure));
 }
 
-/** With any of these the stream is not what a new QEMU can read from a file, or the disks are part of it. */
+/**
+ * With any of these the stream is not what a new QEMU can read from a file, or the disks are part of it; or it cannot be on without
+ * one that is so. No QEMU has all of them.
+ */
 const UNWANTED: readonly MigrationCapability[] = [
   "xbzrle",
   "rdma-pin-all",
@@ -129,6 +132,10 @@ const UNWANTED: readonly MigrationCapability[] = [
   "dirty-bitmaps",
   "x-ignore-shared",
   "background-snapshot",
+  "zero-copy-send",
+  "postcopy-preempt",
+  "switchover-ack",
+  "mapped-ram",
 ];
 /** Bytes per second: without a limit. */
 const UNLIMITED = 2 ** 40;

@@ -9,6 +9,7 @@ import {
   type QmpSession,
   type TransactionAction,
 } from "../../qmp/index.js";
+import { readOnlyAgain } from "./read-only-again.js";
 
 /** The layers in a QEMU process: `top` is the uppermost of the chain, and `upper` itself if that is active. */
 export interface MergeNodes {
@@ -39,6 +40,9 @@ export async function mergeInGraph(
 ): Promise<void> {
   const bitmaps = keepBitmaps ? await planBitmaps(qmp, merge, nodes) : NOTHING;
   const isPivot = merge.how === "commit" && nodes.top === nodes.upper;
+  const written = merge.how === "commit" ? nodes.lower : nodes.upper;
+  // Also after a merge that nobody has seen the end of.
+  if (written !== nodes.top) await readOnlyAgain(qmp, written);
   // Allowed on an image that is open for reading only.
   for (const name of bitmaps.disabled) {
     await qmp.execute("block-dirty-bitmap-disable", { node: nodes.lower, name });
@@ -57,10 +61,12 @@ export async function mergeInGraph(
       isQmpError(error) && error.code !== "QMP_COMMAND_FAILED" && error.code !== "QMP_JOB_FAILED";
     if (!isOver) await takeBack(qmp, bitmaps, merge, nodes);
     await quietly(qmp.followJob(job, { signal: AbortSignal.abort() }));
+    if (written !== nodes.top) await quietly(readOnlyAgain(qmp, written));
     throw error;
   }
   // From here on it ends by itself, and soon.
   await qmp.followJob(job);
+  if (written !== nodes.top && !isPivot) await readOnlyAgain(qmp, written);
 }
 
 /**

@@ -87,6 +87,17 @@ export class RunningMachine implements Machine {
     });
   }
 
+  /** QEMU 10.0 does so only when the guest is continued. Before that there is no such command, and no need. */
+  activateImages(): Promise<void> {
+    return this.#guarded(async () => {
+      try {
+        await this.#qmp.execute("blockdev-set-active", { active: true });
+      } catch (error) {
+        if (!isQmpError(error) || error.qmpClass !== "CommandNotFound") throw error;
+      }
+    });
+  }
+
   async close(): Promise<void> {
     // A guard that still holds acts now, as if we were dead.
     void this.#guard?.[Symbol.asyncDispose]();

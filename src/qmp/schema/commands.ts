@@ -89,6 +89,10 @@ export interface QmpCommands {
   "blockdev-del": Command<{ "node-name": string }, Nothing>;
   /** `null`: to the main loop. Not for a node that a device uses. */
   "x-blockdev-set-iothread": Command<{ "node-name": string; iothread: string | null }, Nothing>;
+  /** What is left out becomes the default again. */
+  "blockdev-reopen": Command<{ options: BlockdevOptions[] }, Nothing>;
+  /** From 10.0 on; without a node it is for all of them. */
+  "blockdev-set-active": Command<{ "node-name"?: string; active: boolean }, Nothing>;
   "blockdev-snapshot": Command<BlockdevSnapshot, Nothing>;
   transaction: Command<
     { actions: TransactionAction[]; properties?: { "completion-mode"?: "individual" | "grouped" } },

@@ -48,7 +48,11 @@ export type MigrationCapability =
   | "multifd"
   | "dirty-bitmaps"
   | "x-ignore-shared"
-  | "background-snapshot";
+  | "background-snapshot"
+  | "zero-copy-send"
+  | "postcopy-preempt"
+  | "switchover-ack"
+  | "mapped-ram";
 
 export interface CpuInfo {
   "cpu-index": number;

@@ -32,7 +32,8 @@ export async function finishRevert(
       );
     } else {
       try {
-        if (subject.to === "running" && (await machine.status()) === "paused") await machine.continue();
+        if (subject.to !== "running") await machine.activateImages();
+        else if ((await machine.status()) === "paused") await machine.continue();
       } finally {
         await machine.close();
       }

@@ -131,6 +131,34 @@ describe("createDomainSnapshot", () => {
     await scene.expectUntouched();
   });
 
+  it("saves memory whatever migrations are set up to be, and leaves that as it was", async () => {
+    const scene = await startBareScene();
+    const { vm } = scene;
+    const capabilities = async () =>
+      (await vm.qmp("query-migrate-capabilities")) as { capability: string; state: boolean }[];
+    const known = new Set((await capabilities()).map(({ capability }) => capability));
+    const settings = [
+      ["postcopy-ram", "postcopy-preempt"],
+      ["multifd", "zero-copy-send"],
+      // QEMU 10.0 has these.
+      ["return-path", "switchover-ack"],
+      ["mapped-ram"],
+    ].filter((names) => names.every((name) => known.has(name)));
+    for (const [index, names] of settings.entries()) {
+      const set = (state: boolean) =>
+        vm.qmp("migrate-set-capabilities", {
+          capabilities: names.map((capability) => ({ capability, state })),
+        });
+      await set(true);
+      const before = await capabilities();
+      const { memory } = await scene.create({ name: `s${index}` });
+      expect(memory?.sizeBytes).toBeGreaterThan(0);
+      expect(await capabilities()).toEqual(before);
+      await set(false);
+    }
+    expect(settings.length).toBeGreaterThan(1);
+  });
+
   it("keeps a paused guest paused, and takes it as it is", async () => {
     const scene = await startCounterScene(["qcow2"]);
     const { guest } = scene;

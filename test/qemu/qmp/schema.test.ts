@@ -36,19 +36,29 @@ const machineOnly = [
   ...["stop", "cont", "system_powerdown", "human-monitor-command"],
 ];
 
+/** What not every QEMU has: 7.2, or 10.0. */
+const newer = ["blockdev-set-active"];
+const notEverywhere = [
+  ...newer.map((name) => `${name}: QEMU has no such command`),
+  ...["switchover-ack, mapped-ram", "compress, block"].map(
+    (names) => `migrate-set-capabilities.capabilities[].capability: QEMU does not take ${names}`,
+  ),
+];
+
 describe("QmpCommands", () => {
   it("describes arguments and replies as QEMU itself does", async () => {
     const session = await connectTo(await startPeer("qemu-system-x86_64"));
     const comparison = new SchemaComparison(checker, await session.execute("query-qmp-schema"));
     comparison.compareCommands(commands);
     comparison.compareEvents(events);
-    expect(comparison.differences).toEqual([]);
+    expect(comparison.differences.filter((difference) => !notEverywhere.includes(difference))).toEqual([]);
   });
 
   it("marks exactly what a storage daemon does not know", async () => {
     const session = await connectTo(await startPeer("qemu-storage-daemon"));
     const known = new Set((await session.execute("query-commands")).map(({ name }) => name));
     const unknown = commands.getProperties().filter(({ name }) => !known.has(name));
-    expect(unknown.map(({ name }) => name).sort()).toEqual([...machineOnly].sort());
+    const names = unknown.map(({ name }) => name).filter((name) => !newer.includes(name));
+    expect(names.sort()).toEqual([...machineOnly].sort());
   });
 });
