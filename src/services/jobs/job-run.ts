@@ -234,6 +234,7 @@ export class JobRun {
         onProgress?.(domain, progress);
       },
       onMissedChange: () => void this.#change(domain, { missedChange: true }),
+      onDamagedParent: (note) => void this.#change(domain, { notes: [...this.#of(domain).notes, note] }),
     });
     await this.#change(domain, { phase: "after-backup", backup: entry });
     return entry;
