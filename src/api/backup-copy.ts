@@ -19,5 +19,6 @@ export async function copyBackupsHandler(
     wish: ids.length > 0 ? { kind: "ids", ids } : { kind: latest ? "latest" : "newer" },
     ...(onProgress === undefined ? {} : { onProgress: (progress) => onProgress(progressMessage(progress)) }),
   });
-  return { domain, repository: copying.from, to, backups: copying.copies.map(backupMessage) };
+  const { from: repository, copies, notes } = copying;
+  return { domain, repository, to, backups: copies.map(backupMessage), notes: [...notes] };
 }

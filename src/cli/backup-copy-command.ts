@@ -32,8 +32,12 @@ export function addBackupCopyCommand(group: Command, run: RunAction): void {
     );
 }
 
-export function copyReport({ domain, repository, to, backups }: CopyReport, terminal: boolean): string {
+export function copyReport(
+  { domain, repository, to, backups, notes }: CopyReport,
+  terminal: boolean,
+): string {
   const places = `from repository ${printable(repository)} to ${printable(to)}`;
   const head = `${plural(backups.length, "backup")} of ${printable(domain)} copied ${places}\n`;
-  return backups.length === 0 ? head : `${head}\n${backupList({ backups }, terminal)}`;
+  const marked = notes.map((note) => `note: ${printable(note)}\n`).join("");
+  return backups.length === 0 ? head : `${head}${marked}\n${backupList({ backups }, terminal)}`;
 }

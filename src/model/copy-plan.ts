@@ -2,14 +2,13 @@ import {
   type BackupEntry,
   type BackupLevel,
   byTime,
-  chainOf,
   chainOfDisk,
   type IntactEntry,
   isIntact,
   type ManifestDisk,
   momentMs,
 } from "./backup.js";
-import { type Doubts, NO_DOUBTS } from "./doubts.js";
+import { type Doubts, flawOf, NO_DOUBTS } from "./doubts.js";
 
 /** Which backups of a domain are to be in the second repository. */
 export type CopyWish =
@@ -48,6 +47,8 @@ export interface CopyPlan {
   /** In the second repository; undefined for a full. */
   readonly parent: IntactEntry | undefined;
   readonly disks: readonly CopiedDisk[];
+  /** Why the copy is not based on the one that would be next; undefined: it is, or there is none. */
+  readonly flaw: string | undefined;
 }
 
 /** Its mode and reason are those of the copy. */
@@ -74,40 +75,62 @@ export function planCopy(
   const original = chain.at(-1);
   if (original === undefined) throw new RangeError("Expected a chain of at least one backup, got none");
   const { manifest } = original;
-  const sound = there.filter(isIntact).filter(({ id }) => isSound(there, id, doubts));
+  const sound = there.filter(isIntact).filter(({ id }) => flawOf(there, id, doubts) === undefined);
   const older = chain.slice(0, -1);
   const base = older.findLast(({ id }) => sound.some((entry) => entry.id === id));
-  if (base === undefined) return planComparison(original, sound);
+  const nearest = older.findLast(({ id }) => there.some((entry) => entry.id === id));
+  const flaw = nearest === base || nearest === undefined ? undefined : flawOf(there, nearest.id, doubts);
+  if (base === undefined) return planComparison(original, { there, sound, doubts, flaw });
   const parent = sound.find(({ id }) => id === base.id);
   if (base === older.at(-1))
-    return { level: manifest.level, reason: manifest.reason, parent, disks: manifest.disks };
-  const why = "those that it was based on in between are not in this repository";
+    return { level: manifest.level, reason: manifest.reason, parent, disks: manifest.disks, flaw };
+  const why = flaw ?? "those that it was based on in between are not in this repository";
   const disks = manifest.disks.map((disk): CopiedDisk => {
     if (disk.mode === "whole") return disk;
     const isBased = chainOfDisk(chain, disk.target).slice(0, -1).includes(base);
     return { ...disk, mode: isBased ? disk.mode : "whole", reason: why };
   });
-  return asPlan(parent, disks, why);
+  return asPlan(parent, disks, why, flaw);
+}
+
+interface Comparable {
+  readonly there: readonly BackupEntry[];
+  readonly sound: readonly IntactEntry[];
+  readonly doubts: Doubts;
+  /** Of what the original is based on. */
+  readonly flaw: string | undefined;
 }
 
 /** Of one that has no base in the second repository, where what it was based on is gone. */
-function planComparison(original: IntactEntry, sound: readonly IntactEntry[]): CopyPlan {
+function planComparison(original: IntactEntry, { there, sound, doubts, ...found }: Comparable): CopyPlan {
   const { manifest } = original;
   // Whoever took a full wanted a new chain, unlike a merge that has made one of an incremental.
   if (manifest.level === "full" && !manifest.disks.some(isMerged)) {
-    return { level: "full", reason: manifest.reason, parent: undefined, disks: manifest.disks };
+    const { reason, disks } = manifest;
+    return { level: "full", reason, parent: undefined, disks, flaw: undefined };
   }
-  const parent = sound
-    .filter((entry) => momentMs(entry) <= momentMs(original))
-    .toSorted(byTime)
-    .at(-1);
-  const why = "none that it was based on is in this repository";
+  const newest = newestUpTo(original, there);
+  const parent = newestUpTo(original, sound);
+  const passedOver = newest === undefined || newest === parent ? undefined : flawOf(there, newest.id, doubts);
+  const flaw = found.flaw ?? passedOver;
+  const why = flaw ?? "none that it was based on is in this repository";
   const disks = manifest.disks.map((disk): CopiedDisk => {
     const before = parent?.manifest.disks.find(({ target }) => target === disk.target);
     if (before?.sizeBytes !== disk.sizeBytes) return { ...disk, mode: "whole", reason: why };
     return { ...disk, mode: "compare", isCompared: true, reason: why };
   });
-  return asPlan(parent, disks, why);
+  return asPlan(parent, disks, why, flaw);
+}
+
+function newestUpTo<Entry extends BackupEntry>(
+  original: IntactEntry,
+  entries: readonly Entry[],
+): Entry | undefined {
+  const limitMs = momentMs(original);
+  return entries
+    .filter((entry) => momentMs(entry) <= limitMs)
+    .toSorted(byTime)
+    .at(-1);
 }
 
 /** A merge gives digests a name of their own. */
@@ -116,16 +139,16 @@ function isMerged({ target, digests }: ManifestDisk): boolean {
 }
 
 /** A backup of which every disk is whole depends on nothing. */
-function asPlan(parent: IntactEntry | undefined, disks: readonly CopiedDisk[], why: string): CopyPlan {
+function asPlan(
+  parent: IntactEntry | undefined,
+  disks: readonly CopiedDisk[],
+  why: string,
+  flaw: string | undefined,
+): CopyPlan {
   if (parent === undefined || disks.every(({ mode }) => mode === "whole")) {
-    return { level: "full", reason: why, parent: undefined, disks };
+    return { level: "full", reason: why, parent: undefined, disks, flaw };
   }
-  return { level: "incremental", reason: `based on backup ${parent.id}: ${why}`, parent, disks };
-}
-
-function isSound(entries: readonly BackupEntry[], id: string, doubts: Doubts): boolean {
-  const chain = chainOf(entries, id);
-  return chain.complete && chain.entries.every((member) => !doubts.backups.has(member.id));
+  return { level: "incremental", reason: `based on backup ${parent.id}: ${why}`, parent, disks, flaw };
 }
 
 /** Since which backup a disk's content is copied; undefined: all of it. */

@@ -1,7 +1,7 @@
 import type { BackupEntry, BackupLevel, IntactEntry } from "./backup.js";
-import { byTime, chainOf, isIntact } from "./backup.js";
+import { byTime, isIntact } from "./backup.js";
 import { changesSince } from "./checkpoint.js";
-import { type Doubts, NO_DOUBTS } from "./doubts.js";
+import { type Doubts, flawOf, NO_DOUBTS } from "./doubts.js";
 import type { DiskState } from "./snapshot-plan.js";
 
 export type LevelDecision =
@@ -98,12 +98,8 @@ function asParent(
   parent: IntactEntry,
   doubts: Doubts,
 ): Candidate | string {
-  const chain = chainOf(entries, parent.id);
-  if (!chain.complete) return `the chain is broken: ${chain.reason}`;
-  for (const { id } of chain.entries) {
-    const damage = doubts.backups.get(id);
-    if (damage !== undefined) return `backup ${id} was found damaged when it was verified: ${damage}`;
-  }
+  const flaw = flawOf(entries, parent.id, doubts);
+  if (flaw !== undefined) return flaw;
   const decisions = new Map<string, DiskDecision>();
   let readBytes = 0;
   let wholeBytes = 0;

@@ -98,6 +98,8 @@ export interface RunRecord {
   readonly domains: readonly DomainRun[];
   /** Of what came after its end. */
   readonly notes?: readonly string[] | undefined;
+  /** Nobody is known to have been told of its end. */
+  readonly reportDue?: boolean | undefined;
 }
 
 const ENDED_WELL: ReadonlySet<DomainRunState> = new Set(["complete", "complete-with-notes"]);

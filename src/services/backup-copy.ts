@@ -7,6 +7,7 @@ import {
   missingBackups,
   planCopy,
 } from "../model/copy-plan.js";
+import { withDamages } from "../model/doubts.js";
 import { checkName } from "../model/names.js";
 import type { ExportAddress } from "../model/snapshot-plan.js";
 import type { BackupDraft, BackupRepository, OpenBackup } from "../ports/repository.js";
@@ -41,6 +42,8 @@ export interface Copying {
   readonly to: string;
   /** As they are in the second repository, oldest first. */
   readonly copies: readonly IntactEntry[];
+  /** What somebody should read: which of them are not based on the backup that would be next, because of damage. */
+  readonly notes: readonly string[];
 }
 
 /**
@@ -63,12 +66,12 @@ export async function copyBackups(context: ServiceContext, request: CopyRequest)
   if (wish.kind === "ids") requireAll(here, wish.ids, from.name);
   await to.checkWritable();
   // Locking would make a directory for the domain.
-  const nothing = { domain, from: from.name, to: to.name, copies: [] };
+  const nothing = { domain, from: from.name, to: to.name, copies: [], notes: [] };
   if (missingBackups(here, await to.list(domain), wish).length === 0) return nothing;
   const lock = await to.lock(domain);
   try {
     const missing = missingBackups(here, await to.list(domain), wish);
-    return { ...nothing, copies: await new CopyRun(context, request, { from, to }).perform(missing) };
+    return { ...nothing, ...(await new CopyRun(context, request, { from, to }).perform(missing)) };
   } finally {
     await lock.release();
   }
@@ -98,6 +101,7 @@ class CopyRun {
   readonly #context: ServiceContext;
   readonly #request: CopyRequest;
   readonly #places: Places;
+  readonly #notes: string[] = [];
 
   constructor(context: ServiceContext, request: CopyRequest, places: Places) {
     this.#context = context;
@@ -105,7 +109,7 @@ class CopyRun {
     this.#places = places;
   }
 
-  async perform(missing: readonly BackupEntry[]): Promise<readonly IntactEntry[]> {
+  async perform(missing: readonly BackupEntry[]): Promise<Pick<Copying, "copies" | "notes">> {
     const { from, to } = this.#places;
     const { domain, signal } = this.#request;
     const copies: IntactEntry[] = [];
@@ -126,7 +130,7 @@ class CopyRun {
         damages.push(error.message);
       }
     }
-    if (damages.length === 0) return copies;
+    if (damages.length === 0) return { copies, notes: this.#notes };
     const done = copies.length === 0 ? "" : `; copied are ${copies.map(({ id }) => id).join(", ")}`;
     throw new FleeceError("DAMAGED", `${damages.join("; ")}${done}`, {
       facts: { domain, repository: from.name },
@@ -139,13 +143,36 @@ class CopyRun {
     const { signal } = this.#request;
     await using backup = await this.#ofOriginal(id, () => openOriginal(from, entry, signal));
     const there = await to.list(domain);
-    const plan = planCopy(backup.chain, there, await readDoubts(this.#context, domain, there));
+    const doubts = await readDoubts(this.#context, domain, there);
+    const damages = new Map<string, string>();
+    for (;;) {
+      const plan = planCopy(backup.chain, there, withDamages(doubts, damages));
+      try {
+        return await this.#copyAs(plan, backup, entry);
+      } catch (error) {
+        const { parent } = plan;
+        if (parent === undefined || !isFleeceError(error, "DAMAGED")) throw error;
+        if (error.facts["repository"] === from.name) throw error;
+        await rememberVerification(this.#context, parent, error.message);
+        damages.set(parent.id, error.message);
+      }
+    }
+  }
+
+  /** Fails with DAMAGED, not said to be of the original, if its parent in the second repository is damaged. */
+  async #copyAs(plan: CopyPlan, backup: OpenBackup, { domain, id }: BackupEntry): Promise<IntactEntry> {
+    const { to } = this.#places;
+    const { level, parent, flaw } = plan;
     await checkReserve(to);
     const operation = Operation.prepare(this.#context.store, {
       ...{ id: randomId(8), domain, startedAtMs: this.#context.clock.now() },
       subject: { kind: "copy", backupId: id, repository: to.name },
     });
     const copy = await this.#write(backup, plan, operation);
+    if (flaw !== undefined) {
+      const how = parent === undefined ? `stored as a ${level}` : `based on backup ${parent.id}`;
+      this.#notes.push(`the copy of backup ${id} in repository ${to.name} is ${how}: ${flaw}`);
+    }
     this.#context.meter.backupsChanged(domain);
     return copy;
   }

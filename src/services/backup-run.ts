@@ -1,6 +1,7 @@
 import { isIntact, momentMs, type BackupLevel, type IntactEntry } from "../model/backup.js";
 import { hasWaited } from "../model/backup-limits.js";
 import type { BackupJournal } from "../model/operation.js";
+import { withDamages } from "../model/doubts.js";
 import type { DiskDecision, LevelDecision } from "../model/level.js";
 import { decideLevel } from "../model/level.js";
 import type {
@@ -16,7 +17,7 @@ import { consistencyOf, quiesceFacts } from "../model/quiesce.js";
 import type { BlockDriver, CopySpeed } from "../ports/block-driver.js";
 import type { BackupDraft, BackupRepository, DiskSink } from "../ports/repository.js";
 import { forEachLimited } from "../shared/async.js";
-import { errorMessage, FleeceError } from "../shared/errors.js";
+import { errorMessage, FleeceError, isFleeceError } from "../shared/errors.js";
 import { randomId, timedId } from "../shared/ids.js";
 import { removeDeadBitmaps } from "./checkpoints.js";
 import { ChangeSample, isMissedChange } from "./change-sample.js";
@@ -38,6 +39,7 @@ import { withScratchWatch } from "./scratch-watch.js";
 import { checkReserve, withReserveWatch } from "./reserve-watch.js";
 import { logMoment, planQuiesce } from "./quiesce.js";
 import { freeGuest, unwind } from "./unwind.js";
+import { rememberVerification } from "./verifications.js";
 
 export interface BackupRequest {
   readonly domain: string;
@@ -56,6 +58,8 @@ export interface BackupRequest {
   readonly onProgress?: (progress: BackupProgress) => void;
   /** A sample found a change that bitmaps had not recorded; the backup is taken again at once. */
   readonly onMissedChange?: () => void;
+  /** The backup that this one was to be based on is damaged; the backup is taken at once without it. */
+  readonly onDamagedParent?: (note: string) => void;
 }
 
 export type BackupProgress =
@@ -115,6 +119,7 @@ async function backUp(
   request: BackupRequest,
   session: DomainSession,
   repository: BackupRepository,
+  damages: ReadonlyMap<string, string> = new Map(),
 ): Promise<IntactEntry> {
   const { signal } = request;
   const driver = await session.driver(signal);
@@ -123,12 +128,8 @@ async function backUp(
   const disks = chooseDisks(state, request.disks);
   if (state.mode !== "inactive") await context.scratch.check();
   const entries = await repository.list(session.domain);
-  const decision = decideLevel(
-    disks,
-    entries,
-    request.level,
-    await readDoubts(context, session.domain, entries),
-  );
+  const doubts = withDamages(await readDoubts(context, session.domain, entries), damages);
+  const decision = decideLevel(disks, entries, request.level, doubts);
   if (request.level === "incremental" && decision.level === "full") {
     throw new FleeceError("CHECKPOINT_INVALID", `An incremental backup is not possible: ${decision.reason}`, {
       facts: { domain: session.domain },
@@ -155,7 +156,15 @@ async function backUp(
       context.log.warn({ domain: session.domain, ...error.facts }, error.message);
       request.onMissedChange?.();
       // Once a disk at most: it is compared now.
-      return backUp(context, request, session, repository);
+      return backUp(context, request, session, repository, damages);
+    }
+    if (error instanceof DamagedParent) {
+      const { parent, message } = error;
+      await rememberVerification(context, parent, message);
+      request.onDamagedParent?.(
+        `backup ${parent.id} is damaged, and this one is not based on it: ${message}`,
+      );
+      return backUp(context, request, session, repository, new Map([...damages, [parent.id, message]]));
     }
     if (state.mode !== "inactive" || signal?.aborted === true || !(await runsNow(session))) throw error;
     context.log.warn(
@@ -163,7 +172,7 @@ async function backUp(
       `The domain was started during its backup, which is taken again: ${errorMessage(error)}`,
     );
     // Not for ever: the domain is not inactive any more.
-    return backUp(context, request, session, repository);
+    return backUp(context, request, session, repository, damages);
   }
 }
 
@@ -184,6 +193,16 @@ interface AttemptParts {
   readonly decision: LevelDecision;
   readonly repository: BackupRepository;
   readonly startedAtMs: number;
+}
+
+/** What the backup was to be based on cannot be used: it can be taken without. */
+class DamagedParent extends FleeceError {
+  readonly parent: IntactEntry;
+
+  constructor(parent: IntactEntry, cause: FleeceError) {
+    super("DAMAGED", cause.message, { cause, facts: cause.facts });
+    this.parent = parent;
+  }
 }
 
 /** One try at a backup whose level is decided. */
@@ -237,7 +256,7 @@ class Attempt {
     const { driver, state, disks, decision, repository, session } = this.#parts;
     const { signal } = this.#request;
     await removeDeadBitmaps(driver, state);
-    const draft = await repository.begin(
+    const begun = repository.begin(
       {
         id: this.#backupId,
         domain: session.domain,
@@ -252,6 +271,7 @@ class Attempt {
       operation,
       signal,
     );
+    const draft = await this.#ofParent(begun);
     try {
       const plan = planSnapshot(state, {
         id: operation.record.id,
@@ -368,6 +388,17 @@ class Attempt {
     return { changes: { since: decision.parent.manifest.checkpoint, bitmaps: disk.bitmaps } };
   }
 
+  /** Says that damage is the parent's. */
+  async #ofParent<T>(action: Promise<T>): Promise<T> {
+    const { decision } = this.#parts;
+    try {
+      return await action;
+    } catch (error) {
+      if (decision.level === "full" || !isFleeceError(error, "DAMAGED")) throw error;
+      throw new DamagedParent(decision.parent, error);
+    }
+  }
+
   /** If one disk of a snapshot must be staged, all of them are. */
   get #staged(): boolean {
     return this.#parts.disks.some(({ staged }) => staged === true);
@@ -396,7 +427,7 @@ class Attempt {
     const { mode } = this.#decision(target);
     const onProgress = this.#progressOf(target, sink);
     const isSampled = mode === "changes" && this.#context.sampleShare > 0;
-    await using expected = isSampled ? await draft.parentExpectations(target) : undefined;
+    await using expected = isSampled ? await this.#ofParent(draft.parentExpectations(target)) : undefined;
     const { session, decision } = this.#parts;
     // The clock may have been set back since the parent was taken, and that is not to be believed either.
     const doubtedMs = Math.max(timeMs, decision.level === "full" ? 0 : momentMs(decision.parent));

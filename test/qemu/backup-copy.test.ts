@@ -1,4 +1,4 @@
-import { mkdir, open, readdir, readFile, rename, writeFile } from "node:fs/promises";
+import { mkdir, open, readdir, readFile, rename, rm, writeFile } from "node:fs/promises";
 import { describe, expect, it } from "vitest";
 import { parse, stringify } from "yaml";
 import { loadConfig, startAgent } from "../../src/agent.js";
@@ -244,6 +244,33 @@ describe("a job with copyTo", () => {
     expect(runs.map(({ domains }) => domains[0]?.copies)).toEqual(ids.map((id) => [id]));
     expect((await listed(at, "default")).map(({ id }) => id)).toEqual(ids);
     expect(await listed(at, "second")).toMatchObject([{ id: ids[1], level: "FULL" }]);
+
+    // What backups or copies are to be based on is gone: they are taken without, and somebody is told.
+    await rm(at.directory.file(`second/vm/${ids[1] ?? ""}/vda.qcow2`));
+    const copied = await at.json<JobRun>("job", "run", "nightly");
+    const third = copied.domains[0]?.backup?.id ?? "";
+    const flaw = (id = "", place = ""): string =>
+      `backup ${id} was found damaged when it was verified: The image ${at.directory.file(place)}/vm/${id}/vda.qcow2 is missing`;
+    expect(copied).toMatchObject({
+      state: "COMPLETE_WITH_NOTES",
+      domains: [
+        {
+          copies: [third],
+          notes: [
+            `the copy of backup ${third} in repository second is stored as a full: ${flaw(ids[1], "second")}`,
+          ],
+        },
+      ],
+    });
+    expect(await listed(at, "second")).toMatchObject([{ id: third, level: "FULL" }]);
+    await rm(at.directory.file(`backups/vm/${third}/vda.qcow2`));
+    const anew = await at.json<JobRun>("job", "run", "nightly");
+    expect(anew).toMatchObject({
+      state: "COMPLETE_WITH_NOTES",
+      domains: [
+        { backup: { level: "INCREMENTAL", parent: ids[1] }, notes: [expect.stringContaining(third)] },
+      ],
+    });
 
     await rename(at.directory.file("second"), at.directory.file("unmounted"));
     const failed = await at.json<JobRun>("job", "run", "nightly");

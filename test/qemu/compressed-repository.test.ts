@@ -1,7 +1,7 @@
 import { readFile, stat, writeFile } from "node:fs/promises";
 import { describe, expect, it } from "vitest";
 import { parse, stringify } from "yaml";
-import { compareImages } from "../support/image-tool.js";
+import { compareImages, qemuImg } from "../support/image-tool.js";
 import { type Site, startSite } from "../support/site.js";
 
 const MIB = 1024 * 1024;
@@ -54,7 +54,11 @@ describe("compression: zstd", () => {
       expect(same.identical).toBe(true);
     };
     await check("before");
+    // Also into the plain image; what is merged takes no more space than it did.
     for (const { id } of [plain, full, changed]) await at.json("backup", "delete", id);
+    expect(await allocatedBytes(at, compared.id)).toBeLessThan(MIB);
+    const checked = await qemuImg("check", at.directory.file(`backups/vm/${compared.id}/vda.qcow2`));
+    expect(checked).toContain("No errors were found");
     expect(await at.json("backup", "list")).toMatchObject({ backups: [{ id: compared.id, level: "FULL" }] });
     await check("after");
   });

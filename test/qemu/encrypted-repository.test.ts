@@ -4,6 +4,8 @@ import { join } from "node:path";
 import { setTimeout as delay } from "node:timers/promises";
 import { describe, expect, it } from "vitest";
 import { parse, stringify } from "yaml";
+import type { JobRun } from "../../src/api/messages.js";
+import { startAgent, VendorClient } from "../support/agent.js";
 import { runFleece } from "../support/fleece.js";
 import { compareImages } from "../support/image-tool.js";
 import { untilTestEnds } from "../support/lifetime.js";
@@ -190,5 +192,44 @@ describe.runIf(ALL_FAULTS)("encryption, at length", () => {
     await refuses(undefined, "KEY_UNAVAILABLE", "got none");
     await chmod(at.directory.file("key"), 0o640);
     await refuses({ keyFile: "key" }, "KEY_UNAVAILABLE", "mode 0640");
+  });
+});
+
+describe.runIf(ALL_FAULTS)("jobs of an agent with an encrypted repository", () => {
+  it("sample, verify and merge what retention does not keep, all of it encrypted", async () => {
+    const at = await machineSite();
+    const config = parse(await readFile(at.configPath, "utf8")) as object;
+    const encryption = { keyFile: at.directory.file("key") };
+    const repository = {
+      name: "default",
+      path: at.directory.file("backups"),
+      retention: { last: 2 },
+      encryption,
+    };
+    const job = {
+      ...{ name: "nightly", schedule: "0 0 1 1 *", domains: "all", catchUp: false },
+      verify: { budget: "1m" },
+    };
+    await writeFile(
+      at.configPath,
+      stringify({ ...config, repositories: [repository], jobs: [job], sample: "100%" }),
+    );
+    const agent = await startAgent(at);
+    const client = new VendorClient(at);
+    const ids: string[] = [];
+    for (let night = 1; night <= 4; night++) {
+      await at.vm.guestWrite("vda", night * 65_536, 65_536, 0x60 + night);
+      const run = (await client.call("Jobs.Run", { job: "nightly" })) as unknown as JobRun;
+      expect(run).toMatchObject({ state: "COMPLETE", domains: [{ notes: [] }] });
+      ids.push(run.domains[0]?.backup?.id ?? "");
+    }
+    client.close();
+    expect((await agent.kill("SIGTERM")).exitCode).toBe(0);
+    const { backups } = await at.json<{ backups: Taken[] }>("backup", "list");
+    expect(backups.map(({ id }) => id)).toEqual(ids.slice(2));
+    for (const { disks } of backups) expect(disks).toMatchObject([{ encrypted: true }]);
+    expect(await showsContent(at.directory.file("backups"), written(0x61), written(0x64), TPM)).toBe(false);
+    await at.vm.quit();
+    await expectContent(at, ids.at(-1) ?? "", "out");
   });
 });

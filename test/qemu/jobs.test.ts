@@ -1,6 +1,9 @@
-import { readFile } from "node:fs/promises";
+import { once } from "node:events";
+import { readdir, readFile } from "node:fs/promises";
+import { createServer } from "node:http";
+import type { AddressInfo } from "node:net";
 import { setTimeout as delay } from "node:timers/promises";
-import { describe, expect, it } from "vitest";
+import { describe, expect, it, onTestFinished } from "vitest";
 import type {
   JobHistoryResponse,
   JobRun,
@@ -113,6 +116,52 @@ describe("jobs of the agent", () => {
     const { backups } = await at.json<ListBackupsResponse>("backup", "list");
     expect(proof.domains[0]?.verifications.map(({ backup }) => backup)).toEqual(backups.map(({ id }) => id));
     expect((await at.run("job", "run", "proof")).stdout).toMatch(/^vm +complete +\d+/m);
+  });
+
+  it("are told of by the next agent when one is killed before its report is taken", async () => {
+    const at = await startSite();
+    const told: JobRun[] = [];
+    let takes = false;
+    const server = createServer((request, response) => {
+      let body = "";
+      request.on("data", (bytes: Buffer) => (body += bytes.toString()));
+      request.on("end", () => {
+        told.push(JSON.parse(body) as JobRun);
+        if (takes) response.writeHead(204).end();
+      });
+    }).listen(0, "127.0.0.1");
+    onTestFinished(() => {
+      server.closeAllConnections();
+      server.close();
+    });
+    await once(server, "listening");
+    const webhook = `http://127.0.0.1:${(server.address() as AddressInfo).port}/`;
+    await writeConfig(at.directory.path, {
+      domains: [domainConfig("vm", at.vm)],
+      more: {
+        runtimeDir: at.directory.file("run"),
+        jobs: [{ ...JOB, schedule: "0 0 1 1 *", report: { webhook } }],
+      },
+    });
+    const first = await startAgent(at);
+    const client = new VendorClient(at);
+    const lost = client.call("Jobs.Run", { job: "often" }).catch(() => undefined);
+    await expect.poll(() => told.length, { timeout: 30_000 }).toBe(1);
+    await first.kill("SIGKILL");
+    await lost;
+    client.close();
+
+    takes = true;
+    const second = await startAgent(at);
+    await expect.poll(() => told.length, { timeout: 30_000 }).toBe(2);
+    expect(told[1]).toEqual(told[0]);
+    expect(told[0]).toMatchObject({ job: "often", state: "COMPLETE" });
+    const [name = ""] = await readdir(at.directory.file("state/notes/runs"));
+    const record = async (): Promise<unknown> =>
+      JSON.parse(await readFile(at.directory.file(`state/notes/runs/${name}`), "utf8"));
+    await expect.poll(record, { timeout: 30_000 }).not.toHaveProperty("reportDue");
+    expect((await second.kill("SIGTERM")).exitCode).toBe(0);
+    expect(told).toHaveLength(2);
   });
 
   it("are ended by SIGTERM, undone, and recorded as interrupted", async () => {

@@ -314,7 +314,10 @@ export class DirectoryRepository implements BackupRepository {
     }
     const keys = await this.#keys(chain, options.signal);
     await using _ = await holdAlone(this.#held(older));
-    const place = { layout: this.#layout, keys, runtimeRoot: this.#runtimeRoot };
+    const place = {
+      ...{ layout: this.#layout, keys, runtimeRoot: this.#runtimeRoot },
+      compressed: this.#compressed,
+    };
     return await merge(place, { older, younger, chain, begun }, options);
   }
 

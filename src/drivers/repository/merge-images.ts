@@ -31,6 +31,8 @@ export interface MergedImage {
   readonly to: string;
   readonly sizeBytes: number;
   readonly encrypted: { readonly from: boolean; readonly to: boolean };
+  /** What is written is. */
+  readonly compressed: boolean;
   /** Says which blocks `from` has, and what they hold. */
   readonly digests: DigestFile;
 }
@@ -62,10 +64,22 @@ export class MergeImages implements AsyncDisposable {
   }
 
   /** Opens both images, so that a program which uses one is met before anything is changed. */
-  async add({ index, from, to, encrypted }: MergedImage, signal: AbortSignal | undefined): Promise<void> {
+  async add(
+    { index, from, to, encrypted, compressed }: MergedImage,
+    signal: AbortSignal | undefined,
+  ): Promise<void> {
     const [source, target] = [encrypted.from, encrypted.to];
-    await this.#serve(sourceId(index), { filename: from, writable: false, encrypted: source }, signal);
-    await this.#serve(targetId(index), { filename: to, writable: true, encrypted: target }, signal);
+    const plain = { compressed: false };
+    await this.#serve(
+      sourceId(index),
+      { filename: from, writable: false, encrypted: source, ...plain },
+      signal,
+    );
+    await this.#serve(
+      targetId(index),
+      { filename: to, writable: true, encrypted: target, compressed },
+      signal,
+    );
   }
 
   /**
@@ -86,6 +100,7 @@ export class MergeImages implements AsyncDisposable {
       const sink = { target, exportName: targetId(index), socketPath };
       const writer = await openNbdWriter(sink, (error) => this.#daemon.explain(error), signal);
       try {
+        if (image.compressed) await freeBlocks(image, writer, signal);
         await forEachLimited(
           piecesOf(digests, sizeBytes),
           PIECES_IN_FLIGHT,
@@ -107,6 +122,9 @@ export class MergeImages implements AsyncDisposable {
     for (const id of [sourceId(index), targetId(index)]) {
       await this.#daemon.attempt((qmp) => removeExport(qmp, id));
       await this.#daemon.execute("blockdev-del", { "node-name": id });
+    }
+    if (image.compressed) {
+      await this.#daemon.execute("blockdev-del", { "node-name": plainNode(targetId(index)) });
     }
     await syncFile(to);
     return written;
@@ -131,20 +149,30 @@ export class MergeImages implements AsyncDisposable {
       filename,
       writable,
       encrypted,
-    }: { readonly filename: string; readonly writable: boolean; readonly encrypted: boolean },
+      compressed,
+    }: {
+      readonly filename: string;
+      readonly writable: boolean;
+      readonly encrypted: boolean;
+      readonly compressed: boolean;
+    },
     signal: AbortSignal | undefined,
   ): Promise<void> {
     const common = { "read-only": !writable, ...(writable ? ({ discard: "unmap" } as const) : {}) };
     await this.#daemon.execute(
       "blockdev-add",
       {
-        ...{ driver: "qcow2", "node-name": id, backing: null },
+        ...{ driver: "qcow2", "node-name": compressed ? plainNode(id) : id, backing: null },
         ...common,
         ...(encrypted ? { encrypt: ENCRYPTED } : {}),
         file: { driver: "file", filename, ...common },
       },
       { signal },
     );
+    if (compressed) {
+      const filter = { driver: "compress", "node-name": id, file: plainNode(id) } as const;
+      await this.#daemon.execute("blockdev-add", filter, { signal });
+    }
     await this.#daemon.execute(
       "block-export-add",
       { type: "nbd", id, "node-name": id, name: id, writable },
@@ -180,6 +208,24 @@ export class MergeImages implements AsyncDisposable {
   }
 }
 
+/**
+ * QEMU writes no compressed cluster over another one, so all that are to be written become zero first. The younger image lies over
+ * them. All at once: freeing and taking by turns would have QEMU wait for the disk each time.
+ */
+async function freeBlocks(
+  { digests, sizeBytes }: MergedImage,
+  writer: BlockWriter,
+  signal: AbortSignal | undefined,
+): Promise<void> {
+  for (const { offset, length, slots } of piecesOf(digests, sizeBytes, ZERO_BYTES)) {
+    if (slots !== undefined) await writer.writeZeroes(offset, length, signal);
+  }
+}
+
+function plainNode(id: string): string {
+  return `${id}-plain`;
+}
+
 function sourceId(index: number): string {
   return `from-${index}`;
 }
@@ -193,10 +239,10 @@ interface Piece extends Pick<BlockRun, "offset" | "length"> {
   readonly slots: number | undefined;
 }
 
-function* piecesOf({ runs }: DigestFile, sizeBytes: number): Generator<Piece> {
+function* piecesOf({ runs }: DigestFile, sizeBytes: number, dataBytes = PIECE_BYTES): Generator<Piece> {
   for (let index = 0; index < runs.runCount; index++) {
     const { firstBlock, blockCount, firstSlot } = runs.run(index);
-    const step = (firstSlot === undefined ? ZERO_BYTES : PIECE_BYTES) / BLOCK_SIZE;
+    const step = (firstSlot === undefined ? ZERO_BYTES : dataBytes) / BLOCK_SIZE;
     for (let done = 0; done < blockCount; done += step) {
       const range = rangeOf(firstBlock + done, Math.min(step, blockCount - done), sizeBytes);
       yield { ...range, slots: firstSlot === undefined ? undefined : firstSlot + done };

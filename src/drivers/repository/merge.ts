@@ -35,7 +35,7 @@ import type { Keys } from "./repository-key.js";
  * header stays true.
  *
  *     1  X/merging.json                   from now on X is no backup; lists leave it out, chains still go through it
- *     2  Y's blocks into X/vda.qcow2      synced
+ *     2  Y's blocks into X/vda.qcow2      synced; to be compressed, they become zero there before
  *     3  Y/vda.digests~X                  the digests of both, Y's over X's; synced, and nobody looks at it yet
  *     4  X/vda.qcow2 to Y/vda.qcow2       for each disk; one that is missing from X has been moved
  *     5  Y/manifest.json                  based on P, with the new digests
@@ -56,6 +56,8 @@ export interface MergePlace {
   readonly layout: Layout;
   readonly keys: Keys;
   readonly runtimeRoot: string | undefined;
+  /** What is written is to be compressed, where QEMU can. */
+  readonly compressed: boolean;
 }
 
 export interface MergePair {
@@ -162,18 +164,21 @@ function isToEncrypt({ older, younger }: MergedDisk): boolean {
 }
 
 /** What is copied for a disk, in this order. */
-function copiesOf(disk: MergedDisk, firstIndex: number): readonly MergedImage[] {
+function copiesOf(disk: MergedDisk, firstIndex: number, compressed: boolean): readonly MergedImage[] {
   const { target, older, younger, digests } = disk;
   const { sizeBytes } = younger.disk;
   const encrypts = isToEncrypt(disk);
+  const isEncrypted = encrypts || older.imageKey !== undefined;
   const copy = (index: number, source: "older" | "younger"): MergedImage => ({
     ...{ target, index, sizeBytes, digests: digests[source] },
     from: disk[source].imagePath,
     to: encrypts ? encryptedImagePath(older.imagePath) : older.imagePath,
     encrypted: {
       from: disk[source].imageKey !== undefined,
-      to: encrypts || older.imageKey !== undefined,
+      to: isEncrypted,
     },
+    // As for new images: see directory-draft.ts.
+    compressed: compressed && !isEncrypted && sizeBytes % BLOCK_SIZE === 0,
   });
   return encrypts
     ? [copy(firstIndex, "older"), copy(firstIndex + 1, "younger")]
@@ -193,7 +198,7 @@ async function createEncrypted(
 }
 
 async function copyBlocks(
-  { layout, runtimeRoot }: MergePlace,
+  { layout, runtimeRoot, compressed }: MergePlace,
   { older, younger, begun }: MergePair,
   disks: readonly MergedDisk[],
   { signal, onProgress }: MergeOptions,
@@ -207,7 +212,7 @@ async function copyBlocks(
   const keys = unmoved.flatMap(({ older: { imageKey }, younger: { key } }) => [imageKey, key]);
   const key = keys.find((candidate) => candidate !== undefined);
   await using daemon = await MergeImages.open(runtimeRoot, key, signal);
-  const copies = unmoved.map((disk, index) => copiesOf(disk, 2 * index));
+  const copies = unmoved.map((disk, index) => copiesOf(disk, 2 * index, compressed));
   for (const disk of unmoved.filter(isToEncrypt)) await createEncrypted(disk, signal);
   for (const [first] of copies) if (first !== undefined) await daemon.add(first, signal);
   if (!begun) await writeMergeRecord(directory, younger.id);

@@ -13,10 +13,10 @@ export const copyStep: RunStep = {
     if (copyTo === undefined) return [];
     const { domain, repository } = entry;
     const wish = { kind: "newer" } as const;
-    await copyBackups(context, {
+    const { notes } = await copyBackups(context, {
       ...{ domain, from: repository, to: copyTo, wish, signal },
       onCopied: ({ id }) => onCopied(id),
     });
-    return await pruneAfter(context, domain, copyTo, signal);
+    return [...notes, ...(await pruneAfter(context, domain, copyTo, signal))];
   },
 };

@@ -119,17 +119,19 @@ export class JobRun {
       { state: "interrupted", error: reason ?? { code: "INTERNAL", message: "It did not end" } },
       context.clock.now(),
     );
-    this.#record = ended;
-    await log.save(ended);
+    const isTold = this.#order.job.report !== undefined;
+    // Whoever finds it due knows that we were killed before all were told.
+    this.#record = isTold ? { ...ended, reportDue: true } : ended;
+    await log.save(this.#record);
     await log.forget();
     context.meter.jobRunEnded(ended.job, ended.state);
     const facts = { job: ended.job, run: ended.id, state: ended.state, ...ended.error };
     if (endedWell(ended)) context.log.info(facts, "A run of a job has ended");
     else context.log.warn(facts, `A run of a job has not succeeded: ${ended.error?.message ?? ""}`);
     const isCancelled = reason?.code === "INTERRUPTED";
+    if (!isTold) return ended;
     const notes = await sendReports(context, this.#order.job, ended, { isBrief: isCancelled });
-    if (notes.length === 0) return ended;
-    this.#record = { ...ended, notes };
+    this.#record = notes.length === 0 ? ended : { ...ended, notes };
     await log.save(this.#record);
     return this.#record;
   }
@@ -232,6 +234,7 @@ export class JobRun {
         onProgress?.(domain, progress);
       },
       onMissedChange: () => void this.#change(domain, { missedChange: true }),
+      onDamagedParent: (note) => void this.#change(domain, { notes: [...this.#of(domain).notes, note] }),
     });
     await this.#change(domain, { phase: "after-backup", backup: entry });
     return entry;

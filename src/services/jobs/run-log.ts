@@ -115,28 +115,32 @@ export class RunLog {
   }
 
   /**
-   * Makes the records of dead processes say so by themselves, and resolves with them. What those had published just before
-   * their end is found.
+   * Makes the records of dead processes say so by themselves; what those had published just before their end is found. Resolves
+   * with the records of dead processes that nobody was told of.
    */
   async settle(repositories: ReadonlyMap<string, BackupRepository>): Promise<readonly RunRecord[]> {
     const { store, log } = this.#parts;
-    const settled: RunRecord[] = [];
+    const untold: RunRecord[] = [];
     for (const name of await store.notes("runs")) {
       if (this.#active.has(name) || this.#unsaved.has(name)) continue;
       const note = await store.readNote("runs", name);
-      if (!isRecord(note) || note.state !== "running" || this.#isAlive(note.owner)) continue;
-      const told = endedRun(await withPublished(note, repositories), {
-        state: "interrupted",
-        error: OWNER_GONE,
-      });
+      if (!isRecord(note) || this.#isAlive(note.owner)) continue;
+      if (note.state !== "running") {
+        // This process tells of its own itself.
+        if (note.reportDue === true && !this.#isOwn(note.owner)) untold.push(note);
+        continue;
+      }
+      const published = await withPublished(note, repositories);
+      const ended = endedRun(published, { state: "interrupted", error: OWNER_GONE });
+      const told = { ...ended, reportDue: true };
       await this.save(told);
-      settled.push(told);
+      untold.push(told);
       log.warn(
         { job: note.job, run: note.id, state: told.state },
         "The process of a run had ended before it",
       );
     }
-    return settled;
+    return untold;
   }
 
   /** Keeps the records within their bounds. Never fails. */
@@ -164,10 +168,16 @@ export class RunLog {
 
   /** A run of this process that is not active has ended, whatever could be written. */
   #isAlive(owner: RunOwner): boolean {
-    const { store, clock } = this.#parts;
-    const self = store.self();
-    if (owner.hostStart !== clock.hostTime().start) return false;
-    return !(owner.pid === self.pid && owner.startTicks === self.startTicks) && store.isAlive(owner);
+    return this.#isOfThisStart(owner) && !this.#isOwn(owner) && this.#parts.store.isAlive(owner);
+  }
+
+  #isOwn(owner: RunOwner): boolean {
+    const self = this.#parts.store.self();
+    return this.#isOfThisStart(owner) && owner.pid === self.pid && owner.startTicks === self.startTicks;
+  }
+
+  #isOfThisStart({ hostStart }: RunOwner): boolean {
+    return hostStart === this.#parts.clock.hostTime().start;
   }
 }
 

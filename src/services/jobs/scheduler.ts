@@ -25,7 +25,7 @@ export async function keepSchedule(context: ServiceContext, signal: AbortSignal)
     let runs: readonly RunSummary[] = [];
     try {
       // First of all: a run that was cut off is made up for.
-      if (!isSettled) reports = reportSettled(context, await runner.log.settle(context.repositories), signal);
+      if (!isSettled) reports = reportDue(context, await runner.log.settle(context.repositories), signal);
       isSettled = true;
       await runner.log.flush();
       runs = await runner.log.summaries();
@@ -46,8 +46,11 @@ export async function keepSchedule(context: ServiceContext, signal: AbortSignal)
   await reports;
 }
 
-/** Tells of the runs of a killed agent, which could not do so itself. Never fails. */
-async function reportSettled(
+/** What began longer ago is no news, though nobody may have been told of it: a host may be off over holidays, not for ever. */
+const NEWS_MS = 7 * 24 * 3_600_000;
+
+/** Tells of the runs of killed processes, which may not have done so themselves. What the signal cuts off stays due. Never fails. */
+async function reportDue(
   context: ServiceContext,
   records: readonly RunRecord[],
   signal: AbortSignal,
@@ -55,9 +58,10 @@ async function reportSettled(
   const { list, runner } = context.jobs;
   for (const record of records) {
     const job = list.find(({ name }) => name === record.job);
-    if (job === undefined) continue;
+    if (job === undefined || context.clock.now() - record.startedAtMs > NEWS_MS) continue;
     const notes = await sendReports(context, job, record, { isBrief: false, signal });
-    if (notes.length > 0) await runner.log.save({ ...record, notes });
+    if (signal.aborted) return;
+    await runner.log.save({ ...record, reportDue: undefined, ...(notes.length === 0 ? {} : { notes }) });
   }
 }
 

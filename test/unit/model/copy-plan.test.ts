@@ -45,6 +45,14 @@ describe("planCopy", () => {
     expect(plan.disks.map((disk) => copiedSince(plan, disk))).toEqual(["b2", "b2"]);
   });
 
+  it("says why it passes over a parent that was found damaged", () => {
+    const doubts = { backups: new Map([["b2", "bad"]]), disks: new Map() };
+    const plan = planCopy(CHAIN, CHAIN.slice(0, 2), doubts);
+    const flaw = "backup b2 was found damaged when it was verified: bad";
+    expect(plan).toMatchObject({ flaw, reason: `based on backup b1: ${flaw}`, parent: { id: "b1" } });
+    expect(planCopy(CHAIN, CHAIN.slice(0, 1), doubts)).toMatchObject({ flaw: undefined });
+  });
+
   it("stores a disk whole that was stored so after the nearest backup that is there", () => {
     const plan = planCopy(CHAIN, CHAIN.slice(0, 1));
     expect(plan).toMatchObject({ level: "incremental", parent: { id: "b1" } });

@@ -158,9 +158,65 @@ describe("the reports of a run whose agent was killed", () => {
     expect(new Set(told.map(({ id, state }) => `${id} ${state}`))).toEqual(
       new Set([`${cut?.id ?? ""} INTERRUPTED`, `${again?.id ?? ""} COMPLETE`]),
     );
+    await until(async () => (await second.records()).every(({ reportDue }) => reportDue === undefined));
     await second.die();
     await (await at.process([job]).schedule()).die();
     expect(bodies).toHaveLength(3);
+  });
+});
+
+describe("the report of a run that had ended when its agent was killed", () => {
+  /** The agent is killed while the webhook has not answered. */
+  async function killedAmidReport(): Promise<{
+    at: JobWorld;
+    next: JobProcess;
+    bodies: readonly string[];
+  }> {
+    const { url, bodies } = await receiver(0);
+    const { path } = await temporaryDirectory();
+    const at = new JobWorld(path, "2026-11-15T01:29:00Z");
+    const job = nightly({ report: { webhook: url, mail: undefined } });
+    const first = at.process([job]);
+    await first.runner.start(first.context, { job, trigger: "request", retries: 0 });
+    await until(() => bodies.length === 1);
+    await first.die();
+    return { at, next: at.process([job]), bodies };
+  }
+
+  it("goes out when the next agent starts, and no more after that", async () => {
+    const { next, at, bodies } = await killedAmidReport();
+    await next.schedule();
+    await until(async () => bodies.length === 2 && (await next.records())[0]?.reportDue === undefined);
+    expect(bodies[1]).toBe(bodies[0]);
+    await next.die();
+    await (await at.process(next.context.jobs.list).schedule()).die();
+    expect(bodies).toHaveLength(2);
+  });
+
+  it("stays due when that agent ends too before it was taken", async () => {
+    const { url, bodies } = await receiver(0, 0);
+    const { at, next } = await killedAmidReport();
+    const job = nightly({ report: { webhook: url, mail: undefined } });
+    await next.reload([job]);
+    await until(() => bodies.length === 1);
+    // As a reload does, too.
+    await next.die();
+    expect(await next.records()).toMatchObject([{ state: "complete", reportDue: true }]);
+    const third = await at.process([job]).schedule();
+    await until(() => bodies.length === 2);
+    await third.die();
+    expect(bodies[1]).toBe(bodies[0]);
+  });
+
+  it("is left out when it is older than a week", async () => {
+    const { at, next, bodies } = await killedAmidReport();
+    at.set("2026-11-22T01:30:00Z");
+    await next.schedule();
+    const [job = nightly()] = next.context.jobs.list;
+    const { ended } = await next.runner.start(next.context, { job, trigger: "request", retries: 0 });
+    const { id } = await ended;
+    await next.die();
+    expect(bodies.slice(1).map((body) => (JSON.parse(body) as { id: string }).id)).toEqual([id]);
   });
 });
 
