@@ -65,6 +65,7 @@ export async function undoEntry(entry: UndoEntry, session: DomainSession, host: 
       return session.resilient((driver) => deleteCheckpoint(driver, entry.checkpoint.name, entry.targets));
     case "file":
     case "linked-file":
+    case "volume":
     case "directory":
     case "empty-directory":
     case "daemon":

@@ -368,8 +368,10 @@ function memoryIn({ snapshots }: InternalDisk, name: string): number {
   return snapshots.find((snapshot) => snapshot.name === name)?.memoryBytes ?? 0;
 }
 
-function refuseUnsupported({ live, quiesce, directory, memoryPath }: CreateDomainSnapshotRequest): void {
+function refuseUnsupported(request: CreateDomainSnapshotRequest): void {
+  const { live, quiesce, directory, memoryPath, lvm } = request;
   const asked = [
+    [lvm === true, "--lvm: it is in the images, not beside them"],
     [live === true, "--live: the guest stands still while memory goes into an image"],
     [quiesce === true, "--quiesce"],
     [

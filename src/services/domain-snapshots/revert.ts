@@ -34,6 +34,7 @@ import { readSnapshot, refuseDeleting, refuseOpenSnapshots } from "./read-snapsh
 import { repeatedRevert, withLastRevert } from "./repeated.js";
 import { Operation } from "../operation.js";
 import { unwind } from "../unwind.js";
+import { checkVolumes } from "./check-volumes.js";
 import { finishRevert } from "./finish-revert.js";
 import { startAgain } from "./quit-first.js";
 
@@ -146,10 +147,11 @@ function refuseSharedDisks({ facts, old }: Scene, { to }: RevertDomainSnapshotRe
 }
 
 async function checkFiles(
-  { snapshotFiles }: ServiceContext,
+  { snapshotFiles, volumes }: ServiceContext,
   { disks, memory }: DomainSnapshot,
   { signal, onProgress }: DomainSnapshotOptions,
 ): Promise<void> {
+  await checkVolumes(volumes, disks, signal);
   for (const disk of disks) {
     onProgress?.({ phase: "checking", target: disk.target });
     await snapshotFiles.checkImage(disk, signal);
