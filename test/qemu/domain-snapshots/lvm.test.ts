@@ -214,7 +214,7 @@ describe("A domain snapshot by LVM", () => {
       });
       await sound();
     }
-    // After the volumes, the guest is what fails: nothing of them may stay.
+    // It is there, and the program has failed all the same.
     await replaceProgram("lvcreate", `$real "$@" && exit 5`);
     await expect(createDomainSnapshot(context, request)).rejects.toMatchObject({ code: "LVM_FAILED" });
     await sound();
@@ -254,7 +254,7 @@ describe("A domain snapshot by LVM", () => {
     const steps = new RegExp(
       `${JOURNAL.source}|^spawn setpriv .*lvcreate|^qmp (stop|cont|migrate) |^rename .*snapshots.json$`,
     );
-    const moments = process.env["FLEECE_FAULTS"] === "all" ? [...Array(60).keys()] : [3, 6, 7, 8, 10];
+    const moments = process.env["FLEECE_FAULTS"] === "all" ? [...Array(40).keys()] : [2, 3, 4, 5, 8];
     let kills = 0;
     for (const moment of moments) {
       const name = `k${moment}`;
