@@ -28,6 +28,7 @@ import { QemuHostCleaner } from "./drivers/host-cleaner.js";
 import { StorageDaemonImages } from "./drivers/images.js";
 import { QemuTakers } from "./drivers/machine/takers.js";
 import { QemuBootMachines } from "./drivers/boot/qemu-boot-machines.js";
+import { lvmVolumes } from "./drivers/lvm/volumes.js";
 import { QemuMachines } from "./drivers/machine/qemu-machines.js";
 import { QemuInternalSnapshots } from "./drivers/machine/internal-snapshots.js";
 import { QemuLayerMergers } from "./drivers/machine/layer-merger.js";
@@ -226,6 +227,7 @@ export async function startAgent(
     layers: new QemuLayerMergers({ domains: config.domains, runtimeRoot }),
     snapshotFiles,
     internals: new QemuInternalSnapshots(config.domains),
+    volumes: lvmVolumes,
     host: new QemuHostCleaner(),
     clock,
     log,

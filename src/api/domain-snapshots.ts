@@ -11,11 +11,14 @@ import type {
   RevertCost as ModelCost,
   SnapshotKind,
   SnapshotState,
+  SnapshotVolume,
 } from "../model/domain-snapshot.js";
+import type { VolumeReport } from "../model/volumes.js";
 import { parseBitmapName } from "../model/checkpoint.js";
 import { parseSnapshotFile, type WishedDisk } from "../model/snapshot-file.js";
 import { joinWishes } from "../model/snapshot-wishes.js";
 import { requireDomain, type ServiceContext } from "../services/context.js";
+import { reportVolumes } from "../services/domain-snapshots/check-volumes.js";
 import { cloneDomainSnapshot } from "../services/domain-snapshots/clone.js";
 import { createDomainSnapshot } from "../services/domain-snapshots/create.js";
 import { deleteDomainSnapshot } from "../services/domain-snapshots/delete.js";
@@ -43,6 +46,13 @@ const KINDS = { external: "EXTERNAL", internal: "INTERNAL" } as const;
 const KINDS_BY_NAME = { KIND_UNSPECIFIED: undefined, EXTERNAL: "external", INTERNAL: "internal" } as const;
 const STATES = { running: "RUNNING", paused: "PAUSED", inactive: "INACTIVE" } as const;
 const STATES_BY_NAME = { STATE_UNSPECIFIED: undefined, RUNNING: "running", PAUSED: "paused" } as const;
+const VOLUME_KINDS = { thin: "THIN", classic: "CLASSIC" } as const;
+const VOLUME_STATES = {
+  whole: "WHOLE",
+  overflowed: "OVERFLOWED",
+  missing: "MISSING",
+  unknown: "STATE_UNSPECIFIED",
+} as const;
 const LAYER_ENDS = {
   commit: "COMMIT",
   stream: "STREAM",
@@ -71,7 +81,8 @@ export async function createDomainSnapshotHandler(
     { ...wanted, request: options.requestKey },
     workOptions(options),
   );
-  return domainSnapshotMessage(await context.domainSnapshots.read(request.domain), created);
+  const reports = await reportVolumes(context, [created]);
+  return domainSnapshotMessage(await context.domainSnapshots.read(request.domain), created, reports);
 }
 
 /** The fields of the request, and what its document says besides. */
@@ -91,6 +102,8 @@ async function wantedSnapshot(
     directory,
     ...(disks.length === 0 ? {} : { disks: requestedDisks(disks, overlays) }),
     ...(request.quiesce ? { quiesce: true } : {}),
+    ...(request.lvm ? { lvm: true } : {}),
+    lvmReservedBytes: request.lvmReservedBytes,
   };
   const stray = Object.keys(overlays).find((disk) => !disks.includes(disk));
   if (stray !== undefined) {
@@ -141,7 +154,8 @@ export async function listDomainSnapshotsHandler(
   const all = await context.domainSnapshots.read(requireDomain(context, domain));
   const scope = ["domain-snapshots", domain];
   const { items, nextPageToken } = page(all.snapshots, paging, scope, ({ timeMs, name }) => [timeMs, name]);
-  return { snapshots: items.map((snapshot) => domainSnapshotMessage(all, snapshot)), nextPageToken };
+  const reports = await reportVolumes(context, items);
+  return { snapshots: items.map((snapshot) => domainSnapshotMessage(all, snapshot, reports)), nextPageToken };
 }
 
 export async function getDomainSnapshotHandler(
@@ -149,7 +163,7 @@ export async function getDomainSnapshotHandler(
   { domain, name }: CallRequest<"DomainSnapshots.Get">,
 ): Promise<DomainSnapshot> {
   const { all, snapshot } = await readSnapshot(context, requireDomain(context, domain), name);
-  return domainSnapshotMessage(all, snapshot);
+  return domainSnapshotMessage(all, snapshot, await reportVolumes(context, [snapshot]));
 }
 
 /** Answers with `<domainsnapshot>`; the file of a disk is that with the content of the snapshot. */
@@ -188,8 +202,9 @@ export async function revertDomainSnapshotHandler(
   const wishes = { to: STATES_BY_NAME[to], force, quitFirst };
   const request = { domain, name, ...wishes, request: options.requestKey };
   const outcome = await revertDomainSnapshot(context, request, workOptions(options));
+  const reports = await reportVolumes(context, [outcome.snapshot]);
   return {
-    snapshot: domainSnapshotMessage(await context.domainSnapshots.read(domain), outcome.snapshot),
+    snapshot: domainSnapshotMessage(await context.domainSnapshots.read(domain), outcome.snapshot, reports),
     state: STATES[outcome.state],
     cost: costMessage(outcome),
     downtimeMs: Math.round(outcome.downtimeMs),
@@ -252,7 +267,12 @@ export function snapshotNameIn(text: string, file: string): string {
   throw new FleeceError("CONFIG_INVALID", `${file}: Expected the name of a snapshot, got none`);
 }
 
-export function domainSnapshotMessage(all: DomainSnapshots, snapshot: ModelSnapshot): DomainSnapshot {
+/** `reports` on the snapshots by LVM, by their devices. */
+export function domainSnapshotMessage(
+  all: DomainSnapshots,
+  snapshot: ModelSnapshot,
+  reports: ReadonlyMap<string, VolumeReport> = new Map(),
+): DomainSnapshot {
   const { name, description, timeMs, parent, state, kind, live, memory, consistency, machine } = snapshot;
   return {
     domain: all.domain,
@@ -272,12 +292,13 @@ export function domainSnapshotMessage(all: DomainSnapshots, snapshot: ModelSnaps
           : { file: undefined, sizeBytes: memory.sizeBytes, target: memory.target },
     consistency: consistency === undefined ? "CONSISTENCY_UNSPECIFIED" : CONSISTENCIES[consistency],
     pausedMs: Math.round(snapshot.pausedMs),
-    disks: snapshot.disks.map(({ target, file, format, sizeBytes, bitmaps }) => ({
+    disks: snapshot.disks.map(({ target, file, format, sizeBytes, bitmaps, volume }) => ({
       target,
       file,
       format,
       sizeBytes,
       checkpoints: bitmaps.flatMap((bitmap) => parseBitmapName(bitmap)?.name ?? []),
+      volume: volume === undefined ? null : volumeMessage(volume, reports.get(file)),
     })),
     machineType: machine?.type,
     clones: snapshot.clones.map((clone) => ({
@@ -287,6 +308,13 @@ export function domainSnapshotMessage(all: DomainSnapshots, snapshot: ModelSnaps
     keptByRevert: snapshot.keptByRevert === true,
     leftOutDisks: snapshot.leftOut ?? [],
   };
+}
+
+function volumeMessage(
+  { kind, group, name }: SnapshotVolume,
+  { state, usedPercent }: VolumeReport = { state: "unknown" },
+): DomainSnapshot["disks"][number]["volume"] {
+  return { kind: VOLUME_KINDS[kind], group, name, state: VOLUME_STATES[state], usedPercent };
 }
 
 function stateName(state: SnapshotState): DomainSnapshot["state"] {

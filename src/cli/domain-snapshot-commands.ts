@@ -16,6 +16,7 @@ import {
 } from "./domain-snapshot-view.js";
 import { everyPage } from "./every-page.js";
 import type { RunAction } from "./session.js";
+import { sizeOption } from "./size-option.js";
 import { readXmlFile } from "./xml-option.js";
 
 const DOMAIN = ["<domain>", "name of the domain in the configuration"] as const;
@@ -88,6 +89,17 @@ function addCreate(group: Command, run: RunAction): void {
     .option("--memory <path>", "where memory goes: a new file, or a directory")
     .option("--directory <directory>", "where all new files go; must not exist")
     .addOption(diskOption("include this disk"))
+    .option(
+      "--lvm",
+      "let LVM take the snapshots of disks that are raw logical volumes, instead of making overlays",
+    )
+    .addOption(
+      new Option(
+        "--lvm-size <size>",
+        "space for old content of each volume that is not thin; once the guest has overwritten more, the snapshot is broken " +
+          "(default: as much as it can need)",
+      ).argParser(sizeOption),
+    )
     .option("--quiesce", "freeze the guest's file systems; with --disk-only")
     .option("--xml <file>", "take what is wanted from this <domainsnapshot>")
     .action((domain, file, settings, options) =>
@@ -116,6 +128,8 @@ function addCreate(group: Command, run: RunAction): void {
           disks: options.disk,
           overlays: {},
           quiesce: options.quiesce === true,
+          lvm: options.lvm === true,
+          lvmReservedBytes: options.lvmSize,
           xml: options.xml === undefined ? undefined : await readXmlFile(absolutePath(options.xml)),
           file: text,
           settings: words,

@@ -25,12 +25,31 @@ export function domainSnapshotList(
       { head: "PARENT", cell: ({ parent }) => parent ?? "-" },
       { head: "TIME", cell: ({ time }) => formatTime(time) },
       { head: "STATE", cell: ({ state }) => state.toLowerCase() },
-      { head: "TYPE", cell: ({ kind }) => kind.toLowerCase() },
+      {
+        head: "TYPE",
+        cell: (snapshot) => `${snapshot.kind.toLowerCase()}${isBroken(snapshot) ? ", broken" : ""}`,
+      },
       { head: "MEMORY", cell: memorySize, align: "right" },
       { head: "DISKS", cell: ({ disks }) => disks.map(({ target }) => target).join(",") },
     ],
     terminal,
   );
+}
+
+function isBroken({ disks }: DomainSnapshot): boolean {
+  return disks.some(({ volume }) => volume?.state === "OVERFLOWED" || volume?.state === "MISSING");
+}
+
+function volumeText({ volume }: DomainSnapshot["disks"][number]): string {
+  if (!volume) return "-";
+  const { kind, state, usedPercent } = volume;
+  const words = {
+    STATE_UNSPECIFIED: "not known",
+    WHOLE: usedPercent === undefined ? "" : `${usedPercent} % used`,
+    OVERFLOWED: "BROKEN: overflowed",
+    MISSING: "BROKEN: missing",
+  }[state];
+  return [kind.toLowerCase(), words].filter((word) => word !== "").join(", ");
 }
 
 /** Each snapshot below the one it descends from; a star marks where the domain is. */
@@ -45,6 +64,7 @@ function label({ name, current }: DomainSnapshot): string {
 
 export function domainSnapshotDetails(snapshot: DomainSnapshot, terminal: boolean): string {
   const { consistency, memory } = snapshot;
+  const hasVolumes = snapshot.disks.some(({ volume }) => volume !== null);
   const head = facts([
     ["Snapshot", snapshot.name],
     ["Domain", snapshot.domain],
@@ -72,6 +92,7 @@ export function domainSnapshotDetails(snapshot: DomainSnapshot, terminal: boolea
       { head: "FORMAT", cell: ({ format }) => format },
       { head: "SIZE", cell: ({ sizeBytes }) => formatBytes(sizeBytes), align: "right" },
       { head: "CHECKPOINTS", cell: ({ checkpoints }) => checkpoints.join(",") || "-" },
+      ...(hasVolumes ? [{ head: "LVM", cell: volumeText }] : []),
       { head: "FILE", cell: ({ file }) => file },
     ],
     terminal,

@@ -77,6 +77,14 @@ const snapshot = z.strictObject({
       format: diskFormat,
       sizeBytes: bytes,
       bitmaps: z.array(z.string()),
+      volume: z
+        .strictObject({
+          kind: z.enum(["thin", "classic"]),
+          group: z.string(),
+          name: z.string(),
+          tag: z.string().startsWith("fleece:"),
+        })
+        .exactOptional(),
     }),
   ),
   machine: z

@@ -5,6 +5,7 @@ import type { HostCleaner } from "../ports/state-store.js";
 import { errnoOf, fileError } from "../shared/errors.js";
 import { removeEmptyDirectory, removeFile } from "./durable-files.js";
 import { endDaemon } from "./end-daemon.js";
+import { lvmVolumes } from "./lvm/volumes.js";
 import { undoStart } from "./machine/launcher.js";
 import { removeExport } from "./node-exports.js";
 import { withQmpErrors } from "./qmp-errors.js";
@@ -19,6 +20,8 @@ export class QemuHostCleaner implements HostCleaner {
         return;
       case "linked-file":
         return removeLinkedFile(entry.path, entry.link);
+      case "volume":
+        return lvmVolumes.remove(entry.volume);
       case "directory":
         return rm(entry.path, { recursive: true, force: true });
       case "empty-directory":

@@ -16,6 +16,7 @@ import { checkName } from "./names.js";
 import { checkFilePath } from "./paths.js";
 import type { QuiescePlan } from "./quiesce.js";
 import { DISK_FORMATS, type DiskFormat, formatOfDriver } from "./snapshot-plan.js";
+import { checkVolumeSpace, type LogicalVolume, planVolume, type PlannedVolume } from "./volumes.js";
 
 /** What the creation of an external domain snapshot will do, decided before anything changes; and why it may not be. */
 
@@ -72,6 +73,8 @@ export interface CreationPlan {
   readonly state: SnapshotState;
   readonly live: boolean;
   readonly disks: readonly PlannedLayer[];
+  /** Disks of which LVM makes a snapshot: they get no overlay. */
+  readonly volumes?: readonly PlannedVolume[];
   readonly memory?: NewFile;
   /** Set with `memory`. */
   readonly machine?: SnapshotMachine;
@@ -121,6 +124,8 @@ export interface PlanParts {
   /** What holds the domain's disks open, in words: block snapshots of ours, for example. */
   readonly holders: readonly string[];
   readonly quiesce?: QuiescePlan | undefined;
+  /** By the disk's file: asked for if the request wants snapshots by LVM. */
+  readonly volumes?: ReadonlyMap<string, LogicalVolume>;
 }
 
 /** Throws a FleeceError with the first reason against it. */
@@ -139,8 +144,11 @@ export function planCreation(request: CreateDomainSnapshotRequest, parts: PlanPa
     path,
     firstName: posix.join(posix.dirname(path), `.fleece-${id}-${posix.basename(path)}`),
   });
-  const disks = chosen.map(({ disk, requested }, index) => {
-    checkDisk(disk, all);
+  const volumes = planVolumes(request, name, chosen, parts);
+  const byLvm = new Set(volumes.map(({ target }) => target));
+  const layered = chosen.filter(({ disk }) => !byLvm.has(disk.target));
+  for (const { disk } of chosen) checkDisk(disk, all);
+  const disks = layered.map(({ disk, requested }, index) => {
     const overlay = requested?.overlay ?? posix.join(directory, `${disk.target}-${name}.qcow2`);
     return planLayer(disk, file(checkFilePath("an overlay", overlay)), `domsnap-${id}-${index}`, all);
   });
@@ -149,7 +157,7 @@ export function planCreation(request: CreateDomainSnapshotRequest, parts: PlanPa
     ...disks.map(({ overlay }) => overlay.path),
     ...(memory === undefined ? [] : [memory.path]),
   ]);
-  const targets = new Set(disks.map(({ target }) => target));
+  const targets = new Set([...byLvm, ...disks.map(({ target }) => target)]);
   return {
     id,
     domain: request.domain,
@@ -159,6 +167,7 @@ export function planCreation(request: CreateDomainSnapshotRequest, parts: PlanPa
     state: facts.state,
     live: withMemory && facts.state === "running" && request.live === true,
     disks,
+    ...(volumes.length === 0 ? {} : { volumes }),
     ...(memory === undefined ? {} : { memory }),
     ...(memory === undefined || facts.machine === undefined ? {} : { machine: facts.machine }),
     ...(request.directory === undefined
@@ -232,6 +241,11 @@ export function addSnapshot(
   const layers = new Map(all.layers.map((layer) => [layer.target, layer]));
   for (const { target, home, overlay } of plan.disks) {
     layers.set(target, { ...layers.get(target), target, home, active: overlay.path, format: "qcow2" });
+  }
+  // Where the guest goes on: a revert leaves it for an overlay.
+  for (const { target, origin } of plan.volumes ?? []) {
+    if (layers.has(target)) continue;
+    layers.set(target, { target, home: origin.file, active: origin.file, format: "raw" });
   }
   return {
     ...all,
@@ -479,6 +493,35 @@ function planLayer(disk: DiskFacts, overlay: NewFile, node: string, all: DomainS
     bitmaps: [...stopped, ...carried].map(({ bitmap }) => bitmap),
     carried,
   };
+}
+
+/** Those disks that are logical volumes, as they are: LVM knows nothing of images and what these are based on. */
+function planVolumes(
+  { domain, lvm, lvmReservedBytes: reservedBytes }: CreateDomainSnapshotRequest,
+  snapshot: string,
+  chosen: readonly ChosenDisk[],
+  { id, volumes: known = new Map<string, LogicalVolume>() }: PlanParts,
+): readonly PlannedVolume[] {
+  if (lvm !== true) {
+    if (reservedBytes === undefined) return [];
+    throw refused("INVALID_ARGUMENT", "Expected a snapshot by LVM for the size of one, got none");
+  }
+  const planned = chosen.flatMap(({ disk: { target, file, formats, sizeBytes }, requested }) => {
+    const volume = known.get(file);
+    const isPlain = formats.length === 1 && formatOfDriver(formats[0] ?? "") === "raw";
+    if (volume === undefined || !isPlain || requested?.overlay !== undefined) return [];
+    return [planVolume(volume, { id, snapshot, target, file, sizeBytes, reservedBytes })];
+  });
+  if (planned.length === 0) {
+    const found = chosen.map(({ disk }) => `${disk.target} in ${disk.file}`).join(", ");
+    throw refused(
+      "UNSUPPORTED",
+      `Expected a disk of domain ${domain} that is a raw logical volume, for a snapshot by LVM, got ${found}`,
+      { domain },
+    );
+  }
+  checkVolumeSpace(planned, known.values());
+  return planned;
 }
 
 function memoryFile(

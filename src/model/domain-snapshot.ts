@@ -102,6 +102,17 @@ export interface SnapshotDisk {
   readonly sizeBytes: number;
   /** Names of the bitmaps that the layer had at the moment, the recording one last. */
   readonly bitmaps: readonly string[];
+  /** Set if `file` is a snapshot by LVM, and the guest went on in the volume that it is of. */
+  readonly volume?: SnapshotVolume;
+}
+
+/** A logical volume that is a snapshot of another one. */
+export interface SnapshotVolume {
+  readonly kind: "thin" | "classic";
+  readonly group: string;
+  readonly name: string;
+  /** What tells it from another volume of that name: `fleece:<id>`. */
+  readonly tag: string;
 }
 
 /** What has to be the same for QEMU to load a memory image; names of nodes and files need not be. */
@@ -141,6 +152,10 @@ export interface CreateDomainSnapshotRequest {
   /** Default: every writable disk. Others are left out. */
   readonly disks?: readonly RequestedDisk[] | undefined;
   readonly quiesce?: boolean | undefined;
+  /** By LVM itself, for disks that are logical volumes and for which no overlay is named. */
+  readonly lvm?: boolean | undefined;
+  /** Of a classic snapshot by LVM, for old content. Default: as much as it can need. */
+  readonly lvmReservedBytes?: number | undefined;
   /** The key of the request: a repeat finds the snapshot by it. */
   readonly request?: string | undefined;
 }

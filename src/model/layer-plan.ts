@@ -77,8 +77,11 @@ export function planLayerDeletion(
   snapshot: DomainSnapshot,
   files: readonly LayerFile[],
 ): readonly DiskDeletion[] {
-  return snapshot.disks.map(({ target, file, bitmaps }) => {
-    const lower = files.find(({ path }) => path === file);
+  return snapshot.disks.map(({ target, file, bitmaps, volume }) => {
+    const found = files.find(({ path }) => path === file);
+    // A classic one could overflow under a guest that goes on in it.
+    const lower =
+      found === undefined || volume === undefined ? found : { ...found, isReadOnly: true as const };
     const layers = all.layers.find((each) => each.target === target);
     const isNeeded =
       layers?.active === file ||

@@ -1,6 +1,6 @@
 import type { ErrorCode } from "../shared/errors.js";
 import type { CreationPlan } from "./domain-snapshot-plan.js";
-import type { DomainSnapshots, SnapshotState } from "./domain-snapshot.js";
+import type { DomainSnapshots, SnapshotState, SnapshotVolume } from "./domain-snapshot.js";
 import type { FrontOffer } from "./front-offer.js";
 import type { LayerMerge } from "./layer-plan.js";
 import type { Lease } from "./lease.js";
@@ -144,6 +144,8 @@ export interface DeletionJournal {
   readonly phase: "merging" | "brink" | "merged";
   /** To be removed as far as the document does not name them, in this order. */
   readonly files: readonly string[];
+  /** Snapshots by LVM, to be removed likewise. */
+  readonly volumes?: readonly { readonly file: string; readonly volume: SnapshotVolume }[];
   /** Made for the snapshot; removed when it is empty. */
   readonly directory?: string;
 }

@@ -1,4 +1,5 @@
 import type { CheckpointId } from "./checkpoint.js";
+import type { SnapshotVolume } from "./domain-snapshot.js";
 import type { MovedPath } from "./machine-ends.js";
 import type { StandIn } from "./stand-in.js";
 
@@ -30,6 +31,8 @@ export type UndoEntry =
   | { readonly kind: "file"; readonly path: string }
   /** A file with a second name: remove that if it is this file's, then the file. */
   | { readonly kind: "linked-file"; readonly path: string; readonly link: string }
+  /** A snapshot by LVM: remove it if it has the tag. */
+  | { readonly kind: "volume"; readonly volume: SnapshotVolume }
   /** A directory of ours: remove it with what is in it. */
   | { readonly kind: "directory"; readonly path: string }
   /** A directory of ours that users named: remove it if nothing is in it. */

@@ -36,6 +36,8 @@ export interface SnapshotTaker extends AsyncDisposable {
 
 export interface TakeOptions {
   readonly undo: UndoLog;
+  /** LVM's part of the plan. Awaited once, when nobody writes to its disks and the memory is complete, before `beforeDisks`. */
+  readonly takeVolumes: () => Promise<void>;
   readonly beforeDisks: (moment: MomentSoFar) => Promise<void>;
   readonly onMemory: (savedBytes: number, totalBytes: number) => void;
   readonly signal?: AbortSignal | undefined;

@@ -23,6 +23,7 @@ import type { BackupRepository, MachineFile } from "../ports/repository.js";
 import type { ScratchSpace } from "../ports/scratch-space.js";
 import type { SnapshotTakers } from "../ports/snapshot-taker.js";
 import type { HostCleaner, StateStore } from "../ports/state-store.js";
+import type { Volumes } from "../ports/volumes.js";
 import type { Webhooks } from "../ports/webhooks.js";
 import { FleeceError } from "../shared/errors.js";
 import type { ExportFronts } from "./export-fronts.js";
@@ -42,6 +43,7 @@ export interface ServiceContext {
   readonly layers: LayerMergers;
   readonly snapshotFiles: SnapshotFiles;
   readonly internals: InternalSnapshots;
+  readonly volumes: Volumes;
   readonly host: HostCleaner;
   readonly clock: Clock;
   readonly log: Logger;

@@ -11,6 +11,7 @@ import type { BackupRepository } from "../ports/repository.js";
 import type { SnapshotTakers } from "../ports/snapshot-taker.js";
 import type { HostCleaner, OperationRecord, StateStore } from "../ports/state-store.js";
 import type { Clock } from "../ports/clock.js";
+import type { Volumes } from "../ports/volumes.js";
 import { errorMessage, isFleeceError } from "../shared/errors.js";
 import { settleClone } from "./domain-snapshots/settle-clone.js";
 import { settleCopy } from "./settle-copy.js";
@@ -37,6 +38,7 @@ export interface RecoveryParts {
   readonly layers: LayerMergers;
   readonly snapshotFiles: SnapshotFiles;
   readonly internals: InternalSnapshots;
+  readonly volumes: Volumes;
 }
 
 /**

@@ -21,6 +21,7 @@ import type { DomainLock, OperationOwner, StateStore } from "../../src/ports/sta
 import type { ServiceContext } from "../../src/services/context.js";
 import { JobRunner } from "../../src/services/jobs/job-runner.js";
 import type { FakeDiskSpec, Gate } from "./fake-domain.js";
+import { lvmVolumes } from "../../src/drivers/lvm/volumes.js";
 import { FakeDomain } from "./fake-domain.js";
 import { gated } from "./fake-faults.js";
 import { fakeBootMachines, fakeMachines } from "./fake-machines.js";
@@ -97,6 +98,7 @@ export class FakeProcess {
       layers: new QemuLayerMergers({ domains: [], runtimeRoot: world.stateDir }),
       snapshotFiles,
       internals: new QemuInternalSnapshots([]),
+      volumes: lvmVolumes,
       host: gated(domain.host, "host", gate),
       clock: {
         now: () => domain.now(),

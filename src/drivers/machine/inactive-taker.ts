@@ -51,9 +51,13 @@ export class InactiveTaker implements SnapshotTaker {
   }
 
   /** That nobody has written to the images since they were looked at is all that there is to it. */
-  async take(plan: CreationPlan, { signal }: TakeOptions): Promise<TakenMoment> {
+  async take(plan: CreationPlan, { takeVolumes, signal }: TakeOptions): Promise<TakenMoment> {
     const timeMs = this.#clock.now();
-    for (const { target, file, format } of plan.disks) {
+    await takeVolumes();
+    const ofVolumes = (plan.volumes ?? []).map(({ target, origin: { file } }) => ({
+      ...{ target, file, format: "raw" as const },
+    }));
+    for (const { target, file, format } of [...plan.disks, ...ofVolumes]) {
       const before = this.#fingerprints.find((each) => each.target === target);
       // A guest that runs has the image open for writing.
       await imageInfo(file, format, { signal });

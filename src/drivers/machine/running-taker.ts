@@ -90,26 +90,28 @@ export class RunningTaker implements SnapshotTaker {
     return this.close();
   }
 
-  /** The transaction is one moment by itself: the guest's requests wait while it lasts. */
+  /** The transaction is one moment by itself: the guest's requests wait while it lasts. LVM takes one volume after the other. */
   async #takeDisks(plan: CreationPlan, options: TakeOptions): Promise<TakenMoment> {
     const { clock, config, qmpSocketPath } = this.#options;
     const { undo, beforeDisks, signal } = options;
     const { guestAgent } = config;
+    const hold = plan.volumes !== undefined;
     const quiesce =
       plan.quiesce === undefined || guestAgent === undefined
         ? undefined
         : { ...plan.quiesce, agentSocketPath: guestAgent };
     const { value: timeMs, ...quiet } = await quietMoment(
-      { qmp: this.#qmp, clock, domain: plan.domain, qmpSocketPath, hold: false, quiesce, undo, signal },
+      { qmp: this.#qmp, clock, domain: plan.domain, qmpSocketPath, hold, quiesce, undo, signal },
       async () => {
         const moment = { timeMs: clock.now() };
+        await options.takeVolumes();
         await beforeDisks(moment);
         await this.#switchDisks(plan);
         return moment.timeMs;
       },
     );
     const outcome = quiet.quiesce === undefined ? {} : { quiesce: quiet.quiesce };
-    return { timeMs, pausedMs: 0, ...outcome };
+    return { timeMs, pausedMs: quiet.heldMs, ...outcome };
   }
 
   async #takeAll(plan: CreationPlan, memory: NewFile, options: TakeOptions): Promise<TakenMoment> {
@@ -152,7 +154,7 @@ export class RunningTaker implements SnapshotTaker {
   async #saveAndSwitch(
     plan: CreationPlan,
     { into, standIns }: { readonly into: MemoryFile; readonly standIns: readonly StandIn[] },
-    { beforeDisks, onMemory, signal }: TakeOptions,
+    { takeVolumes, beforeDisks, onMemory, signal }: TakeOptions,
   ): Promise<{ readonly timeMs: number; readonly memoryBytes: number }> {
     const { clock, convergeWithinMs } = this.#options;
     for (const each of standIns) await prepareStandIn(this.#qmp, each);
@@ -163,6 +165,7 @@ export class RunningTaker implements SnapshotTaker {
     for (const each of standIns) await takeBack(this.#qmp, each);
     signal?.throwIfAborted();
     const moment = { timeMs: clock.now(), memoryBytes: into.sizeBytes };
+    await takeVolumes();
     await beforeDisks(moment);
     await this.#switchDisks(plan);
     return moment;
@@ -170,6 +173,7 @@ export class RunningTaker implements SnapshotTaker {
 
   /** All of them or none. */
   async #switchDisks(plan: CreationPlan): Promise<void> {
+    if (plan.disks.length === 0) return;
     await this.#qmp.execute("transaction", {
       actions: plan.disks.map(({ target, node }) => ({
         type: "blockdev-snapshot",

@@ -15,6 +15,7 @@ import { randomId } from "../../shared/ids.js";
 import type { ServiceContext } from "../context.js";
 import { requireDomain, withDomain } from "../context.js";
 import { Operation } from "../operation.js";
+import { checkVolumes } from "./check-volumes.js";
 import { readSnapshot, refuseDeleting } from "./read-snapshot.js";
 import { settleClone } from "./settle-clone.js";
 
@@ -73,8 +74,12 @@ async function checkDirectory({ snapshotFiles }: ServiceContext, directory: stri
   });
 }
 
-async function checkComplete({ snapshotFiles }: ServiceContext, snapshot: DomainSnapshot): Promise<void> {
+async function checkComplete(
+  { snapshotFiles, volumes }: ServiceContext,
+  snapshot: DomainSnapshot,
+): Promise<void> {
   refuseDeleting(snapshot, "cloned");
+  await checkVolumes(volumes, snapshot.disks);
   for (const disk of snapshot.disks) await snapshotFiles.checkImage(disk);
 }
 

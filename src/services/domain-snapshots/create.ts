@@ -82,6 +82,7 @@ async function makePlan(
   const { domain, memoryPath } = request;
   const all = await context.domainSnapshots.read(domain);
   const facts = await taker.look(all.layers, signal);
+  const files = facts.disks.map(({ file }) => file);
   return planCreation(request, {
     id: randomId(8),
     nowMs: context.clock.now(),
@@ -92,6 +93,7 @@ async function makePlan(
       memoryPath !== undefined && (await context.snapshotFiles.place(memoryPath)) !== undefined,
     holders: await blockSnapshotHolders(context, domain),
     quiesce: quiescePlan(context, request, facts),
+    ...(request.lvm === true ? { volumes: await context.volumes.find(files, signal) } : {}),
   });
 }
 
@@ -137,10 +139,16 @@ async function take(
   const { plan } = subject;
   if (plan.directory !== undefined) await makeDirectory(context, operation, plan.directory);
   await taker.addOverlays(plan, operation, signal);
+  const { volumes = [] } = plan;
+  const entries = volumes.map(({ snapshot: volume }) => ({ kind: "volume", volume }) as const);
+  if (entries.length > 0) await operation.register(...entries);
   const moment = await taker.take(plan, {
     undo: operation,
     signal,
     onMemory: (doneBytes, totalBytes) => onProgress?.({ phase: "memory", doneBytes, totalBytes }),
+    takeVolumes: async () => {
+      for (const volume of volumes) await context.volumes.take(volume);
+    },
     beforeDisks: async (soFar) => {
       onProgress?.({ phase: "disks" });
       const host = context.clock.hostTime().start;

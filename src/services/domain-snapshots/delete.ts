@@ -136,7 +136,7 @@ class Deletion {
       throw error;
     }
     onProgress?.({ phase: "finishing" });
-    await removeUnnamed(this.#context.snapshotFiles, now, subjectOf(operation));
+    await removeUnnamed(this.#context, now, subjectOf(operation));
     await operation.end();
     return layers;
   }
@@ -148,9 +148,13 @@ class Deletion {
   ): Promise<Operation> {
     const { store, clock } = this.#context;
     const { memory, directory, name } = snapshot;
+    const volumes = snapshot.disks.flatMap(({ file, volume }) =>
+      volume === undefined ? [] : [{ file, volume }],
+    );
+    const isVolume = (path: string): boolean => volumes.some(({ file }) => file === path);
     const files = disks.flatMap(({ merges, removed }) => [
       ...merges.flatMap(({ how, upper }) => (how === "commit" ? [upper] : [])),
-      ...(removed === undefined ? [] : [removed]),
+      ...(removed === undefined || isVolume(removed) ? [] : [removed]),
     ]);
     return await Operation.begin(store, {
       id: randomId(8),
@@ -162,6 +166,7 @@ class Deletion {
         phase: "merging",
         // Last: as long as it is there, the disks are what is missing.
         files: [...files, ...(memory?.kind === "external" ? [memory.file] : [])],
+        ...(volumes.length === 0 ? {} : { volumes }),
         ...(directory === undefined ? {} : { directory }),
       },
     });

@@ -1,6 +1,11 @@
-import type { DomainSnapshot, DomainSnapshotOptions, SnapshotMemory } from "../../model/domain-snapshot.js";
+import type {
+  DomainSnapshot,
+  DomainSnapshotOptions,
+  SnapshotDisk,
+  SnapshotMemory,
+} from "../../model/domain-snapshot.js";
 import { findSnapshot } from "../../model/domain-snapshot.js";
-import { filesOf, addSnapshot } from "../../model/domain-snapshot-plan.js";
+import { type CreationPlan, filesOf, addSnapshot } from "../../model/domain-snapshot-plan.js";
 import type { DomainSnapshotJournal } from "../../model/operation.js";
 import { consistencyOf } from "../../model/quiesce.js";
 import type { UndoEntry } from "../../model/undo.js";
@@ -80,13 +85,7 @@ export async function finishCreation(
     live: plan.live,
     ...(memory === undefined ? { consistency: consistencyOf(mode, quiesce) } : { memory }),
     pausedMs,
-    disks: plan.disks.map(({ target, file, format, sizeBytes, bitmaps }) => ({
-      target,
-      file,
-      format,
-      sizeBytes,
-      bitmaps,
-    })),
+    disks: disksOf(plan),
     ...(memory === undefined || plan.machine === undefined ? {} : { machine: plan.machine }),
     ...(plan.directory === undefined ? {} : { directory: plan.directory }),
     clones: [],
@@ -102,6 +101,17 @@ export async function finishCreation(
     `The memory of domain snapshot ${plan.name} is lost, so that it is kept as a disk-only one: ${errorMessage(lost)}`,
     { cause: lost, facts: { domain: plan.domain, snapshot: plan.name } },
   );
+}
+
+function disksOf({ disks, volumes = [] }: CreationPlan): readonly SnapshotDisk[] {
+  return [
+    ...disks.map(({ target, file, format, sizeBytes, bitmaps }) => ({
+      ...{ target, file, format, sizeBytes, bitmaps },
+    })),
+    ...volumes.map(({ target, file, sizeBytes, snapshot }) => ({
+      ...{ target, file, format: "raw" as const, sizeBytes, bitmaps: [], volume: snapshot },
+    })),
+  ];
 }
 
 /** A memory file counts only if it is known to be whole: not after a restart of the host, which may have lost the end of it. */
@@ -135,6 +145,8 @@ async function tidy(
   const all = await parts.domainSnapshots.read(plan.domain);
   const hasMemory = findSnapshot(all, plan.name)?.memory !== undefined;
   await keepFiles(parts, operation, subject, hasMemory);
+  const volumes = operation.record.undo.filter(({ kind }) => kind === "volume");
+  if (volumes.length > 0) await operation.settle(...volumes);
   await unwind(operation, session, parts.host);
 }
 
@@ -185,6 +197,8 @@ async function lookWhere(
   session: DomainSession,
   { plan }: DomainSnapshotJournal,
 ): Promise<"before" | "after" | "restarted"> {
+  // LVM was done before it was written that the disks change.
+  if (plan.disks.length === 0) return "after";
   await session.close();
   await using taker = await takers.open(plan.domain);
   if (taker.mode === "inactive") return "after";

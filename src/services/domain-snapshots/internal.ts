@@ -95,8 +95,10 @@ export async function deleteInternal(
   return layers;
 }
 
-function refuseUnsupported({ live, quiesce, directory, memoryPath }: CreateDomainSnapshotRequest): void {
+function refuseUnsupported(request: CreateDomainSnapshotRequest): void {
+  const { live, quiesce, directory, memoryPath, lvm } = request;
   const asked = [
+    [lvm === true, "--lvm: it is in the images, not beside them"],
     [live === true, "--live: the guest stands still while memory goes into an image"],
     [quiesce === true, "--quiesce"],
     [

@@ -5,6 +5,7 @@ import type { Machine } from "../../ports/machines.js";
 import { FleeceError, isFleeceError } from "../../shared/errors.js";
 import type { ServiceContext } from "../context.js";
 import type { DomainSession } from "../domain-session.js";
+import { checkVolumes } from "./check-volumes.js";
 import type { RevertOrder } from "./revert-order.js";
 
 /** What a revert to an external snapshot begins with. Its monitor is ours until it is disposed. */
@@ -66,10 +67,11 @@ function refuseSharedDisks({ snapshot, present, all }: RevertFacts): void {
 
 /** Reads all of the memory, and opens all images. Fails with DAMAGED. */
 export async function checkFiles(
-  { snapshotFiles }: ServiceContext,
+  { snapshotFiles, volumes }: ServiceContext,
   { disks, memory }: DomainSnapshot,
   { signal, onProgress }: DomainSnapshotOptions,
 ): Promise<void> {
+  await checkVolumes(volumes, disks, signal);
   for (const disk of disks) {
     onProgress?.({ phase: "checking", target: disk.target });
     await snapshotFiles.checkImage(disk, signal);

@@ -6,6 +6,7 @@ import type { LayerMerger, LayerMergers } from "../../ports/layer-merger.js";
 import type { Logger } from "../../ports/logger.js";
 import type { SnapshotFiles } from "../../ports/snapshot-files.js";
 import type { HostCleaner } from "../../ports/state-store.js";
+import type { Volumes } from "../../ports/volumes.js";
 import type { DomainSession } from "../domain-session.js";
 import type { Operation } from "../operation.js";
 import { undoEntry } from "../unwind.js";
@@ -14,6 +15,7 @@ export interface SettleParts {
   readonly domainSnapshots: DomainSnapshotStore;
   readonly layers: LayerMergers;
   readonly snapshotFiles: SnapshotFiles;
+  readonly volumes: Volumes;
   readonly host: HostCleaner;
   readonly log: Logger;
 }
@@ -45,7 +47,7 @@ export async function settleDeletion(
       await merger.release(subject.merge);
     }
   }
-  await removeUnnamed(parts.snapshotFiles, all, subject);
+  await removeUnnamed(parts, all, subject);
   await operation.end();
 }
 
@@ -71,10 +73,13 @@ async function isDone(
 
 /** Idempotent: what the document names stays. */
 export async function removeUnnamed(
-  files: SnapshotFiles,
+  { snapshotFiles, volumes }: Pick<SettleParts, "snapshotFiles" | "volumes">,
   all: DomainSnapshots,
-  { files: candidates, directory }: Pick<DeletionJournal, "files" | "directory">,
+  candidates: Pick<DeletionJournal, "files" | "volumes" | "directory">,
 ): Promise<void> {
-  for (const file of candidates) if (!isNamed(all, file)) await files.remove(file);
-  if (directory !== undefined) await files.removeDirectory(directory);
+  for (const { file, volume } of candidates.volumes ?? []) {
+    if (!isNamed(all, file)) await volumes.remove(volume);
+  }
+  for (const file of candidates.files) if (!isNamed(all, file)) await snapshotFiles.remove(file);
+  if (candidates.directory !== undefined) await snapshotFiles.removeDirectory(candidates.directory);
 }

@@ -43,7 +43,7 @@ export function startWithFault(
 
 /** The same for `fleece …`, an agent for example. */
 export async function startFaulty(
-  at: Site,
+  at: Pick<Site, "directory" | "configPath">,
   args: readonly string[],
   fault: Pick<StepFault, "match"> & Partial<StepFault>,
   options: Pick<FleeceOptions, "script"> = {},

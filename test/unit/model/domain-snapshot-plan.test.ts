@@ -14,6 +14,7 @@ import {
   type PlanParts,
   addSnapshot,
 } from "../../../src/model/domain-snapshot-plan.js";
+import type { LogicalVolume } from "../../../src/model/volumes.js";
 import { MIB } from "../../../src/shared/units.js";
 
 const machine = {
@@ -109,6 +110,43 @@ describe("planCreation", () => {
   it("takes the next second if the default name is taken", () => {
     const snapshots = [{ ...older, name: "1700000000" }];
     expect(plan({}, { all: { snapshots } }).name).toBe("1700000001");
+  });
+
+  it("leaves raw disks to LVM that are logical volumes, and makes overlays of the others", () => {
+    const facts = {
+      disks: ["vda", "vdb", "vdc"].map((target) =>
+        disk(target, { file: `/dev/vg/${target}`, formats: ["raw"] }),
+      ),
+    };
+    const volume = {
+      group: "vg",
+      name: "vda",
+      kind: "classic",
+      freeBytes: 64 * MIB,
+      siblings: ["vda"],
+    } as const;
+    const volumes = new Map<string, LogicalVolume>([
+      ["/dev/vg/vda", volume],
+      ["/dev/vg/vdb", { ...volume, name: "vdb", kind: "thin" }],
+    ]);
+    const planned = plan({ name: "s@1", lvm: true }, { facts, parts: { volumes } });
+    const tag = "fleece:k3j9ab00";
+    expect(planned.disks.map(({ target }) => target)).toEqual(["vdc"]);
+    expect(planned.leftOut).toEqual([]);
+    expect(planned.volumes?.map(({ file, snapshot }) => [file, snapshot])).toEqual([
+      ["/dev/vg/vda-s_1", { kind: "classic", group: "vg", name: "vda-s_1", tag }],
+      ["/dev/vg/vdb-s_1", { kind: "thin", group: "vg", name: "vdb-s_1", tag }],
+    ]);
+    const refusal = (code: string): unknown => expect.objectContaining({ code });
+    expect(() => plan({ lvm: true }, { facts })).toThrow(refusal("UNSUPPORTED"));
+    expect(() => plan({ lvmReservedBytes: MIB }, { facts })).toThrow(refusal("INVALID_ARGUMENT"));
+    expect(() => plan({ lvm: true, lvmReservedBytes: 65 * MIB }, { facts, parts: { volumes } })).toThrow(
+      refusal("NO_SPACE"),
+    );
+    volumes.set("/dev/vg/vda", { ...volume, siblings: ["vda-s"] });
+    expect(() => plan({ name: "s", lvm: true }, { facts, parts: { volumes } })).toThrow(
+      refusal("ALREADY_EXISTS"),
+    );
   });
 
   it("puts all files into the directory of the request, and the memory where it is wanted", () => {
