@@ -40,7 +40,8 @@ export class FakeHost implements HostCleaner {
         this.#endExport(entry.directory, entry.id);
         return;
       case "machine":
-        throw new Error("Expected no undo of a machine: the fake host has none");
+      case "volume":
+        throw new Error(`Expected no undo of a ${entry.kind}: the fake host has none`);
     }
   }
 
