@@ -38,8 +38,6 @@ export interface VmHardware {
   /** The CPUs do not start. */
   readonly paused?: boolean;
   readonly boot?: LinuxBoot;
-  /** Default: the machine's own, which boots. */
-  readonly firmwarePath?: string;
   /** A Unix socket on which somebody listens already: QEMU connects the guest's serial port to it. */
   readonly serialPath?: string;
   /** Further arguments for QEMU, as they are. */
@@ -67,7 +65,6 @@ export function qemuArguments(hardware: VmHardware, qmpPaths: readonly string[])
     ...qmpPaths.flatMap((path, index) => monitorArguments(path, index)),
     ...serialArguments(hardware),
     ...bootArguments(hardware),
-    ...(hardware.firmwarePath === undefined ? [] : ["-bios", hardware.firmwarePath]),
     ...hardware.disks.flatMap((disk, index) => diskArguments(disk, index, machine)),
     ...(hardware.extraArguments ?? []),
   ];

@@ -2,7 +2,6 @@ import { readFile } from "node:fs/promises";
 import { join } from "node:path";
 import { type BlockState, readBlockState } from "./block-state.js";
 import { BoundProcess, type ProcessEnd } from "./bound-process.js";
-import { haltingFirmware } from "./halting-firmware.js";
 import { type JsonObject, Monitor, type MonitorEvent } from "./monitor.js";
 import { formatNodeName, qemuArguments, qemuIoPath, type TestDisk, type VmHardware } from "./vm-arguments.js";
 
@@ -170,10 +169,7 @@ export class TestVm implements AsyncDisposable {
 
   async #start(): Promise<void> {
     const qmpPaths = [this.qmpPath, ...this.extraQmpPaths, this.#monitorPath];
-    const hardware = boots(this.#options)
-      ? this.#options
-      : { ...this.#options, firmwarePath: await haltingFirmware() };
-    const process = await BoundProcess.start("qemu-system-x86_64", qemuArguments(hardware, qmpPaths), {
+    const process = await BoundProcess.start("qemu-system-x86_64", qemuArguments(this.#options, qmpPaths), {
       stdoutPath: this.#stdoutPath,
       stderrPath: this.stderrPath,
     });
@@ -212,12 +208,4 @@ export class TestVm implements AsyncDisposable {
     if (this.#monitor === undefined) throw new Error("The VM was never started");
     return this.#monitor;
   }
-}
-
-/**
- * Whether the guest's firmware has something to do: to load a system, now or when the CPUs are started, or to wake up the
- * device of an iothread, which gets the disk only then.
- */
-function boots({ boot, paused, disks }: VmHardware): boolean {
-  return boot !== undefined || paused === true || disks.some(({ iothread }) => iothread === true);
 }
