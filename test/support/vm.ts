@@ -98,7 +98,10 @@ export class TestVm implements AsyncDisposable {
     return disk;
   }
 
-  /** Fills `length` bytes at `offset` with the byte `pattern` (0–255), as the guest's driver would. */
+  /**
+   * Fills `length` bytes at `offset` with the byte `pattern` (0–255), as the guest's driver would. It stays when QEMU is killed: the
+   * firmware's driver wants no write cache, so QEMU writes through.
+   */
   async guestWrite(target: string, offset: number, length: number, pattern: number): Promise<GuestVerdict> {
     return this.guestIo(target, `write -P ${pattern} ${offset} ${length}`);
   }
