@@ -40,7 +40,7 @@ describe("a vendor's client that gets SIGKILL", () => {
     "when it has come to %s leaves nothing once its lease has ended, and the next backup is right",
     async (point) => {
       const { scene } = await sceneWithAgent();
-      const args = [script, agentSocket(scene.at), PROTO_DIRECTORY, String(LEASE_MS)];
+      const args = [script, agentSocket(scene.at), PROTO_DIRECTORY, String(LEASE_MS), point];
       const vendor = untilTestEnds(await BoundProcess.start(process.execPath, args));
       const isThere = () => new RegExp(`^${point}$`, "m").test(vendor.stdout);
       await expect.poll(() => [isThere(), vendor.stderr], { ...ENDED, interval: 1 }).toEqual([true, ""]);

@@ -1,12 +1,12 @@
 /**
  * A vendor's backup of a domain, step by step, in a process of its own that can be killed at each of them: it prints what it
- * has come to. `node vendor.mjs SOCKET PROTO_DIRECTORY LEASE_MS`.
+ * has come to. `node vendor.mjs SOCKET PROTO_DIRECTORY LEASE_MS LAST`: between two calls it goes no further than `LAST`.
  */
 import { spawn } from "node:child_process";
 import grpc from "@grpc/grpc-js";
 import { loadSync } from "@grpc/proto-loader";
 
-const [socket, protos, leaseMs] = process.argv.slice(2);
+const [socket, protos, leaseMs, last] = process.argv.slice(2);
 const { fleece } = grpc.loadPackageDefinition(
   loadSync("fleece/v1/block_snapshot.proto", { includeDirs: [protos], longs: Number, enums: String }),
 );
@@ -20,6 +20,11 @@ function call(client, method, request) {
   });
 }
 
+async function reach(point) {
+  console.log(point);
+  if (point === last) await new Promise((resolve) => setTimeout(resolve, 3_600_000));
+}
+
 const domain = "vm";
 const name = "night";
 for (const client of [snapshots, exports]) {
@@ -30,14 +35,14 @@ for (const client of [snapshots, exports]) {
 const creation = call(snapshots, "Create", { domain, name, checkpoint: {}, leaseMs: Number(leaseMs) });
 setImmediate(() => console.log("creating"));
 await creation;
-console.log("created");
+await reach("created");
 const started = await call(exports, "Start", { domain, snapshot: name });
-console.log("exported");
+await reach("exported");
 // A pipe that nobody reads: the reader comes to a halt in the midst of its requests, and dies with us.
 const args = ["--pdeathsig", "KILL", "--", "nbdcopy", started.exports[0].uri, "-"];
 const reader = spawn("setpriv", args, { stdio: ["ignore", "pipe", "ignore"] });
 await new Promise((resolve) => reader.stdout.once("readable", resolve));
-console.log("reading");
+await reach("reading");
 const deletion = call(snapshots, "Delete", { domain, name });
 setImmediate(() => console.log("deleting"));
 await deletion;
