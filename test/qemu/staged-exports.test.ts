@@ -21,7 +21,7 @@ interface ExportMessage {
   readonly staged: boolean;
 }
 
-const BIG = [{ target: "vda", format: "qcow2" as const, sizeBytes: 96 * MIB, filledBytes: 96 * MIB }];
+const BIG = [{ target: "vda", format: "qcow2" as const, sizeBytes: 192 * MIB, filledBytes: 192 * MIB }];
 
 async function startStaged(options: SiteOptions = {}) {
   const at = await startSite({ exports: "staged", ...options });
@@ -70,12 +70,12 @@ async function daemons(at: Site): Promise<number[]> {
   return found.flat().map(({ pid }) => pid);
 }
 
-/** Waits until QEMU copies for the command, and slows that down; fails if the command ends before. */
+/** Waits until QEMU copies for the command, and slows that down at once; fails if the command ends before. */
 async function untilCopying(at: Site, command: FleeceProcess): Promise<void> {
   for (;;) {
-    const [job] = (await at.vm.blockState()).jobs;
+    const [job] = (await at.vm.qmp("query-block-jobs")) as readonly { readonly device: string }[];
     if (job !== undefined) {
-      await at.vm.qmp("block-job-set-speed", { device: job.split(" ")[0] ?? "", speed: MIB });
+      await at.vm.qmp("block-job-set-speed", { device: job.device, speed: MIB });
       return;
     }
     expect(command.running).toBe(true);
@@ -241,7 +241,7 @@ describe("backup run with staged exports", () => {
     async (signal) => {
       const at = await startStaged({ disks: BIG });
       await at.json("backup", "run", "vm");
-      for (let offset = 0; offset < 96 * MIB; offset += 4 * MIB) {
+      for (let offset = 0; offset < 192 * MIB; offset += 4 * MIB) {
         await at.vm.guestWrite("vda", offset, 3 * MIB, (offset / MIB) % 251);
       }
       const command = await at.start("backup", "run", "vm");

@@ -1,5 +1,5 @@
 import { readFile } from "node:fs/promises";
-import { connectQmp, type QmpConnectOptions, type QmpSession } from "../../../src/qmp/index.js";
+import { connectQmp, isQmpError, type QmpConnectOptions, type QmpSession } from "../../../src/qmp/index.js";
 import { BoundProcess } from "../../support/bound-process.js";
 import { temporaryDirectory, untilTestEnds } from "../../support/lifetime.js";
 import type { TemporaryDirectory } from "../../support/temporary-directory.js";
@@ -57,7 +57,14 @@ export async function connectTo(
   peer: RunningPeer,
   options: Partial<QmpConnectOptions> = {},
 ): Promise<QmpSession> {
-  return untilTestEnds(await connectQmp({ socketPath: peer.socketPath, ...options }));
+  for (;;) {
+    try {
+      return untilTestEnds(await connectQmp({ socketPath: peer.socketPath, ...options }));
+    } catch (error) {
+      // Under load a storage daemon that has just begun to listen may hang up: whoever starts one has to try again.
+      if (!isQmpError(error, "QMP_DISCONNECTED") || !peer.process.running) throw error;
+    }
+  }
 }
 
 /** Makes a qcow2 image with QMP alone and opens it as node `name`. */
