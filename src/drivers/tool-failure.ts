@@ -7,6 +7,9 @@ const PACKAGES: Readonly<Record<string, string>> = {
   setpriv: "util-linux",
   cat: "coreutils",
   ionice: "util-linux",
+  lvs: "lvm2",
+  lvcreate: "lvm2",
+  lvremove: "lvm2",
 };
 
 /** What QEMU's programs print when an operation fails, in the order in which to look. */
@@ -39,11 +42,7 @@ export function toolFailure(tool: string, failure: ToolEnding): FleeceError {
     cause: failure.cause,
     facts: { tool, ...(failure.path === undefined ? {} : { path: failure.path }) },
   };
-  if (failure.errno === "ENOENT") {
-    const where = PACKAGES[tool];
-    const hint = where === undefined ? "" : `; it is in the package ${where}`;
-    return new FleeceError("TOOL_MISSING", `Cannot find the program ${tool}${hint}`, options);
-  }
+  if (failure.errno === "ENOENT") return toolMissing(tool, options);
   for (const [words, code, sentence] of KNOWN_WORDS) {
     if (!words.test(failure.output)) continue;
     return new FleeceError(code, `${sentence(failure.path ?? "a file")}: ${failure.output}`, options);
@@ -52,6 +51,15 @@ export function toolFailure(tool: string, failure: ToolEnding): FleeceError {
   const about = failure.path === undefined ? "" : ` on ${failure.path}`;
   const words = said === "" ? "" : `: ${said}`;
   return new FleeceError("QEMU_FAILED", `${tool}${about} ${failure.ending}${words}`, options);
+}
+
+export function toolMissing(
+  tool: string,
+  options: ConstructorParameters<typeof FleeceError>[2] = { facts: { tool } },
+): FleeceError {
+  const where = PACKAGES[tool];
+  const hint = where === undefined ? "" : `; it is in the package ${where}`;
+  return new FleeceError("TOOL_MISSING", `Cannot find the program ${tool}${hint}`, options);
 }
 
 const MAX_QUOTED_CHARACTERS = 1000;

@@ -4,7 +4,7 @@ import type { SnapshotVolume } from "../../model/domain-snapshot.js";
 import type { LogicalVolume, PlannedVolume, VolumeReport } from "../../model/volumes.js";
 import type { Volumes } from "../../ports/volumes.js";
 import { errnoOf, type ErrorCode, fileError, FleeceError } from "../../shared/errors.js";
-import { cleanOutput } from "../tool-failure.js";
+import { cleanOutput, toolMissing } from "../tool-failure.js";
 import { isInvalid, kindOfVolume, LVS_ARGUMENTS, type LvsVolume, parseLvsReport } from "./lvs-report.js";
 
 /** LVM's own programs, found on PATH. */
@@ -106,18 +106,13 @@ async function run(
   if (!result.failed) return result.stdout;
   signal?.throwIfAborted();
   const tool = program === "setpriv" ? (args[3] ?? program) : program;
-  const facts = { tool };
-  if (result.code === "ENOENT" || result.exitCode === NOT_FOUND) {
-    throw new FleeceError("TOOL_MISSING", `Cannot find the program ${tool}; it is in the package lvm2`, {
-      facts,
-    });
-  }
+  if (result.code === "ENOENT" || result.exitCode === NOT_FOUND) throw toolMissing(tool);
   const output = cleanOutput(result.stderr, tool);
   const ending = result.timedOut
     ? `did not end within ${timeoutMs / 1000} s`
     : `ended with ${result.signal ?? `exit code ${result.exitCode ?? "unknown"}`}`;
   const words = output === "" ? "" : `: ${output}`;
-  throw new FleeceError(codeOf(output), `${tool} ${ending}${words}`, { facts });
+  throw new FleeceError(codeOf(output), `${tool} ${ending}${words}`, { facts: { tool } });
 }
 
 /** Of `setpriv`, as of a shell. */

@@ -32,7 +32,7 @@ export async function settleGuest(qmp: QmpSession, clock: Clock, wasRunning: boo
  * without taking them back: the next write aborts it. So once QEMU has begun with the end, that is waited for. The images of a
  * guest that was stopped before are taken back by `cont`.
  */
-async function settledState(qmp: QmpSession, clock: Clock): Promise<string> {
+export async function settledState(qmp: QmpSession, clock: Clock): Promise<string> {
   const start = clock.monotonicMs();
   while (clock.monotonicMs() - start < SETTLE_WITHIN_MS) {
     const { status: migration = "none" } = await qmp.execute("query-migrate");
@@ -59,9 +59,4 @@ async function cancel(qmp: QmpSession): Promise<void> {
   } catch (error) {
     if (!isQmpError(error, "QMP_COMMAND_FAILED")) throw error;
   }
-}
-
-/** Ends what is under way, and leaves the guest as it stands then. */
-export async function endSaving(qmp: QmpSession, clock: Clock): Promise<void> {
-  await settledState(qmp, clock);
 }

@@ -10,7 +10,7 @@ import {
 import { randomId } from "../../shared/ids.js";
 import { type BlockFacts, childNode, devicePath, type NodeLayer } from "../running/block-graph.js";
 import { iothreadOf } from "../running/iothreads.js";
-import { endSaving, settleGuest } from "./settle-guest.js";
+import { settledState, settleGuest } from "./settle-guest.js";
 
 /**
  * QEMU saves no memory as long as it has an image of another program's format open. So the device of a guest that stands still
@@ -250,7 +250,7 @@ export async function settleSaving(
   { wasRunning, standIns = [] }: { readonly wasRunning: boolean; readonly standIns?: readonly StandIn[] },
 ): Promise<void> {
   if (standIns.length > 0) {
-    await endSaving(qmp, clock);
+    await settledState(qmp, clock);
     for (const each of standIns) await takeBack(qmp, each);
   }
   await settleGuest(qmp, clock, wasRunning);
