@@ -1,8 +1,9 @@
 import { mkdir, rm } from "node:fs/promises";
 import { parseArgs } from "node:util";
+import { StorageDaemonImages } from "../../src/drivers/images.js";
 import { TemporaryDirectory } from "../support/temporary-directory.js";
 import { measureClient, measureProcess } from "./support/child.js";
-import { BenchExport, cacheDirectory, freshImage, randomImage, type BenchImage } from "./support/exports.js";
+import { BenchExport, cacheDirectory, freshImage, randomImage } from "./support/exports.js";
 import { table, type Run } from "./support/figures.js";
 import { inTurn, type Client } from "./support/in-turn.js";
 import { vatesPackage } from "./support/vates.js";
@@ -21,9 +22,6 @@ const { values } = parseArgs({
   },
 });
 const sizeBytes = Number(values.mib) * 2 ** 20;
-/** For a daemon of our own: blocks stay mapped from request to request. */
-const ALLOCATOR = { MALLOC_MMAP_THRESHOLD_: "67108864", MALLOC_TRIM_THRESHOLD_: "268435456" };
-
 async function vates(source: BenchExport): Promise<Client> {
   const name = "@vates/nbd-client 1 MiB × 16";
   if (values["no-vates"]) return { name, note: "left out" };
@@ -60,30 +58,45 @@ async function pullClients(source: BenchExport): Promise<Client[]> {
 }
 
 function copyClients(source: BenchExport, directory: TemporaryDirectory): Client[] {
-  const to = async (copy: (target: BenchExport) => Promise<Run>, env?: typeof ALLOCATOR): Promise<Run> => {
-    const image: BenchImage = await freshImage(`${values.directory}/target.qcow2`, sizeBytes);
+  const path = `${values.directory}/target.qcow2`;
+  const toPlain = async (copy: (uri: string) => Promise<Run>): Promise<Run> => {
+    const image = await freshImage(path, sizeBytes);
     try {
-      const options = { writable: true, ...(env === undefined ? {} : { env }) };
-      await using target = await BenchExport.storageDaemon(directory.file("target"), image, options);
-      return await copy(target);
+      await using target = await BenchExport.storageDaemon(directory.file("target"), image, {
+        writable: true,
+      });
+      return await copy(target.uri);
     } finally {
-      await rm(image.path);
+      await rm(path);
     }
   };
-  const nbdcopy = (target: BenchExport) => measureProcess(sizeBytes, "nbdcopy", source.uri, target.uri);
-  const ours = (target: BenchExport) => measureClient("copy.ts", source.uri, target.uri);
-  const convert = (target: BenchExport) =>
+  const factory = new StorageDaemonImages({ runtimeRoot: directory.file("run") });
+  /** As a backup has it. */
+  const toOurs = async (copy: (uri: string) => Promise<Run>): Promise<Run> => {
+    await rm(path, { force: true });
+    const target = "disk";
+    await using images = await factory.create([{ target, path, format: "qcow2", sizeBytes }]);
+    try {
+      const { exportName, socketPath } = images.address(target);
+      return await copy(`nbd+unix:///${exportName}?socket=${socketPath}`);
+    } finally {
+      await rm(path);
+    }
+  };
+  const nbdcopy = (target: string) => measureProcess(sizeBytes, "nbdcopy", source.uri, target);
+  const ours = (target: string) => measureClient("copy.ts", source.uri, target);
+  const convert = (target: string) =>
     measureProcess(
       sizeBytes,
       "qemu-img",
-      ...["convert", "-n", "-W", "-f", "raw", "-O", "raw", source.uri, target.uri],
+      ...["convert", "-n", "-W", "-f", "raw", "-O", "raw", source.uri, target],
     );
   return [
-    { name: "nbdcopy", run: () => to(nbdcopy) },
-    { name: "ours", run: () => to(ours) },
-    { name: "qemu-img convert -W", run: () => to(convert) },
-    { name: "nbdcopy, tuned target", run: () => to(nbdcopy, ALLOCATOR) },
-    { name: "ours, tuned target", run: () => to(ours, ALLOCATOR) },
+    { name: "nbdcopy", run: () => toPlain(nbdcopy) },
+    { name: "ours", run: () => toPlain(ours) },
+    { name: "qemu-img convert -W", run: () => toPlain(convert) },
+    { name: "nbdcopy, our target", run: () => toOurs(nbdcopy) },
+    { name: "ours, our target", run: () => toOurs(ours) },
   ];
 }
 

@@ -6,8 +6,17 @@ const run = promisify(execFile);
 
 /** Mounts a tmpfs on a directory until the test ends. False where this user may not mount: the test then skips by name. */
 export async function mountTmpfs(directory: string, options: string): Promise<boolean> {
+  return await mount(directory, "-t", "tmpfs", "-o", options, "tmpfs");
+}
+
+/** As `mountTmpfs`, a file system that does not know O_DIRECT. */
+export async function mountRamfs(directory: string): Promise<boolean> {
+  return await mount(directory, "-t", "ramfs", "ramfs");
+}
+
+async function mount(directory: string, ...what: string[]): Promise<boolean> {
   try {
-    await run("mount", ["-t", "tmpfs", "-o", options, "tmpfs", directory]);
+    await run("mount", [...what, directory]);
   } catch {
     return false;
   }

@@ -30,15 +30,14 @@ export class BenchExport implements AsyncDisposable {
   static async storageDaemon(
     socketPath: string,
     { path, format }: BenchImage,
-    options: { readonly writable?: boolean; readonly env?: Readonly<Record<string, string>> } = {},
+    options: { readonly writable?: boolean } = {},
   ): Promise<BenchExport> {
     const [writable, readOnly] = options.writable === true ? ["on", "off"] : ["off", "on"];
     const shape = `driver=${format},node-name=d,discard=unmap,read-only=${readOnly}`;
     const node = `${shape},file.driver=file,file.filename=${path}`;
     const args = ["--nbd-server", `addr.type=unix,addr.path=${socketPath},max-connections=0`];
     args.push("--blockdev", node, "--export", `type=nbd,id=e,node-name=d,name=disk,writable=${writable}`);
-    const env = { ...process.env, ...options.env };
-    return await this.#start(await BoundProcess.start("qemu-storage-daemon", args, { env }), socketPath);
+    return await this.#start(await BoundProcess.start("qemu-storage-daemon", args), socketPath);
   }
 
   /** As it is used by hand: `qemu-nbd -t`. */

@@ -1,3 +1,6 @@
+import { createHash } from "node:crypto";
+import { constants } from "node:fs";
+import { mkdir, readdir, readFile, readlink } from "node:fs/promises";
 import { join } from "node:path";
 import { describe, expect, it } from "vitest";
 import { StorageDaemonImages } from "../../../src/drivers/images.js";
@@ -5,8 +8,9 @@ import { NbdReaderFactory } from "../../../src/drivers/nbd-io.js";
 import { StorageDaemon } from "../../../src/drivers/storage-daemon.js";
 import type { Extent } from "../../../src/model/extents.js";
 import type { ExportAddress } from "../../../src/model/snapshot-plan.js";
-import { createImage, fillImage, imageMap, writeImage } from "../../support/image-tool.js";
+import { createImage, fillImage, imageMap, readImage, writeImage } from "../../support/image-tool.js";
 import { temporaryDirectory, untilTestEnds } from "../../support/lifetime.js";
+import { mountRamfs } from "../../support/mount.js";
 import { noise } from "./backup-fixture.js";
 
 const MIB = 2 ** 20;
@@ -129,7 +133,51 @@ describe("NbdReaderFactory", () => {
   });
 });
 
+/** Whether somebody has the file open with O_DIRECT (proc(5), /proc/pid/fdinfo). */
+async function isOpenPastCache(path: string): Promise<boolean> {
+  const found: boolean[] = [];
+  for (const pid of (await readdir("/proc")).filter((name) => /^\d+$/.test(name))) {
+    for (const fd of await readdir(`/proc/${pid}/fd`).catch(() => [])) {
+      if ((await readlink(`/proc/${pid}/fd/${fd}`).catch(() => "")) !== path) continue;
+      const flags = /^flags:\s*(\d+)/m.exec(await readFile(`/proc/${pid}/fdinfo/${fd}`, "utf8"))?.[1] ?? "";
+      found.push((Number.parseInt(flags, 8) & constants.O_DIRECT) !== 0);
+    }
+  }
+  expect(found).not.toEqual([]);
+  return found.includes(true);
+}
+
 describe("StorageDaemonImages", () => {
+  it("writes past the page cache what nobody reads back, where the file system can", async (context) => {
+    const { path } = await temporaryDirectory();
+    const factory = new StorageDaemonImages({ runtimeRoot: join(path, "run") });
+    const ramfs = join(path, "ramfs");
+    await mkdir(ramfs);
+    if (!(await mountRamfs(ramfs))) context.skip("this user may not mount");
+    const cases = [
+      { name: "plain", past: true },
+      { name: "pushed", pushed: true, past: false },
+      { name: "compressed", compressed: true, sizeBytes: SIZE, past: false },
+      { name: "ramfs/plain", past: false },
+    ] as const;
+    for (const { name, past, ...shape } of cases) {
+      // Ends within a sector of most disks.
+      const odd = { target: "vda", path: join(path, name), format: "qcow2", sizeBytes: SIZE + 512 } as const;
+      const image = { ...odd, ...shape };
+      await using images = await factory.create([image]);
+      expect({ name, past: await isOpenPastCache(image.path) }).toEqual({ name, past });
+      const content = Buffer.alloc(image.sizeBytes);
+      for (const offset of [MIB, image.sizeBytes - 65536 - (image.sizeBytes % 65536)]) {
+        const data = noise(Math.min(MIB, image.sizeBytes - offset), offset);
+        data.copy(content, offset);
+        await images.writer("vda").write(offset, data);
+      }
+      await images.finish();
+      const digest = createHash("sha256").update(content).digest("hex");
+      expect((await readImage(image.path, "qcow2")).digest, name).toBe(digest);
+    }
+  });
+
   it("hides a parent's data by explicit zeroes without ever opening the parent", async () => {
     const { path } = await temporaryDirectory();
     const size = SIZE + 3 * 512;
@@ -162,7 +210,6 @@ describe("StorageDaemonImages", () => {
     await using images = await factory.create([raw]);
     await images.writer("vda").write(MIB, noise(MIB, 2));
     await images.finish();
-    const { readFile, readdir } = await import("node:fs/promises");
     const content = Buffer.alloc(SIZE);
     noise(MIB, 2).copy(content, MIB);
     expect((await readFile(raw.path)).equals(content)).toBe(true);
