@@ -23,6 +23,8 @@ interface Services {
   readonly Jobs: JobsDefinition;
 }
 
+export type ServiceName = keyof Services;
+
 /** Generated definitions have an index signature besides their methods. */
 type MethodName<Service> = keyof { [Name in keyof Service as string extends Name ? never : Name]: true };
 

@@ -4,12 +4,11 @@ import { setTimeout as delay } from "node:timers/promises";
 import { checkServerIdentity, connect as connectTls, type PeerCertificate } from "node:tls";
 import { Client, credentials, Metadata, status } from "@grpc/grpc-js";
 import type { ClientReadableStream, ServiceError } from "@grpc/grpc-js";
-import type { PackageDefinition } from "@grpc/proto-loader";
 import { formatHostPort, type HostPort } from "../model/host-port.js";
 import { type ErrorFacts, errnoOf, errorMessage, FleeceError } from "../shared/errors.js";
 import type { Api, CallName, CallOptions, CallRequest, CallResult } from "./call-types.js";
 import type { WireMethod } from "./loader.js";
-import { loadPackage, methodOf } from "./loader.js";
+import { loadServiceOf, methodOf } from "./loader.js";
 import type { Progress, ServedBackup } from "./messages.js";
 import { fromStatus } from "./status.js";
 
@@ -44,7 +43,7 @@ const RETURN_PAUSE_MS = 100;
 export class ApiClient implements Api, Disposable {
   readonly #agent: string | RemoteAgent;
   #client: Client;
-  readonly #definitions: PackageDefinition = loadPackage();
+  readonly #methods = new Map<CallName, WireMethod>();
 
   constructor(agent: string | RemoteAgent) {
     this.#agent = agent;
@@ -58,7 +57,7 @@ export class ApiClient implements Api, Disposable {
   ): Promise<CallResult<Name>> {
     const { signal } = options;
     signal?.throwIfAborted();
-    const method = methodOf(this.#definitions, name);
+    const method = this.#method(name);
     const named = hasRequestId(method)
       ? { requestId: randomUUID(), ...(request as object) }
       : (request as object);
@@ -71,6 +70,14 @@ export class ApiClient implements Api, Disposable {
       signal?.throwIfAborted();
       throw this.#failure(error as ServiceError);
     }
+  }
+
+  #method(name: CallName): WireMethod {
+    const known = this.#methods.get(name);
+    if (known !== undefined) return known;
+    const method = methodOf(loadServiceOf(name), name);
+    this.#methods.set(name, method);
+    return method;
   }
 
   /** Twice, if the connection was lost in between. What was served had an address of its own, which would be another one. */

@@ -1,17 +1,23 @@
 import { loadSync } from "@grpc/proto-loader";
 import type { MethodDefinition, PackageDefinition, ServiceDefinition } from "@grpc/proto-loader";
 import { FleeceError } from "../shared/errors.js";
-import type { CallName } from "./call-types.js";
-import { PROTO_DIRECTORY, PROTO_FILES } from "./proto.js";
+import type { CallName, ServiceName } from "./call-types.js";
+import { PROTO_DIRECTORY, PROTO_FILES, SERVICE_FILES } from "./proto.js";
 
 /** Messages as the generated types have them: config/generate.mjs has the same options. */
-export function loadPackage(): PackageDefinition {
-  return loadSync(PROTO_FILES, {
+export function loadPackage(files: string | string[] = PROTO_FILES): PackageDefinition {
+  return loadSync(files, {
     longs: Number,
     enums: String,
     defaults: true,
     includeDirs: [PROTO_DIRECTORY],
   });
+}
+
+/** As `loadPackage`, of the one service that a call is to: reading all of them takes a client longer than the call. */
+export function loadServiceOf(name: CallName): PackageDefinition {
+  const [service] = name.split(".") as [ServiceName];
+  return loadPackage(SERVICE_FILES[service]);
 }
 
 /** Requests and responses go over the wire as objects whose types call-types.ts tells. */

@@ -1,5 +1,6 @@
 import { fileURLToPath } from "node:url";
 import protobuf from "protobufjs";
+import type { ServiceName } from "./call-types.js";
 
 /** From dist/api and from src/api alike. */
 export const PROTO_DIRECTORY = fileURLToPath(new URL("../../proto/", import.meta.url));
@@ -13,7 +14,22 @@ export const PROTO_FILES = [
   "doctor",
   "xml",
   "jobs",
-].map((name) => `fleece/v1/${name}.proto`);
+].map(protoFile);
+
+/** Where each service is; the file names all that it needs. */
+export const SERVICE_FILES: Readonly<Record<ServiceName, string>> = {
+  Backups: protoFile("backup"),
+  BlockExports: protoFile("block_snapshot"),
+  BlockSnapshots: protoFile("block_snapshot"),
+  Checkpoints: protoFile("checkpoint"),
+  DomainSnapshots: protoFile("domain_snapshot"),
+  Domains: protoFile("domain"),
+  Jobs: protoFile("jobs"),
+};
+
+function protoFile(name: string): string {
+  return `fleece/v1/${name}.proto`;
+}
 
 let loaded: protobuf.Root | undefined;
 

@@ -17,6 +17,8 @@ const ZERO_BYTES = GIB;
 
 /** Much memory makes V8 collect garbage, which takes longer than to read the scattered blocks of a small incremental. */
 const SMALL_READ_BYTES = 128 * KIB;
+/** Of small pieces: little beside the scratch space that a guest takes while so many are read. */
+const KEPT_BYTES = 32 * MIB;
 
 /** Memory to read into, used again and again: the kernel takes longer to find fresh memory than to fill it. */
 export class ReadBuffers {
@@ -31,6 +33,30 @@ export class ReadBuffers {
   /** Not after an error: a late reply may still arrive in it. */
   give(memory: Uint8Array): void {
     this.#free[memory.length > SMALL_READ_BYTES ? "large" : "small"].push(memory);
+  }
+}
+
+/**
+ * Gives up what has been read. That is a request more for each piece, which for small ones is much beside reading them: they keep
+ * their scratch space until there are many, as there are none in a small incremental.
+ */
+class Releases {
+  readonly #reader: BlockReader;
+  readonly #kept: { readonly offset: number; readonly length: number }[] = [];
+  #keptBytes = 0;
+
+  constructor(reader: BlockReader) {
+    this.#reader = reader;
+  }
+
+  async add(offset: number, length: number, signal: AbortSignal): Promise<void> {
+    if (length > SMALL_READ_BYTES) return this.#reader.release(offset, length, signal);
+    this.#kept.push({ offset, length });
+    this.#keptBytes += length;
+    if (this.#keptBytes <= KEPT_BYTES) return;
+    const oldest = this.#kept.shift();
+    this.#keptBytes -= oldest?.length ?? 0;
+    if (oldest !== undefined) await this.#reader.release(oldest.offset, oldest.length, signal);
   }
 }
 
@@ -52,7 +78,7 @@ type PullRequest = BlockRun | SampledBlock;
 
 /**
  * Moves what has to be moved of one disk. Resolves with the bytes read once all of it is in the sink. Content is given up
- * as soon as it has been read: the guest's later writes to it cost no scratch space. What need not be read is not given
+ * as soon as it has been read, all but 32 MiB of small pieces: the guest's later writes to it cost no scratch space. What need not be read is not given
  * up: that would cost QEMU time and scratch space by the size of the disk, not by what has changed.
  */
 export async function pull({
@@ -67,6 +93,7 @@ export async function pull({
   let readBytes = 0;
   let storedBytes = 0;
   const buffers = new ReadBuffers();
+  const releases = new Releases(reader);
   const requests = async function* (): AsyncGenerator<PullRequest> {
     let end = 0;
     for await (const run of blockRuns(reader.extents(signal), reader.sizeBytes, BLOCK_SIZE)) {
@@ -96,7 +123,7 @@ export async function pull({
       } else {
         const memory = buffers.take(length);
         const data = await reader.read(offset, length, stop, memory.subarray(0, length));
-        await Promise.all([sink.write(offset, data, stop), reader.release(offset, length, stop)]);
+        await Promise.all([sink.write(offset, data, stop), releases.add(offset, length, stop)]);
         buffers.give(memory);
         readBytes += length;
         pace.wrote(sink.storedBytes - storedBytes);

@@ -2,15 +2,12 @@ import { lstat, readdir } from "node:fs/promises";
 import { join } from "node:path";
 import type { BackupEntry } from "../../model/backup.js";
 import { isName } from "../../model/names.js";
-import { errnoOf, fileError, isFleeceError } from "../../shared/errors.js";
-import { exists, openExisting } from "../durable-files.js";
+import { errnoOf, fileError } from "../../shared/errors.js";
+import { exists } from "../durable-files.js";
 import { readCopyRecord } from "./copy-record.js";
 import { MANIFEST_FILE, PROTECTED_FILE } from "./layout.js";
-import { type ParsedManifest, parseManifest } from "./manifest-schema.js";
+import type { ManifestFiles } from "./manifest-files.js";
 import { readMergeRecord } from "./merge-record.js";
-
-/** A manifest has a few hundred bytes a disk; more than this is not one of ours. */
-const MAX_MANIFEST_BYTES = 16 * 1024 * 1024;
 
 export interface BackupPlace {
   readonly repository: string;
@@ -35,10 +32,13 @@ export interface StoredBackup {
 }
 
 /** Undefined if the directory is gone. */
-export async function readStored(place: BackupPlace): Promise<StoredBackup | undefined> {
+export async function readStored(
+  place: BackupPlace,
+  manifests: ManifestFiles,
+): Promise<StoredBackup | undefined> {
   const { repository, domain, id, directory } = place;
   const record = await readMergeRecord(directory);
-  const entry = await readBackup(place);
+  const entry = await readBackup(place, manifests);
   if (entry === undefined) return undefined;
   if (record.state === "unusable") {
     return { entry: { repository, domain, id, damage: record.damage }, mergingInto: undefined };
@@ -53,9 +53,9 @@ export async function readStored(place: BackupPlace): Promise<StoredBackup | und
 }
 
 /** The backup in a directory, as far as its manifest can be used. */
-async function readBackup(place: BackupPlace): Promise<BackupEntry | undefined> {
+async function readBackup(place: BackupPlace, manifests: ManifestFiles): Promise<BackupEntry | undefined> {
   const { repository, domain, id, directory } = place;
-  const parsed = await readManifest(join(directory, MANIFEST_FILE));
+  const parsed = await manifests.read(join(directory, MANIFEST_FILE));
   const { manifest } = parsed;
   if (manifest === undefined) {
     const removed = !(await isDirectory(directory));
@@ -66,27 +66,6 @@ async function readBackup(place: BackupPlace): Promise<BackupEntry | undefined> 
     return { repository, domain, id, damage };
   }
   return { repository, domain, id, manifest };
-}
-
-async function readManifest(path: string): Promise<ParsedManifest> {
-  try {
-    const file = await openExisting(path);
-    try {
-      const { size } = await file.stat();
-      if (size > MAX_MANIFEST_BYTES)
-        return { damage: `its manifest has ${size} bytes, more than any of ours` };
-      return parseManifest(await file.readFile("utf8"));
-    } finally {
-      await file.close();
-    }
-  } catch (error) {
-    if (isFleeceError(error)) return { damage: "its manifest is not a regular file" };
-    const errno = errnoOf(error);
-    if (errno === undefined) throw error;
-    if (errno === "ENOENT") return { damage: "it has no manifest" };
-    if (errno === "ELOOP") return { damage: "its manifest is a symbolic link" };
-    return { damage: `its manifest cannot be read (${errno})` };
-  }
 }
 
 /** False if nothing is there; a link is not a directory. */

@@ -29,6 +29,7 @@ import { DirectoryDraft } from "./directory-draft.js";
 import { createPrivate, exists, syncDirectory } from "../durable-files.js";
 import { type KeyPlace, readKey } from "./key-source.js";
 import { isLeftover, Layout, LOCK_FILE, MACHINE_DIRECTORY, MANIFEST_FILE, PROTECTED_FILE } from "./layout.js";
+import { ManifestFiles } from "./manifest-files.js";
 import { dropMerged, merge, removeBackup } from "./merge.js";
 import { type HeldBackup, holdAlone, holdToRead } from "./reading.js";
 import { type Keys, keysOf, type RepositoryKey } from "./repository-key.js";
@@ -59,6 +60,7 @@ export class DirectoryRepository implements BackupRepository {
   readonly #encryption: KeyPlace | undefined;
   readonly #images: ImageFactory;
   readonly #runtimeRoot: string | undefined;
+  readonly #manifests = new ManifestFiles();
 
   constructor(options: DirectoryRepositoryOptions) {
     this.name = options.name;
@@ -243,7 +245,7 @@ export class DirectoryRepository implements BackupRepository {
     const found: StoredBackup[] = [];
     for (const id of await namedDirectories(path, "backup")) {
       const directory = this.#layout.backup(domain, id);
-      const stored = await readStored({ repository: this.name, domain, id, directory });
+      const stored = await readStored({ repository: this.name, domain, id, directory }, this.#manifests);
       if (stored !== undefined) found.push(stored);
     }
     return found;
