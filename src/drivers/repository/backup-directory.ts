@@ -3,11 +3,12 @@ import { join } from "node:path";
 import type { BackupEntry } from "../../model/backup.js";
 import { isName } from "../../model/names.js";
 import { errnoOf, fileError } from "../../shared/errors.js";
-import { exists } from "../durable-files.js";
 import { readCopyRecord } from "./copy-record.js";
-import { MANIFEST_FILE, PROTECTED_FILE } from "./layout.js";
+import { COPIED_FILE, MANIFEST_FILE, MERGING_FILE, PROTECTED_FILE } from "./layout.js";
 import type { ManifestFiles } from "./manifest-files.js";
-import { readMergeRecord } from "./merge-record.js";
+import { type MergeRecord, readMergeRecord } from "./merge-record.js";
+
+const NO_MERGE: MergeRecord = { state: "none" };
 
 export interface BackupPlace {
   readonly repository: string;
@@ -37,17 +38,25 @@ export async function readStored(
   manifests: ManifestFiles,
 ): Promise<StoredBackup | undefined> {
   const { repository, domain, id, directory } = place;
-  const record = await readMergeRecord(directory);
+  // Most have none of the files that may be beside a manifest: one question instead of one for each.
+  const names = await readdir(directory).catch((error: unknown) => errnoOf(error) ?? "unknown");
+  if (names === "ENOENT") return undefined;
+  if (typeof names === "string") {
+    return {
+      entry: { repository, domain, id, damage: `it cannot be read (${names})` },
+      mergingInto: undefined,
+    };
+  }
+  const record = names.includes(MERGING_FILE) ? await readMergeRecord(directory) : NO_MERGE;
   const entry = await readBackup(place, manifests);
   if (entry === undefined) return undefined;
   if (record.state === "unusable") {
     return { entry: { repository, domain, id, damage: record.damage }, mergingInto: undefined };
   }
-  const isProtected = await exists(join(directory, PROTECTED_FILE));
-  const copiedFrom = await readCopyRecord(directory);
+  const copiedFrom = names.includes(COPIED_FILE) ? await readCopyRecord(directory) : undefined;
   const copy = copiedFrom === undefined ? entry : { ...entry, copiedFrom };
   return {
-    entry: isProtected ? { ...copy, protected: true } : copy,
+    entry: names.includes(PROTECTED_FILE) ? { ...copy, protected: true } : copy,
     mergingInto: record.state === "merging" ? record.into : undefined,
   };
 }

@@ -20,6 +20,7 @@ import type {
   OpenOptions,
   RepositoryLock,
 } from "../../ports/repository.js";
+import { forEachLimited } from "../../shared/async.js";
 import { errnoOf, fileError, FleeceError } from "../../shared/errors.js";
 import { freeBytes } from "../free-bytes.js";
 import { describeHolder, tryKernelLock } from "../kernel-lock.js";
@@ -35,6 +36,9 @@ import { type HeldBackup, holdAlone, holdToRead } from "./reading.js";
 import { type Keys, keysOf, type RepositoryKey } from "./repository-key.js";
 import { chosenTargets, ServedBackup } from "./served-backup.js";
 import { asListed, mergingIds } from "./stored-backups.js";
+
+/** As many as Node has threads for files. */
+const PARALLEL_READS = 4;
 
 export interface DirectoryRepositoryOptions {
   readonly name: string;
@@ -128,9 +132,10 @@ export class DirectoryRepository implements BackupRepository {
   async begin(request: DraftRequest, undo: UndoLog, signal?: AbortSignal): Promise<BackupDraft> {
     const { parent } = request;
     const key = this.#encryption === undefined ? undefined : await readKey(this.#encryption, signal);
-    const chain = parent === undefined ? [] : (await this.#chain(parent)).chain;
-    const keys = await this.#keys(chain, signal, key);
-    const bases = () => this.#bases(request, keys, signal);
+    // The caller's lock on the domain keeps it as it is.
+    const files = parent === undefined ? undefined : await this.#chain(parent);
+    const keys = await this.#keys(files?.chain ?? [], signal, key);
+    const bases = () => this.#bases(request, files, keys, signal);
     const place = {
       ...{ repository: this.name, layout: this.#layout, images: this.#images, bases },
       compressed: this.#compressed,
@@ -242,13 +247,13 @@ export class DirectoryRepository implements BackupRepository {
   async #stored(domain: string): Promise<readonly StoredBackup[]> {
     const path = this.#layout.domain(domain);
     if (!(await isDirectory(path))) return [];
-    const found: StoredBackup[] = [];
-    for (const id of await namedDirectories(path, "backup")) {
+    const ids = await namedDirectories(path, "backup");
+    const found = new Array<StoredBackup | undefined>(ids.length);
+    await forEachLimited(ids.entries(), PARALLEL_READS, async ([index, id]) => {
       const directory = this.#layout.backup(domain, id);
-      const stored = await readStored({ repository: this.name, domain, id, directory }, this.#manifests);
-      if (stored !== undefined) found.push(stored);
-    }
-    return found;
+      found[index] = await readStored({ repository: this.name, domain, id, directory }, this.#manifests);
+    });
+    return found.filter((stored) => stored !== undefined);
   }
 
   async #chain({ domain, id }: BackupEntry): Promise<ChainFiles> {
@@ -359,12 +364,13 @@ export class DirectoryRepository implements BackupRepository {
   /** The header of a new image names its parent unseen; one that is gone would make a gap that nobody notices. */
   async #bases(
     { disks, parent }: DraftRequest,
+    files: ChainFiles | undefined,
     keys: Keys,
     signal: AbortSignal | undefined,
   ): Promise<ReadonlyMap<string, readonly ChainLink[]>> {
     const bases = new Map<string, readonly ChainLink[]>();
-    if (parent === undefined) return bases;
-    const { chain, merging } = await this.#chain(parent);
+    if (parent === undefined || files === undefined) return bases;
+    const { chain, merging } = files;
     const known = new Set(parent.manifest.disks.map(({ target }) => target));
     for (const { target, mode } of disks) {
       if (mode === "whole" || !known.has(target)) continue;

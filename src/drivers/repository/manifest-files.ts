@@ -1,4 +1,5 @@
-import type { FileHandle } from "node:fs/promises";
+import type { BigIntStats } from "node:fs";
+import { type FileHandle, lstat } from "node:fs/promises";
 import { errnoOf, isFleeceError } from "../../shared/errors.js";
 import { openExisting } from "../durable-files.js";
 import { type ParsedManifest, parseManifest } from "./manifest-schema.js";
@@ -17,6 +18,10 @@ export class ManifestFiles {
 
   async read(path: string): Promise<ParsedManifest> {
     try {
+      const known = this.#known.get(path);
+      if (known !== undefined && known.identity === identityOf(await lstat(path, { bigint: true }))) {
+        return known.parsed;
+      }
       const file = await openExisting(path);
       try {
         return await this.#parse(path, file);
@@ -34,14 +39,18 @@ export class ManifestFiles {
   }
 
   async #parse(path: string, file: FileHandle): Promise<ParsedManifest> {
-    const { dev, ino, size, ctimeNs } = await file.stat({ bigint: true });
-    if (size > MAX_MANIFEST_BYTES) return { damage: `its manifest has ${size} bytes, more than any of ours` };
-    const identity = [dev, ino, size, ctimeNs].join(" ");
-    const known = this.#known.get(path);
-    if (known?.identity === identity) return known.parsed;
+    const found = await file.stat({ bigint: true });
+    if (found.size > MAX_MANIFEST_BYTES) {
+      return { damage: `its manifest has ${found.size} bytes, more than any of ours` };
+    }
     const parsed = parseManifest(await file.readFile("utf8"));
     if (this.#known.size >= MOST_KNOWN) this.#known.clear();
-    this.#known.set(path, { identity, parsed });
+    this.#known.set(path, { identity: identityOf(found), parsed });
     return parsed;
   }
+}
+
+/** A link has another one than the file. */
+function identityOf({ dev, ino, size, ctimeNs }: BigIntStats): string {
+  return [dev, ino, size, ctimeNs].join(" ");
 }
