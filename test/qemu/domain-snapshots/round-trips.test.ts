@@ -4,6 +4,7 @@ import { createDomainSnapshot } from "../../../src/services/domain-snapshots/cre
 import { deleteDomainSnapshot } from "../../../src/services/domain-snapshots/delete.js";
 import { revertDomainSnapshot } from "../../../src/services/domain-snapshots/revert.js";
 import { qemuImg } from "../../support/image-tool.js";
+import type { DiskFormat } from "../../support/vm-arguments.js";
 import { countOn, type CounterSite, DOMAIN, startCounterSite } from "./support/counter-site.js";
 
 /** Of each kind; `npm run test:round-trips` does many of all kinds, the default test run one. */
@@ -13,18 +14,20 @@ const ROUND_TRIP_MS = 60_000;
 const KINDS: readonly {
   readonly what: string;
   readonly request: Pick<CreateDomainSnapshotRequest, "kind" | "live">;
+  /** The format of the second disk; default: raw. */
+  readonly vdb?: DiskFormat;
 }[] = [
   // The default test run takes others back in the tests of reverts and of internal snapshots.
   { what: "external snapshots of a live guest", request: { live: true } },
   { what: "external snapshots of a held guest", request: {} },
-  { what: "internal snapshots", request: { kind: "internal" } },
+  { what: "external snapshots over a vmdk disk", request: {}, vdb: "vmdk" },
+  { what: "internal snapshots", request: { kind: "internal" }, vdb: "qcow2" },
 ];
 
 describe("Round trips to domain snapshots", () => {
   it.each(ROUND_TRIPS > 1 ? KINDS : KINDS.slice(0, 1))(
     "with $what take RAM and all disks back to one moment, every time",
-    async ({ request }) => {
-      const vdb = request.kind === "internal" ? "qcow2" : "raw";
+    async ({ what, request, vdb = "raw" }) => {
       const site = await startCounterSite({ vdb, tickSeconds: 0.1 });
       const files = await site.files();
       for (let trip = 1; trip <= ROUND_TRIPS; trip++) {
@@ -33,8 +36,7 @@ describe("Round trips to domain snapshots", () => {
         expect(await site.document()).toMatchObject({ snapshots: [] });
         expect((await site.files()).filter(isContent)).toEqual(files.filter(isContent));
         expect(await internalLists(site)).toEqual([]);
-        if (ROUND_TRIPS > 1)
-          process.stdout.write(`${request.kind ?? "external"} ${trip} of ${ROUND_TRIPS}\n`);
+        if (ROUND_TRIPS > 1) process.stdout.write(`${what}: ${trip} of ${ROUND_TRIPS}\n`);
       }
       expect(site.warnings).toEqual([]);
     },
