@@ -1,8 +1,8 @@
-import { constants, open, rm } from "node:fs/promises";
+import { rm } from "node:fs/promises";
 import type { BlockWriter } from "../ports/block-io.js";
 import type { ExportAddress } from "../model/snapshot-plan.js";
 import type { ImageFactory, NewImage, OpenImages } from "../ports/image-writer.js";
-import { errnoOf, fileError, FleeceError } from "../shared/errors.js";
+import { FleeceError, isFleeceError } from "../shared/errors.js";
 import { syncFile } from "./durable-files.js";
 import { ENCRYPTED, giveKey, newLuksHeader, readLuksHeader } from "./luks.js";
 import { openNbdWriter } from "./nbd-io.js";
@@ -79,8 +79,7 @@ async function serve(
   id: string,
   signal: AbortSignal | undefined,
 ): Promise<ServedImage> {
-  const nodes = imageNodes(image, id, await mayBypassCache(image));
-  for (const node of nodes) await daemon.execute("blockdev-add", node, { signal });
+  const nodes = await addNodes(daemon, image, id, signal);
   await daemon.execute(
     "block-export-add",
     { type: "nbd", id, "node-name": id, name: id, writable: true, "allocation-depth": image.pushed === true },
@@ -88,6 +87,33 @@ async function serve(
   );
   const address = { target: image.target, exportName: id, socketPath: daemon.nbdSocketPath };
   return { image, nodes, id, writer: await openNbdWriter(address, (error) => daemon.explain(error), signal) };
+}
+
+/**
+ * An image is written past the host's page cache (O_DIRECT) where its file system can do that (one in memory may not): nobody
+ * reads it soon, its pages would push out those of others, guests' among them, and a copy into it is nearly twice as fast
+ * (measured; "Speed" in nbd-client-ts). Not compressed ones, of which QEMU writes less than whole clusters, nor raw ones,
+ * which may end within a sector, nor those that are pushed, which are read back for their digests.
+ */
+async function addNodes(
+  daemon: StorageDaemon,
+  image: NewImage,
+  id: string,
+  signal: AbortSignal | undefined,
+): Promise<readonly BlockdevOptions[]> {
+  const add = async (direct: boolean): Promise<readonly BlockdevOptions[]> => {
+    const nodes = imageNodes(image, id, direct);
+    for (const node of nodes) await daemon.execute("blockdev-add", node, { signal });
+    return nodes;
+  };
+  if (image.format !== "qcow2" || image.pushed === true || image.compressed === true) return await add(false);
+  try {
+    return await add(true);
+  } catch (error) {
+    signal?.throwIfAborted();
+    if (!isFleeceError(error, "QEMU_FAILED")) throw error;
+    return await add(false);
+  }
 }
 
 /** The last is what is written to. */
@@ -99,23 +125,6 @@ function imageNodes(image: NewImage, id: string, direct: boolean): readonly Bloc
 
 function plainNode(id: string): string {
   return `${id}-plain`;
-}
-
-/**
- * Whether an image is written past the host's page cache (O_DIRECT): nobody reads it soon, its pages would push out those of
- * others, guests' among them, and a copy into it is about twice as fast (measured; "Speed" in nbd-client-ts). Only where
- * whole clusters are written in whole: not compressed ones. What is pushed is read back for its digest, from the cache. Not
- * every file system can do it (tmpfs before Linux 6.6).
- */
-async function mayBypassCache({ path, format, pushed, compressed }: NewImage): Promise<boolean> {
-  if (format !== "qcow2" || pushed === true || compressed === true) return false;
-  try {
-    await (await open(path, constants.O_RDWR | constants.O_DIRECT)).close();
-    return true;
-  } catch (error) {
-    if (errnoOf(error) === "EINVAL") return false;
-    throw fileError(error, "write to", path);
-  }
 }
 
 /**
