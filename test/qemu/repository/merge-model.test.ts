@@ -174,6 +174,9 @@ class Model {
     try {
       if (what === "delete") await deleteBackup(this.#context, chosen.id);
       else await this.#interruptMerge(chosen);
+      // An earlier merge into it goes first: cancelled in that one, its own has not begun, and it must be what it was.
+      const remains = (await this.#listed()).some(({ id }) => id === chosen.id);
+      if (remains && what === "interruptedDelete") return;
       this.#contents.delete(chosen.id);
       this.merges += 1;
     } catch (error) {
