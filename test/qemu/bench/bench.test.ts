@@ -19,7 +19,7 @@ describe("npm run bench", () => {
     const { stdout } = await run(process.execPath, [...flags, ...options]);
     expect(stdout).toMatch(/^nbdcopy +\d/m);
     expect(stdout).toMatch(/^ours 2048 KiB × 2 +\d/m);
-    expect(stdout).toMatch(/^ours, tuned target +\d/m);
+    expect(stdout).toMatch(/^ours, our target +\d/m);
     expect(stdout).toMatch(/^@vates\/nbd-client.*left out$/m);
   });
 
