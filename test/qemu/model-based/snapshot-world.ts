@@ -152,11 +152,13 @@ export class SnapshotWorld implements AsyncDisposable {
       ...(asked === "one" ? { disks: [{ disk: target }] } : {}),
     };
     const others = [...this.#snapshots.values()].some((snapshot) => snapshot.kind !== kind);
+    const isUnstarted = !isInactive && (await this.#status()) === "prelaunch";
     const isRaw = kind === "internal" && (await this.#layers()).some(({ format }) => format === "raw");
     const made = await this.#expectRefusal(createDomainSnapshot(await this.#agent(), request), [
       this.#snapshots.has(name) && "ALREADY_EXISTS",
       others && "UNSUPPORTED",
       isRaw && "UNSUPPORTED",
+      isUnstarted && "UNSUPPORTED",
       asked === "live" && isInactive && "INVALID_ARGUMENT",
     ]);
     if (made === undefined) return;
@@ -403,10 +405,15 @@ export class SnapshotWorld implements AsyncDisposable {
     const machines = await machinesOf(this.#directory.path);
     expect(machines, "QEMUs").toHaveLength(this.#state === "inactive" ? 0 : 1);
     if (this.#state === "inactive") return;
-    const { status } = (await this.#qmp("query-status")) as { readonly status: string };
+    const status = await this.#status();
     // A QEMU that was started for disks alone, and is to be paused, has not run yet.
     expect(status === "prelaunch" ? "paused" : status).toBe(this.#state);
     for (const { target } of this.#disks) await this.#guestIo(target, "flush");
+  }
+
+  async #status(): Promise<string> {
+    const { status } = (await this.#qmp("query-status")) as { readonly status: string };
+    return status;
   }
 
   async #checkContents(all: DomainSnapshots): Promise<void> {
