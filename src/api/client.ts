@@ -43,7 +43,6 @@ const RETURN_PAUSE_MS = 100;
 export class ApiClient implements Api, Disposable {
   readonly #agent: string | RemoteAgent;
   #client: Client;
-  readonly #methods = new Map<CallName, WireMethod>();
 
   constructor(agent: string | RemoteAgent) {
     this.#agent = agent;
@@ -57,7 +56,7 @@ export class ApiClient implements Api, Disposable {
   ): Promise<CallResult<Name>> {
     const { signal } = options;
     signal?.throwIfAborted();
-    const method = this.#method(name);
+    const method = methodOf(loadServiceOf(name), name);
     const named = hasRequestId(method)
       ? { requestId: randomUUID(), ...(request as object) }
       : (request as object);
@@ -70,14 +69,6 @@ export class ApiClient implements Api, Disposable {
       signal?.throwIfAborted();
       throw this.#failure(error as ServiceError);
     }
-  }
-
-  #method(name: CallName): WireMethod {
-    const known = this.#methods.get(name);
-    if (known !== undefined) return known;
-    const method = methodOf(loadServiceOf(name), name);
-    this.#methods.set(name, method);
-    return method;
   }
 
   /** Twice, if the connection was lost in between. What was served had an address of its own, which would be another one. */

@@ -14,10 +14,16 @@ export function loadPackage(files: string | string[] = PROTO_FILES): PackageDefi
   });
 }
 
-/** As `loadPackage`, of the one service that a call is to: reading all of them takes a client longer than the call. */
+const services = new Map<ServiceName, PackageDefinition>();
+
+/** As `loadPackage`, of the one service that a call is to, read once: all of them take a client longer than the call. */
 export function loadServiceOf(name: CallName): PackageDefinition {
   const [service] = name.split(".") as [ServiceName];
-  return loadPackage(SERVICE_FILES[service]);
+  const known = services.get(service);
+  if (known !== undefined) return known;
+  const loaded = loadPackage(SERVICE_FILES[service]);
+  services.set(service, loaded);
+  return loaded;
 }
 
 /** Requests and responses go over the wire as objects whose types call-types.ts tells. */

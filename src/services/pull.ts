@@ -37,8 +37,8 @@ export class ReadBuffers {
 }
 
 /**
- * Gives up what has been read. That is a request more for each piece, which for small ones is much beside reading them: they keep
- * their scratch space until there are many, as there are none in a small incremental.
+ * Gives up what has been read. That is a request more for each piece, which for small ones is much beside reading them: they
+ * keep their scratch space until there are many, which a small incremental never has.
  */
 class Releases {
   readonly #reader: BlockReader;
@@ -55,8 +55,9 @@ class Releases {
     this.#keptBytes += length;
     if (this.#keptBytes <= KEPT_BYTES) return;
     const oldest = this.#kept.shift();
-    this.#keptBytes -= oldest?.length ?? 0;
-    if (oldest !== undefined) await this.#reader.release(oldest.offset, oldest.length, signal);
+    if (oldest === undefined) return;
+    this.#keptBytes -= oldest.length;
+    await this.#reader.release(oldest.offset, oldest.length, signal);
   }
 }
 
@@ -78,8 +79,8 @@ type PullRequest = BlockRun | SampledBlock;
 
 /**
  * Moves what has to be moved of one disk. Resolves with the bytes read once all of it is in the sink. Content is given up
- * as soon as it has been read, all but 32 MiB of small pieces: the guest's later writes to it cost no scratch space. What need not be read is not given
- * up: that would cost QEMU time and scratch space by the size of the disk, not by what has changed.
+ * as soon as it has been read, all but 32 MiB of small pieces: the guest's later writes to it cost no scratch space. What
+ * need not be read is not given up: that would cost QEMU time and scratch space by the size of the disk, not by what has changed.
  */
 export async function pull({
   reader,
