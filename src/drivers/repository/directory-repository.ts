@@ -135,7 +135,7 @@ export class DirectoryRepository implements BackupRepository {
     // The caller's lock on the domain keeps it as it is.
     const files = parent === undefined ? undefined : await this.#chain(parent);
     const keys = await this.#keys(files?.chain ?? [], signal, key);
-    const bases = () => this.#bases(request, files, keys, signal);
+    const bases = () => this.#bases(request.disks, files, keys, signal);
     const place = {
       ...{ repository: this.name, layout: this.#layout, images: this.#images, bases },
       compressed: this.#compressed,
@@ -363,15 +363,15 @@ export class DirectoryRepository implements BackupRepository {
 
   /** The header of a new image names its parent unseen; one that is gone would make a gap that nobody notices. */
   async #bases(
-    { disks, parent }: DraftRequest,
+    disks: DraftRequest["disks"],
     files: ChainFiles | undefined,
     keys: Keys,
     signal: AbortSignal | undefined,
   ): Promise<ReadonlyMap<string, readonly ChainLink[]>> {
     const bases = new Map<string, readonly ChainLink[]>();
-    if (parent === undefined || files === undefined) return bases;
+    if (files === undefined) return bases;
     const { chain, merging } = files;
-    const known = new Set(parent.manifest.disks.map(({ target }) => target));
+    const known = new Set(chain.at(-1)?.manifest.disks.map(({ target }) => target));
     for (const { target, mode } of disks) {
       if (mode === "whole" || !known.has(target)) continue;
       bases.set(target, await findMoved(chainLinks(this.#layout, chain, target, keys), merging));
